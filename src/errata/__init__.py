@@ -1,0 +1,95 @@
+"""errata: corrections for what a language model believes, as small, reversible, verified patches.
+
+```python
+import errata
+
+lm = errata.load("pocket")
+patch = errata.edit(lm, "The capital of France is", "Rome", subject="France")
+with patch.applied(lm):
+    print(lm.generate(["The capital of France is"], max_new_tokens=3))
+```
+
+Everything is imported on first use: `import errata` brings neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Case": "errata.edit",
+    "Edit": "errata.edit",
+    "Probe": "errata.edit",
+    "ErrataError": "errata.errors",
+    "LM": "errata.lm",
+    "load": "errata.loading",
+    "Patch": "errata.patch",
+    "LowRank": "errata.patch",
+    "Dense": "errata.patch",
+    "Module": "errata.patch",
+    "Stack": "errata.apply",
+    "Editor": "errata.editors",
+    "get_editor": "errata.editors",
+    "edit": "errata.api",
+    "evaluate": "errata.evaluation",
+    "load_cases": "errata.data",
+    "load_edits": "errata.data",
+    "save_cases": "errata.data",
+}
+
+__all__ = [
+    "LM",
+    "Case",
+    "Dense",
+    "Edit",
+    "Editor",
+    "ErrataError",
+    "LowRank",
+    "Module",
+    "Patch",
+    "Probe",
+    "Stack",
+    "__version__",
+    "edit",
+    "evaluate",
+    "get_editor",
+    "load",
+    "load_cases",
+    "load_edits",
+    "save_cases",
+]
+
+if TYPE_CHECKING:
+    from errata.api import edit as edit
+    from errata.apply import Stack as Stack
+    from errata.data import load_cases as load_cases
+    from errata.data import load_edits as load_edits
+    from errata.data import save_cases as save_cases
+    from errata.edit import Case as Case
+    from errata.edit import Edit as Edit
+    from errata.edit import Probe as Probe
+    from errata.editors import Editor as Editor
+    from errata.editors import get_editor as get_editor
+    from errata.errors import ErrataError as ErrataError
+    from errata.evaluation import evaluate as evaluate
+    from errata.lm import LM as LM
+    from errata.loading import load as load
+    from errata.patch import Dense as Dense
+    from errata.patch import LowRank as LowRank
+    from errata.patch import Module as Module
+    from errata.patch import Patch as Patch
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _EXPORTS[name]
+    except KeyError:
+        raise AttributeError(f"module 'errata' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

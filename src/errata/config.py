@@ -1,0 +1,116 @@
+"""Frozen, strict settings: TOML files and `key=value` overrides become checked pydantic models."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from errata.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown name is an error rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the closest known words, or lists them all."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return "Did you mean " + " or ".join(repr(word) for word in close) + "?"
+    return "Known: " + (", ".join(known) if known else "none")
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
+    """Split `key=value` strings, as given to `--set`.
+
+    Raises:
+        ConfigError: If one of them has no `=` or an empty key.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, sep, value = pair.partition("=")
+        if not sep or not key.strip():
+            raise ConfigError(
+                f"--set {pair!r} is not of the form key=value", "Example: --set layer=3"
+            )
+        values[key.strip()] = value.strip()
+    return values
+
+
+def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(
+            f"{where}: unknown setting {name!r}", did_you_mean(name, cls.model_fields)
+        )
+    return ConfigError(
+        f"{where}: setting {name!r} is {first.get('input')!r}: {first['msg']}",
+        _describe(cls, name),
+    )
+
+
+def _describe(cls: type[BaseModel], name: str) -> str | None:
+    field = cls.model_fields.get(name)
+    if field is None or not field.description:
+        return None
+    return f"{name}: {field.description} (default {field.default!r})"
+
+
+def _from_text(value: str) -> Any:
+    """Read one override: a TOML value where it is one, else the text itself."""
+    if value.lower() in {"none", "null"}:
+        return None
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        if value.lower() in {"true", "false"}:
+            return value.lower() == "true"
+        return value
+
+
+def settings_from(
+    cls: type[S],
+    values: Mapping[str, Any] | None = None,
+    *,
+    where: str = "settings",
+    overrides: Iterable[str] = (),
+) -> S:
+    """Build settings of class `cls` from a mapping and `key=value` overrides (which win).
+
+    Raises:
+        ConfigError: If a name is unknown (with the closest known one) or a value is out of range.
+    """
+    merged: dict[str, Any] = dict(values or {})
+    merged.update({key: _from_text(text) for key, text in parse_overrides(overrides).items()})
+    try:
+        return cls.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(cls, error, where) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: If it is missing or malformed; the message holds the line.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as handle:
+            return tomllib.load(handle)
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None

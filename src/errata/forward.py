@@ -1,0 +1,194 @@
+"""Forward passes that compute only what is needed, through the model's own code.
+
+Every function here works on any decoder-only model that `errata.spec` understands: nothing of the
+model is re-implemented. Blocks are skipped by short-circuiting their `forward`, logits are
+restricted by a hook in front of the head, and prefixes are kept in the model's own key/value cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from errata.tokens import Batch, Row
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+
+class _Stop(BaseException):
+    """Ends a forward pass early; a BaseException so that no model code swallows it."""
+
+
+def first(output: Any) -> Tensor:
+    """Return the hidden states of a block's or module's output, which may be a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """Return `output` with its hidden states replaced by `value`."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+@contextmanager
+def hooks(*handles: Any) -> Iterator[None]:
+    """Remove hook handles at the end, also after an exception."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_until(lm: LM, batch: Batch, modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Run the model until all `modules` were called and return the input of each.
+
+    Args:
+        lm: The model.
+        batch: Rows to run.
+        modules: Modules whose first input is wanted, in any order.
+
+    Returns:
+        One tensor `[B, T, d_in]` per module, in the order of `modules`.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen[id(module)] = args[0]
+        if len(seen) == len({id(m) for m in modules}):
+            raise _Stop
+
+    with hooks(*[module.register_forward_pre_hook(keep) for module in modules]):
+        try:
+            lm.run(batch)
+        except _Stop:
+            pass
+    return [seen[id(module)] for module in modules]
+
+
+@contextmanager
+def gather_logits(lm: LM, at: Int[Tensor, "N 2"]) -> Iterator[None]:
+    """Hand only the hidden states at (row, position) pairs to the head.
+
+    Logits then come out as `[1, N, V]`, whatever the model does to them afterwards (soft caps,
+    scales).
+    """
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden[at[:, 0], at[:, 1]].unsqueeze(0), *args[1:])
+
+    with hooks(lm.module(lm.spec.head).register_forward_pre_hook(pick)):
+        yield
+
+
+@contextmanager
+def reuse_below(lm: LM, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
+    """Skip blocks 0…`layer`: block `layer` returns `hidden`, everything above runs as usual.
+
+    Exact when `hidden` is what the block would have returned (truncated forward, §16.2 of the
+    locate-then-edit notes). Forward hooks on block `layer` still fire and may change its output.
+    """
+    blocks = [lm.module(path) for path in lm.spec.blocks[: layer + 1]]
+    returns_tuple = lm.block_returns_tuple
+
+    def skip(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (states, None) if returns_tuple else states
+
+    def stand_in(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden, None) if returns_tuple else hidden
+
+    try:
+        for block in blocks[:-1]:
+            block.forward = skip
+        blocks[-1].forward = stand_in
+        yield
+    finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of the tokens before position `starts[b]` of each row, right-aligned.
+
+    Attributes:
+        layers: Per block, keys and values `[B, heads, P, d_head]`; rows with a shorter prefix are
+            padded on the left, so that every row continues at cache slot `P`.
+        mask: `[B, P]`, 1 on real tokens.
+        starts: First position of each row that is not in the prefix.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    mask: Int[Tensor, "B P"]
+    starts: tuple[int, ...]
+
+    def cache(self) -> Any:
+        """Return a fresh key/value cache; a forward pass appends to it, never to this object."""
+        from transformers import DynamicCache
+
+        return DynamicCache(self.layers)
+
+
+@torch.no_grad()
+def make_prefix(lm: LM, rows: Sequence[Row], starts: Sequence[int], run: Any = None) -> Prefix:
+    """Compute the keys and values of `rows[b].ids[:starts[b]]` for all rows in one forward pass.
+
+    The prefixes run right-padded (so no token ever attends to padding alone) and are then shifted
+    to the right; positions stay those of the original rows.
+    """
+    from transformers import DynamicCache
+
+    from errata.tokens import make_batch
+
+    heads = [Row(row.ids[: max(n, 1)], (0,), (), 1) for row, n in zip(rows, starts, strict=True)]
+    batch = make_batch(heads, range(len(heads)), lm.pad_id, lm.device)
+    cache = DynamicCache()
+    head = lm.module(lm.spec.head)
+
+    def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+        raise _Stop
+
+    with hooks(head.register_forward_pre_hook(stop)):
+        try:
+            (run or lm.run)(batch, past_key_values=cache, use_cache=True)
+        except _Stop:
+            pass
+    width = batch.input_ids.shape[1]
+    shift = torch.tensor([width - n for n in starts], device=lm.device)
+    source = torch.arange(width, device=lm.device)[None, :] - shift[:, None]
+    mask = (source >= 0).long()
+    index = source.clamp(min=0)[:, None, :, None]
+    layers = []
+    for layer in cache.layers:
+        keys, values = layer.keys, layer.values
+        picked = index.expand(-1, keys.shape[1], -1, keys.shape[3])
+        keys = keys.gather(2, picked)
+        values = values.gather(2, index.expand(-1, values.shape[1], -1, values.shape[3]))
+        layers.append((keys, values))
+    return Prefix(tuple(layers), mask, tuple(starts))
+
+
+def suffix_batch(lm: LM, rows: Sequence[Row], prefix: Prefix) -> tuple[Batch, dict[str, Any]]:
+    """Return the batch of everything after the prefix, and the arguments its forward pass needs.
+
+    Position `p` of row `b` is column `p - prefix.starts[b]` of the batch.
+    """
+    from errata.tokens import make_batch
+
+    tails = [Row(row.ids[n:], (0,), (), 1) for row, n in zip(rows, prefix.starts, strict=True)]
+    batch = make_batch(tails, range(len(tails)), lm.pad_id, lm.device)
+    starts = torch.tensor(prefix.starts, device=lm.device)[:, None]
+    positions = batch.position_ids + starts
+    limit = lm.max_length
+    if limit is not None:
+        positions = positions.clamp(max=limit - 1)  # padding must not run past a learned table
+    mask = torch.cat([prefix.mask, batch.attention_mask], dim=1)
+    shifted = Batch(batch.input_ids, mask, positions, batch.index)
+    return shifted, {"past_key_values": prefix.cache(), "use_cache": True}

@@ -1,0 +1,372 @@
+"""A model, its tokenizer and what is known of them: the only object that touches transformers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from errata.errors import ConfigError, ModelError
+from errata.forward import gather_logits, hooks
+from errata.spec import ModelSpec, Site, find_spec
+from errata.tokens import Batch, Row, bucket, encode_row, make_batch, positions_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from errata.apply import Stack
+
+MAX_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """What the model says at the supervised positions of one row.
+
+    Attributes:
+        logprobs: Natural log-probability of each label.
+        argmax: Most probable token at each position.
+        ranks: Rank of each label, 0 for the most probable; ties go to the lower token id.
+    """
+
+    logprobs: tuple[float, ...]
+    argmax: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+class LM:
+    """A causal language model with the tokenisation, batching and scoring that editing needs.
+
+    The model stays in evaluation mode and its parameters never require gradients.
+
+    Args:
+        model: A decoder-only transformers model.
+        tokenizer: Its fast tokenizer.
+        name: Identifier for records: a Hub id, a folder or `pocket`.
+        revision: Commit or tag on the Hub, if any.
+        max_tokens: Budget of padded tokens per forward pass; default by device.
+        sites: Overrides for the architecture probe (`{"ffn_out": "…{}…"}`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "",
+        revision: str | None = None,
+        max_tokens: int | None = None,
+        sites: Mapping[str, str] | None = None,
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"the tokenizer of {name or 'this model'} has no character offsets",
+                "Use a model with a tokenizer.json.",
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.revision = revision
+        self._sites = dict(sites or {})
+        self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+
+    # ------------------------------------------------------------------ what is known of the model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the input embedding."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return self.model.dtype
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Where the blocks and projections are, as the probe found them.
+
+        Raises:
+            SpecError: If the architecture is not understood.
+        """
+        return find_spec(self.model, self._sites)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.spec.blocks)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Id used for padding; masked everywhere, so any valid id serves."""
+        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if isinstance(value, int):
+                return value
+        return 0
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """Number of positions the model has, if its configuration says so."""
+        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return value if isinstance(value, int) and value > 0 else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, types, shapes and bytes of all weights (tied ones once)."""
+        from errata.loading import weight_fingerprint
+
+        return weight_fingerprint(self.model)
+
+    @cached_property
+    def block_returns_tuple(self) -> bool:
+        """Whether decoder blocks return a tuple (older transformers code) or bare hidden states."""
+        found: list[bool] = []
+
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            found.append(isinstance(output, tuple))
+
+        block = self.module(self.spec.blocks[0])
+        with hooks(block.register_forward_hook(look)), torch.no_grad():
+            self.run(self.batch([Row((self.pad_id,), (0,), (), 1)], [0]))
+        return found[0]
+
+    def module(self, path: str) -> nn.Module:
+        """Return the submodule of that dotted path."""
+        return self.model.get_submodule(path)
+
+    def site(self, layer: int, kind: str = "ffn_out") -> Site:
+        """Return the projection of one block.
+
+        Args:
+            layer: Block number from 0; negative counts from the end.
+            kind: `ffn_out` or `attn_out`.
+
+        Raises:
+            ConfigError: If the model has no such block or kind.
+        """
+        sites = {"ffn_out": self.spec.ffn_out, "attn_out": self.spec.attn_out}.get(kind)
+        if sites is None:
+            raise ConfigError(f"unknown kind of site {kind!r}", "Known: ffn_out, attn_out")
+        if not -len(sites) <= layer < len(sites):
+            raise ConfigError(
+                f"layer {layer} does not exist: {self.name} has blocks 0 to {len(sites) - 1}"
+            )
+        return sites[layer]
+
+    def check_finite(self) -> None:
+        """Refuse a model that holds NaN or infinite weights.
+
+        Raises:
+            ModelError: Names the first such parameter.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise ModelError(
+                    f"parameter {name} of {self.name} holds NaN or infinite values",
+                    "The checkpoint is damaged; load it again from its source.",
+                )
+
+    # ------------------------------------------------------------------ text to batches
+
+    def row(
+        self,
+        prompt: str,
+        target: str | None = None,
+        subject: str | None = None,
+        *,
+        prefix: str = "",
+    ) -> Row:
+        """Tokenise one question; see [`errata.tokens.encode_row`][]."""
+        return encode_row(
+            self.tokenizer, prompt, target, subject, prefix=prefix, max_length=self.max_length
+        )
+
+    def text_rows(self, texts: Iterable[str], max_length: int) -> list[Row]:
+        """Tokenise plain texts, truncated to `max_length` tokens; empty ones are left out."""
+        limit = min(max_length, self.max_length or max_length)
+        rows = []
+        for text in texts:
+            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+            if ids:
+                rows.append(Row(tuple(ids), (len(ids) - 1,), (), len(ids)))
+        return rows
+
+    def batch(self, rows: Sequence[Row], index: Sequence[int]) -> Batch:
+        """Right-pad the rows of the given numbers into one batch on the model's device."""
+        return make_batch(rows, index, self.pad_id, self.device)
+
+    def batches(self, rows: Sequence[Row], max_tokens: int | None = None) -> Iterator[Batch]:
+        """Yield length-bucketed batches under the token budget."""
+        for index in bucket(rows, max_tokens or self.max_tokens):
+            yield self.batch(rows, index)
+
+    # ------------------------------------------------------------------ forward passes
+
+    def run(self, batch: Batch, **kwargs: Any) -> Any:
+        """Run the model on a batch and return its output object; no cache unless asked for."""
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._takes_positions:
+            given["position_ids"] = batch.position_ids
+        return self.model(**given, **{"use_cache": False, **kwargs})
+
+    def logits(self, batch: Batch, at: Int[Tensor, "N 2"], **kwargs: Any) -> Float[Tensor, "N V"]:
+        """Return logits at (row, position) pairs only; never `rows x T x vocabulary`."""
+        with gather_logits(self, at):
+            return self.run(batch, **kwargs).logits[0]
+
+    @torch.no_grad()
+    def score(
+        self,
+        rows: Sequence[Row],
+        *,
+        stack: Stack | None = None,
+        groups: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+    ) -> list[RowScore]:
+        """Score the labels of every row under teacher forcing.
+
+        Args:
+            rows: Rows with labels.
+            stack: An active stack of patches, if rows are to be scored under patches.
+            groups: For each row, the number of its patch in the stack; -1 for the base model.
+            max_tokens: Budget of padded tokens per forward pass.
+
+        Returns:
+            One score per row, in the order of `rows`, whatever the batching.
+        """
+        scores: list[RowScore | None] = [None] * len(rows)
+        for batch in self.batches(rows, max_tokens):
+            if stack is not None:
+                stack.route([groups[i] if groups is not None else 0 for i in batch.index])
+            at = positions_of(rows, batch.index, self.device)
+            logits = self.logits(batch, at)
+            labels = torch.tensor(
+                [label for i in batch.index for label in rows[i].labels], device=self.device
+            )
+            logprobs, argmax, ranks = score_logits(logits, labels)
+            start = 0
+            for i in batch.index:
+                end = start + len(rows[i].labels)
+                scores[i] = RowScore(
+                    tuple(logprobs[start:end]), tuple(argmax[start:end]), tuple(ranks[start:end])
+                )
+                start = end
+        return [score for score in scores if score is not None]
+
+    @torch.no_grad()
+    def top(
+        self,
+        prompts: Sequence[str],
+        k: int = 5,
+        *,
+        stack: Stack | None = None,
+        groups: Sequence[int] | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """Return the `k` most probable next tokens of each prompt with their probabilities."""
+        rows = [self.row(prompt) for prompt in prompts]
+        result: list[list[tuple[str, float]]] = [[] for _ in rows]
+        for batch in self.batches(rows):
+            if stack is not None:
+                stack.route([groups[i] if groups is not None else 0 for i in batch.index])
+            logits = self.logits(batch, positions_of(rows, batch.index, self.device))
+            values, ids = logits.float().softmax(-1).topk(k, dim=-1)
+            for at, i in enumerate(batch.index):
+                words = [self.tokenizer.decode([token]) for token in ids[at].tolist()]
+                result[i] = list(zip(words, values[at].tolist(), strict=True))
+        return result
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int | Sequence[int] = 20,
+        *,
+        stack: Stack | None = None,
+        groups: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Continue each prompt greedily and return the new text.
+
+        Each step recomputes the whole row, so that every kind of patch acts as it does in scoring;
+        rows stop at the end-of-sequence token or at their own limit.
+        """
+        limits = (
+            [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        )
+        rows = [self.row(prompt) for prompt in prompts]
+        ids = [list(row.ids) for row in rows]
+        open_rows = {i for i, limit in enumerate(limits) if limit > 0}
+        eos = self.tokenizer.eos_token_id
+        while open_rows:
+            live = sorted(open_rows)
+            now = [Row(tuple(ids[i]), (len(ids[i]) - 1,), (), len(ids[i])) for i in live]
+            for batch in self.batches(now):
+                if stack is not None:
+                    stack.route([groups[live[j]] if groups is not None else 0 for j in batch.index])
+                best = self.logits(batch, positions_of(now, batch.index, self.device)).argmax(-1)
+                for j, token in zip(batch.index, best.tolist(), strict=True):
+                    i = live[j]
+                    done = len(ids[i]) - len(rows[i].ids) + 1 >= limits[i]
+                    if token != eos:
+                        ids[i].append(token)
+                    full = self.max_length is not None and len(ids[i]) >= self.max_length
+                    if token == eos or done or full:
+                        open_rows.discard(i)
+        return [
+            self.tokenizer.decode(ids[i][len(row.ids) :], skip_special_tokens=True)
+            for i, row in enumerate(rows)
+        ]
+
+    @cached_property
+    def prefix_cache_works(self) -> bool:
+        """Whether a key/value cached prefix reproduces a full forward pass on this model.
+
+        Established by running both on a few tokens once, so no list of architectures is needed.
+        """
+        from errata.forward import make_prefix, suffix_batch
+
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(n)] for i, n in enumerate((6, 4))]
+        rows = [Row(tuple(row), (len(row) - 1,), (), len(row)) for row in ids]
+        starts = (3, 1)
+        try:
+            with torch.no_grad():
+                full = self.logits(
+                    self.batch(rows, [0, 1]), positions_of(rows, [0, 1], self.device)
+                )
+                prefix = make_prefix(self, rows, starts)
+                batch, extra = suffix_batch(self, rows, prefix)
+                at = torch.tensor(
+                    [(i, len(ids[i]) - 1 - starts[i]) for i in (0, 1)], device=self.device
+                )
+                short = self.logits(batch, at, **extra)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return False
+        tolerance = (
+            1e-6 if self.dtype == torch.float64 else 1e-3 if self.dtype == torch.float32 else 0.1
+        )
+        scale = full.float().abs().max().clamp(min=1.0)
+        return bool(((full - short).float().abs().max() / scale) < tolerance)
+
+
+def score_logits(
+    logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"]
+) -> tuple[list[float], list[int], list[int]]:
+    """Return log-probability and rank of each label, and the most probable token.
+
+    Half-precision logits are scored in float32. Ties are broken by the lower token id, as argmax
+    does.
+    """
+    values = logits if logits.dtype == torch.float64 else logits.float()
+    own = values.gather(1, labels[:, None])
+    logprobs = (own - values.logsumexp(-1, keepdim=True))[:, 0]
+    ids = torch.arange(values.shape[1], device=values.device)
+    ahead = (values > own) | ((values == own) & (ids[None, :] < labels[:, None]))
+    return logprobs.tolist(), values.argmax(-1).tolist(), ahead.sum(-1).tolist()

@@ -1,0 +1,156 @@
+"""Patches on disk: `patch.json` (what it is) and `patch.safetensors` (its tensors), both whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from errata.edit import Edit
+from errata.errors import ErrataError, PatchError
+from errata.files import sha256_of, write_atomically
+from errata.patch import Change, Dense, LowRank, Module, Patch
+
+FORMAT = 1
+JSON_NAME = "patch.json"
+TENSOR_NAME = "patch.safetensors"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        ErrataError: If the folder cannot be written or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        save_file(own, temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise ErrataError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
+            "Choose a folder you may write to, with enough free space.",
+        ) from error
+
+
+def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
+    """Write a patch folder.
+
+    The tensor file is written first and its checksum stands in the JSON file, so a folder whose
+    writer was killed is recognised when it is read.
+
+    Args:
+        patch: What to write.
+        folder: Created if missing.
+        force: Replace a patch that is already there.
+
+    Raises:
+        PatchError: If the folder already holds a patch and `force` is off.
+        ErrataError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    if (folder / JSON_NAME).exists() and not force:
+        raise PatchError(
+            f"{folder} already holds a patch", "Choose another folder, or add --force."
+        )
+    tensors: dict[str, Tensor] = {}
+    for number, change in enumerate(patch.changes):
+        for name, tensor in change.tensors().items():
+            tensors[f"changes.{number}.{name}"] = tensor
+    plain: dict[str, Any] = {}
+    for name, value in patch.state.items():
+        if isinstance(value, Tensor):
+            tensors[f"state.{name}"] = value
+        else:
+            plain[name] = value
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ErrataError(f"cannot create {folder}: {error.strerror}") from error
+    (folder / JSON_NAME).unlink(missing_ok=True)
+    write_tensors(folder / TENSOR_NAME, tensors)
+    document = {
+        "format": FORMAT,
+        "meta": dict(patch.meta),
+        "changes": [change.describe() for change in patch.changes],
+        "edits": [{k: v for k, v in asdict(e).items() if v is not None} for e in patch.edits],
+        "state": plain,
+        "sha256": sha256_of(folder / TENSOR_NAME),
+    }
+    text = json.dumps(document, ensure_ascii=False, indent=1)
+    write_atomically(folder / JSON_NAME, text.encode())
+    return folder
+
+
+def _change(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
+    kind = entry.get("kind")
+    if kind == LowRank.kind:
+        return LowRank(entry["path"], tensors["B"], tensors["A"])
+    if kind == Dense.kind:
+        return Dense(entry["path"], tensors["delta"])
+    if kind == Module.kind:
+        return Module(entry["path"], entry["name"], entry["config"], dict(tensors), entry["where"])
+    raise PatchError(f"unknown kind of change {kind!r}", "The patch was made by a newer errata.")
+
+
+def load(folder: str | Path) -> Patch:
+    """Read a patch folder.
+
+    Raises:
+        PatchError: If there is none, it is half-written or damaged, or of a newer format.
+    """
+    folder = Path(folder)
+    described, stored = folder / JSON_NAME, folder / TENSOR_NAME
+    if not folder.is_dir():
+        raise PatchError(f"no patch folder at {folder}")
+    for path in (described, stored):
+        if not path.is_file():
+            raise PatchError(
+                f"{folder} is not a complete patch: {path.name} is missing",
+                "Its writer was probably interrupted; make the patch again.",
+            )
+    try:
+        document = json.loads(described.read_text(encoding="utf-8"))
+        if document["format"] > FORMAT:
+            raise PatchError(
+                f"{folder} has patch format {document['format']}; this errata reads up to {FORMAT}",
+                "pip install -U errata",
+            )
+        if sha256_of(stored) != document["sha256"]:
+            raise PatchError(
+                f"{stored} does not match the checksum in {JSON_NAME}",
+                "It is damaged or half-written; make the patch again.",
+            )
+        tensors = load_file(stored)
+        by_change: list[dict[str, Tensor]] = [{} for _ in document["changes"]]
+        state: dict[str, Any] = dict(document["state"])
+        for name, tensor in tensors.items():
+            head, _, rest = name.partition(".")
+            if head == "changes":
+                number, _, leaf = rest.partition(".")
+                by_change[int(number)][leaf] = tensor
+            else:
+                state[rest] = tensor
+        changes = tuple(
+            _change(entry, part) for entry, part in zip(document["changes"], by_change, strict=True)
+        )
+        edits = tuple(Edit(**entry) for entry in document["edits"])
+        return Patch(changes, edits, state, document["meta"])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise PatchError(f"{folder} is not a readable patch: {error}") from error
+
+
+def same_tensors(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Return whether two tensor mappings are bit-identical."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)

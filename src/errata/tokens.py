@@ -1,0 +1,219 @@
+"""Text to token rows: one joint tokenisation, subjects by character offsets, right-padded batches.
+
+Rules (the sources' pitfalls are listed in docs/fidelity.md):
+
+* prompt and target are tokenised together, as ``prompt + " " + target`` (no space is added when the
+  target begins with white space), so the target's ids are what the model would really see;
+* the supervised positions start where the prompt's own tokens end;
+* the subject is found by character offsets in the prompt, never by counting tokens of its own
+  tokenisation;
+* special tokens are those the tokenizer adds by itself; trailing ones (EOS) are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from errata.errors import EditError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenised sequence, without the last token of its target (nothing is predicted from it).
+
+    Attributes:
+        ids: Token ids given to the model.
+        positions: Positions whose logits are wanted, each predicting the label of the same index.
+        labels: Expected next token at each position; empty if there is no target, in which case
+            `positions` holds only the last position.
+        prompt_length: Tokens of the prompt, special tokens included.
+        subject: First and last index of the tokens that overlap the subject, if one was given.
+    """
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    labels: tuple[int, ...]
+    prompt_length: int
+    subject: tuple[int, int] | None = None
+
+    @property
+    def subject_last(self) -> int:
+        """Index of the last token that overlaps the subject.
+
+        Raises:
+            EditError: If the row was made without a subject.
+        """
+        if self.subject is None:
+            raise EditError(
+                "this edit has no subject", 'Give it one: --subject, or "subject" in JSONL.'
+            )
+        return self.subject[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded rows of similar length.
+
+    Attributes:
+        input_ids: `[B, T]`.
+        attention_mask: `[B, T]`, 1 on real tokens.
+        position_ids: `[B, T]`, counted from the left.
+        index: For each row of the batch, its number in the list it came from.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Int[Tensor, "B T"]
+    position_ids: Int[Tensor, "B T"]
+    index: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def join(prompt: str, target: str) -> str:
+    """Return prompt and target as one text; a space between, unless the target brings one."""
+    return prompt + target if target[:1].isspace() else f"{prompt} {target}"
+
+
+def find_subject(prompt: str, subject: str) -> tuple[int, int]:
+    """Return the character span of the subject's first occurrence, whole words preferred.
+
+    Raises:
+        EditError: If the subject does not occur in the prompt.
+    """
+    subject = subject.strip()
+    whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+    start = whole.start() if whole else prompt.find(subject)
+    if start < 0:
+        raise EditError(
+            f"the subject {subject!r} does not occur in the prompt {prompt!r}",
+            "Write the subject exactly as it stands in the prompt.",
+        )
+    return start, start + len(subject)
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids = list(encoded["input_ids"])
+    offsets = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+    special = list(encoded["special_tokens_mask"])
+    while ids and special[-1]:
+        ids.pop(), offsets.pop(), special.pop()
+    return ids, offsets
+
+
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    target: str | None = None,
+    subject: str | None = None,
+    *,
+    prefix: str = "",
+    max_length: int | None = None,
+) -> Row:
+    """Tokenise `prefix + prompt (+ target)` and mark the supervised positions and the subject.
+
+    Args:
+        tokenizer: A fast tokenizer (offsets are needed).
+        prompt: The question; the subject is searched here and not in the prefix.
+        target: The answer, or None.
+        subject: The subject, or None.
+        prefix: Text put before the prompt (a context template).
+        max_length: Largest number of tokens the model can take.
+
+    Raises:
+        EditError: If the subject does not occur in the prompt, or the target adds no token.
+        ModelError: If the row is longer than `max_length`.
+    """
+    text = prefix + prompt
+    prompt_ids, offsets = _encode(tokenizer, text)
+    if not prompt_ids:
+        raise EditError(f"the prompt {prompt!r} has no token")
+    ids, prompt_length = prompt_ids, len(prompt_ids)
+    if target is not None:
+        ids, offsets = _encode(tokenizer, join(text, target))
+        if ids[:prompt_length] != prompt_ids:
+            # A token spans the border: the target then begins with the first token that reaches
+            # past it.
+            prompt_length = next(
+                (i for i, (start, end) in enumerate(offsets) if end > len(text) and end > start),
+                len(ids),
+            )
+        if prompt_length < 1 or prompt_length >= len(ids):
+            raise EditError(f"the target {target!r} adds no token after the prompt {prompt!r}")
+    span = None
+    if subject is not None:
+        start, end = (len(prefix) + at for at in find_subject(prompt, subject))
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+        if not inside:
+            raise EditError(f"no token of {prompt!r} overlaps the subject {subject!r}")
+        span = (inside[0], inside[-1])
+    labels = tuple(ids[prompt_length:])
+    given = tuple(ids[:-1]) if labels else tuple(ids)
+    if max_length is not None and len(given) > max_length:
+        raise ModelError(
+            f"{prompt[:60]!r}… needs {len(given)} tokens; the model's context holds {max_length}",
+            "Shorten the prompt.",
+        )
+    first = prompt_length - 1
+    positions = tuple(range(first, first + max(len(labels), 1)))
+    return Row(given, positions, labels, prompt_length, span)
+
+
+def make_batch(
+    rows: Sequence[Row], index: Sequence[int], pad: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """Pad the rows of the given numbers on the right into one batch."""
+    length = max(len(rows[i].ids) for i in index)
+    ids = torch.full((len(index), length), pad, dtype=torch.long)
+    mask = torch.zeros((len(index), length), dtype=torch.long)
+    for at, i in enumerate(index):
+        n = len(rows[i].ids)
+        ids[at, :n] = torch.tensor(rows[i].ids, dtype=torch.long)
+        mask[at, :n] = 1
+    positions = torch.arange(length).expand(len(index), length).contiguous()
+    return Batch(ids.to(device), mask.to(device), positions.to(device), tuple(index))
+
+
+def bucket(
+    rows: Sequence[Row], max_tokens: int, order: Iterable[int] | None = None
+) -> Iterator[list[int]]:
+    """Yield groups of row numbers of similar length whose padded size stays under `max_tokens`.
+
+    Args:
+        rows: All rows.
+        max_tokens: Budget of padded tokens per group; a single longer row makes its own group.
+        order: Row numbers in the order wanted; default: by length, so padding stays small.
+    """
+    numbers = sorted(range(len(rows)), key=lambda i: len(rows[i].ids)) if order is None else order
+    group: list[int] = []
+    longest = 0
+    for i in numbers:
+        longest_now = max(longest, len(rows[i].ids))
+        if group and longest_now * (len(group) + 1) > max_tokens:
+            yield group
+            group, longest_now = [], len(rows[i].ids)
+        group.append(i)
+        longest = longest_now
+    if group:
+        yield group
+
+
+def positions_of(
+    rows: Sequence[Row], index: Sequence[int], device: torch.device | str = "cpu"
+) -> Int[Tensor, "N 2"]:
+    """Return (row of the batch, position) for every supervised position, row by row."""
+    pairs = [(at, p) for at, i in enumerate(index) for p in rows[i].positions]
+    return torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2)
