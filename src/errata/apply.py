@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -256,22 +256,32 @@ class Stack:
     def __exit__(self, *details: object) -> None:
         self._exit.close()
 
-    def _current(self, batch: int) -> Int[Tensor, " B"]:
-        if self._rows is None or len(self._rows) != batch:
-            have = None if self._rows is None else len(self._rows)
-            raise RuntimeError(
-                f"a forward pass of {batch} rows needs route() first; routed: {have}"
-            )
-        return self._rows
+    def _rows_of(self, x: Tensor) -> Int[Tensor, " B"]:
+        """Return the routing of this pass; some models flatten `[B, T, d]` before projections."""
+        rows = self._rows
+        if rows is None:
+            fits = False
+        elif x.ndim > 2:
+            fits = x.shape[0] == len(rows)
+        else:
+            fits = len(x) % len(rows) == 0
+        if rows is None or not fits:
+            routed = "none" if rows is None else len(rows)
+            raise RuntimeError(f"a pass of {x.shape[0]} rows needs route() first; routed: {routed}")
+        return rows
 
     def _before(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self._through(site.before, args[0]), *args[1:])
+            x = args[0]
+            rows = self._rows_of(x)
+            hidden = self._through(site.before, rows, x.reshape(len(rows), -1, x.shape[-1]))
+            return (hidden.reshape(x.shape), *args[1:])
 
         return hook
 
-    def _through(self, networks: list[tuple[int, nn.Module]], hidden: Tensor) -> Tensor:
-        rows = self._current(hidden.shape[0])
+    def _through(
+        self, networks: list[tuple[int, nn.Module]], rows: Int[Tensor, " B"], hidden: Tensor
+    ) -> Tensor:
         for group, network in networks:
             mine = (rows == group).nonzero()[:, 0]
             if len(mine):
@@ -280,34 +290,17 @@ class Stack:
 
     def _after(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            x, y = args[0], first(output)
-            flat = x.ndim == 2  # some models flatten tokens before their projections
-            rows = self._current(self._batch_of(x))
-            if flat:
-                x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (x, y))
+            rows = self._rows_of(args[0])
+            x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], first(output)))
             y = self._add_low_rank_terms(site, rows, x, y)
             for group, delta in site.dense.items():
-                mine = (rows == group).nonzero()[:, 0]
-                if len(mine):
-                    wide = torch.promote_types(x.dtype, delta.dtype)
-                    term = x[mine].to(wide) @ delta.to(wide).T
-                    y = y.index_copy(0, mine, (y[mine].to(wide) + term).to(y.dtype))
+                y = _add_to(y, rows == group, lambda mine, d=delta: _product(x[mine], d))
             for group, delta in site.bias.items():
-                mine = (rows == group).nonzero()[:, 0]
-                if len(mine):
-                    wide = torch.promote_types(y.dtype, delta.dtype)
-                    y = y.index_copy(0, mine, (y[mine].to(wide) + delta.to(wide)).to(y.dtype))
-            y = self._through(site.after, y)
+                y = _add_to(y, rows == group, lambda mine, d=delta: d)
+            y = self._through(site.after, rows, y)
             return with_first(output, y.reshape(first(output).shape))
 
         return hook
-
-    def _batch_of(self, x: Tensor) -> int:
-        if x.ndim > 2:
-            return x.shape[0]
-        if self._rows is None:
-            raise RuntimeError("a forward pass under a stack needs route() first")
-        return len(self._rows)
 
     def _add_low_rank_terms(
         self,
@@ -319,15 +312,31 @@ class Stack:
         if site.A is None or site.B is None or site.groups is None:
             return y
         where = site.groups[rows]
-        mine = (where >= 0).nonzero()[:, 0]
-        if not len(mine):
-            return y
-        everyone = len(mine) == len(rows)
-        factor = where[mine]
-        wide = torch.promote_types(x.dtype, site.A.dtype)
-        inputs = (x if everyone else x[mine]).to(wide)
-        A, B = site.A[factor].to(wide), site.B[factor].to(wide)
-        term = (inputs @ A.transpose(1, 2)) @ B.transpose(1, 2)
-        if everyone:
-            return (y.to(wide) + term).to(y.dtype)
-        return y.index_copy(0, mine, (y[mine].to(wide) + term).to(y.dtype))
+        A, B = site.A, site.B
+
+        def term(mine: Int[Tensor, " m"]) -> Tensor:
+            wide = torch.promote_types(x.dtype, A.dtype)
+            factor = where[mine]
+            inner = x[mine].to(wide) @ A[factor].to(wide).transpose(1, 2)
+            return inner @ B[factor].to(wide).transpose(1, 2)
+
+        return _add_to(y, where >= 0, term)
+
+
+def _product(x: Float[Tensor, "m T d_in"], delta: Float[Tensor, "d_out d_in"]) -> Tensor:
+    wide = torch.promote_types(x.dtype, delta.dtype)
+    return x.to(wide) @ delta.to(wide).T
+
+
+def _add_to(
+    y: Float[Tensor, "B T d_out"],
+    chosen: Bool[Tensor, " B"],
+    term: Callable[[Int[Tensor, " m"]], Tensor],
+) -> Float[Tensor, "B T d_out"]:
+    """Add `term(rows)` to the chosen rows in the wider type; the others keep their bits."""
+    mine = chosen.nonzero()[:, 0]
+    if not len(mine):
+        return y
+    extra = term(mine)
+    wide = torch.promote_types(y.dtype, extra.dtype)
+    return y.index_copy(0, mine, (y[mine].to(wide) + extra.to(wide)).to(y.dtype))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def _source(model: str) -> str:
     return model
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own warnings and progress bars off the terminal inside a `with` block."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
 def load(
     model: str = "pocket",
     *,
@@ -102,7 +119,6 @@ def load(
         ConfigError: If dtype or device is unknown.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
 
     where = _pick_device(device)
     if dtype is not None and dtype not in DTYPES:
@@ -110,15 +126,12 @@ def load(
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
     source = _source(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    verbosity = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     try:
-        network = AutoModelForCausalLM.from_pretrained(
-            source, dtype=chosen, use_safetensors=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        with quiet_transformers():
+            network = AutoModelForCausalLM.from_pretrained(
+                source, dtype=chosen, use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(*_why_not(model, error)) from error
     except Exception as error:
@@ -127,10 +140,6 @@ def load(
                 f"the weights of {model!r} cannot be read: {error}", "The file may be half-written."
             ) from error
         raise
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
     lm = LM(
         network.to(where),
         tokenizer,

@@ -1,4 +1,4 @@
-"""Patch to LoRA adapter and back, and merged checkpoints: what an edit needs to leave for production."""
+"""Patch to LoRA adapter and back, and merged checkpoints: how an edit leaves for production."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.apply import is_transposed
 from errata.errors import ErrataError, PatchError
 from errata.files import write_atomically
+from errata.loading import quiet_transformers
 from errata.patch import Dense, LowRank, Module, Patch
 from errata.patch_io import write_tensors
 
@@ -97,7 +98,7 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
             dense[path] = dense.get(path, 0) + delta.cpu().double()
         elif isinstance(change, Module):
             raise PatchError(
-                f"LoRA cannot carry the {change.name} module at {change.path}: it changes no weight",
+                f"LoRA cannot carry the {change.name} module at {change.path}: it is no weight",
                 "Keep the patch folder and apply it with errata.",
             )
     triplets = {}
@@ -252,7 +253,7 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        with patch.applied(lm):
+        with patch.applied(lm), quiet_transformers():
             lm.model.save_pretrained(beside)
         lm.tokenizer.save_pretrained(beside)
         if folder.exists():
