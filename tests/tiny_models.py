@@ -1,6 +1,6 @@
 """Tiny random models of many architectures, and a byte-level tokenizer, built in memory.
 
-Weights are random but always the same; nothing is downloaded. `TINY["llama"]()` builds a fresh model.
+Weights are random but always the same; nothing is downloaded. `TINY["llama"]()` builds a new model.
 """
 
 from __future__ import annotations
@@ -100,11 +100,117 @@ def qwen3(**settings: Any) -> PreTrainedModel:
     return _build("Qwen3", **_modern(**settings))
 
 
+def gpt_neox(**settings: Any) -> PreTrainedModel:
+    return _build("GPTNeoX", **_plain(**settings))
+
+
+def opt(**settings: Any) -> PreTrainedModel:
+    sizes = {"hidden_size": WIDTH, "ffn_dim": INNER, "num_hidden_layers": LAYERS}
+    sizes |= {"num_attention_heads": HEADS, "word_embed_proj_dim": WIDTH}
+    return _build("OPT", **{**sizes, "max_position_embeddings": 256, **settings})
+
+
+def bloom(**settings: Any) -> PreTrainedModel:
+    return _build("Bloom", **{"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS, **settings})
+
+
+def falcon(**settings: Any) -> PreTrainedModel:
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    return _build("Falcon", **{**sizes, "ffn_hidden_size": INNER, **settings})
+
+
+def mixtral(**settings: Any) -> PreTrainedModel:
+    return _build("Mixtral", **_modern(num_local_experts=4, num_experts_per_tok=2, **settings))
+
+
+def _experts(kind: str, **settings: Any) -> PreTrainedModel:
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    return _build(kind, **_modern(**sizes, **settings))
+
+
+def mamba() -> PreTrainedModel:
+    return _build("Mamba", hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=8)
+
+
+def mamba2() -> PreTrainedModel:
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 8}
+    return _build("Mamba2", num_heads=8, head_dim=8, n_groups=1, chunk_size=8, **sizes)
+
+
+def rwkv() -> PreTrainedModel:
+    return _build("Rwkv", hidden_size=WIDTH, num_hidden_layers=LAYERS, attention_hidden_size=WIDTH)
+
+
+def t5() -> PreTrainedModel:
+    config = transformers.T5Config(
+        vocab_size=VOCAB, d_model=WIDTH, d_ff=INNER, d_kv=8, num_heads=HEADS, num_layers=2
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def bert() -> PreTrainedModel:
+    config = transformers.BertConfig(**_plain(vocab_size=VOCAB))
+    return transformers.BertForMaskedLM(config).eval()
+
+
 TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": gpt2,
     "gptj": gptj,
+    "gpt_neox": gpt_neox,
+    "opt": opt,
+    "bloom": bloom,
+    "falcon": falcon,
     "llama": llama,
+    "mistral": lambda: _build("Mistral", **_modern()),
+    "qwen2": lambda: _build("Qwen2", **_plain()),
     "qwen3": qwen3,
-    "gpt2-square": lambda: gpt2(n_inner=WIDTH),
-    "llama-square": lambda: llama(intermediate_size=WIDTH),
+    "gemma": lambda: _build("Gemma", **_modern()),
+    "gemma2": lambda: _build("Gemma2", **_modern()),
+    "gemma3": lambda: _build(
+        "Gemma3Text", **_modern(layer_types=["sliding_attention"] * 2 + ["full_attention"])
+    ),
+    "phi": lambda: _build("Phi", **_plain()),
+    "phi3": lambda: _build("Phi3", **_plain()),
+    "olmo2": lambda: _build("Olmo2", **_plain()),
+    "stablelm": lambda: _build("StableLm", **_plain()),
+    "cohere": lambda: _build("Cohere", **_plain()),
+    "starcoder2": lambda: _build("Starcoder2", **_plain()),
+    "granite": lambda: _build("Granite", **_plain(residual_multiplier=0.22)),
+    "glm4": lambda: _build("Glm4", **_modern()),
 }
+"""The architectures errata must handle, one variant each."""
+
+TINY |= {
+    "gpt2-square": lambda: gpt2(n_inner=WIDTH),
+    "gptj-square": lambda: gptj(n_inner=WIDTH),
+    "gpt_neox-square": lambda: gpt_neox(intermediate_size=WIDTH),
+    "opt-square": lambda: opt(ffn_dim=WIDTH),
+    "falcon-square": lambda: falcon(ffn_hidden_size=WIDTH),
+    "llama-square": lambda: llama(intermediate_size=WIDTH),
+    "qwen3-square": lambda: qwen3(intermediate_size=WIDTH),
+    "phi3-square": lambda: _build("Phi3", **_plain(intermediate_size=WIDTH)),
+    "olmo2-square": lambda: _build("Olmo2", **_plain(intermediate_size=WIDTH)),
+    "gpt_neox-serial": lambda: gpt_neox(use_parallel_residual=False),
+    "opt-postnorm": lambda: opt(do_layer_norm_before=False, word_embed_proj_dim=16),
+    "falcon-serial": lambda: falcon(parallel_attn=False, alibi=True, bias=True),
+    "falcon-grouped": lambda: falcon(new_decoder_architecture=True, num_kv_heads=2),
+    "stablelm-parallel": lambda: _build(
+        "StableLm", **_plain(use_parallel_residual=True, qk_layernorm=True)
+    ),
+    "cohere-qk": lambda: _build("Cohere", **_plain(use_qk_norm=True)),
+    "llama-onelayer": lambda: llama(num_hidden_layers=1),
+    "llama-mha": lambda: llama(num_key_value_heads=HEADS, attention_bias=True, mlp_bias=True),
+}
+
+DECLINED: dict[str, Callable[[], PreTrainedModel]] = {
+    "mixtral": mixtral,
+    "qwen2_moe": lambda: _experts("Qwen2Moe", shared_expert_intermediate_size=24),
+    "qwen3_moe": lambda: _experts("Qwen3Moe"),
+    "olmoe": lambda: _build("Olmoe", **_plain(num_experts=4, num_experts_per_tok=2)),
+    "mamba": mamba,
+    "mamba2": mamba2,
+    "rwkv": rwkv,
+    "t5": t5,
+    "bert": bert,
+}
+"""Architectures that errata must decline."""
