@@ -167,7 +167,8 @@ def make_prefix(lm: LM, rows: Sequence[Row], starts: Sequence[int], run: Any = N
     index = source.clamp(min=0)[:, None, :, None]
     layers = []
     for layer in cache.layers:
-        keys, values = layer.keys, layer.values
+        kept: Any = layer  # its class depends on the kind of attention
+        keys, values = kept.keys, kept.values
         picked = index.expand(-1, keys.shape[1], -1, keys.shape[3])
         keys = keys.gather(2, picked)
         values = values.gather(2, index.expand(-1, values.shape[1], -1, values.shape[3]))

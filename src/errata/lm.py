@@ -83,7 +83,13 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Device of the input embedding."""
-        return self.model.get_input_embeddings().weight.device
+        return self.embedding.device
+
+    @property
+    def embedding(self) -> Float[Tensor, "V d"]:
+        """Weight of the token embedding."""
+        weight: Any = self.model.get_input_embeddings().weight
+        return weight
 
     @property
     def dtype(self) -> torch.dtype:
@@ -189,6 +195,10 @@ class LM:
             self.tokenizer, prompt, target, subject, prefix=prefix, max_length=self.max_length
         )
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def text_rows(self, texts: Iterable[str], max_length: int) -> list[Row]:
         """Tokenise plain texts, truncated to `max_length` tokens; empty ones are left out."""
         limit = min(max_length, self.max_length or max_length)
@@ -279,7 +289,7 @@ class LM:
             logits = self.logits(batch, positions_of(rows, batch.index, self.device))
             values, ids = logits.float().softmax(-1).topk(k, dim=-1)
             for at, i in enumerate(batch.index):
-                words = [self.tokenizer.decode([token]) for token in ids[at].tolist()]
+                words = [str(self.tokenizer.decode([token])) for token in ids[at].tolist()]
                 result[i] = list(zip(words, values[at].tolist(), strict=True))
         return result
 
@@ -319,10 +329,7 @@ class LM:
                     full = self.max_length is not None and len(ids[i]) >= self.max_length
                     if token == eos or done or full:
                         open_rows.discard(i)
-        return [
-            self.tokenizer.decode(ids[i][len(row.ids) :], skip_special_tokens=True)
-            for i, row in enumerate(rows)
-        ]
+        return [self.text(ids[i][len(row.ids) :]) for i, row in enumerate(rows)]
 
     @cached_property
     def prefix_cache_works(self) -> bool:
@@ -332,7 +339,7 @@ class LM:
         """
         from errata.forward import make_prefix, suffix_batch
 
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary = self.embedding.shape[0]
         ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(n)] for i, n in enumerate((6, 4))]
         rows = [Row(tuple(row), (len(row) - 1,), (), len(row)) for row in ids]
         starts = (3, 1)

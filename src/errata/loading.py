@@ -140,8 +140,9 @@ def load(
                 f"the weights of {model!r} cannot be read: {error}", "The file may be half-written."
             ) from error
         raise
+    network.to(where)  # pyright: ignore[reportArgumentType]
     lm = LM(
-        network.to(where),
+        network,
         tokenizer,
         name=model,
         revision=revision,

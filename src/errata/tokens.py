@@ -110,7 +110,8 @@ def _encode(
     offsets = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
     special = list(encoded["special_tokens_mask"])
     while ids and special[-1]:
-        ids.pop(), offsets.pop(), special.pop()
+        for kept in (ids, offsets, special):
+            kept.pop()
     return ids, offsets
 
 
