@@ -1,0 +1,63 @@
+"""Editors: one file per method, and the folder is the registry.
+
+`get_editor("rome", overrides=["layer=3"])` builds one; nothing heavy is imported before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.config import did_you_mean, settings_from
+from errata.errors import ConfigError
+from errata.registry import Registry
+
+if TYPE_CHECKING:
+    from errata.editors._base import Editor
+
+editors = Registry("editor", "errata.editors", Path(__file__).parent, "errata.editors")
+
+
+def get_editor(
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+    as_published: str | None = None,
+) -> Editor:
+    """Build an editor by name.
+
+    Args:
+        name: As listed by `errata ls editors`.
+        config: Settings by name.
+        overrides: `key=value` strings; they win over `config`.
+        as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings are the
+            starting point; `config` and `overrides` win over them.
+
+    Raises:
+        ConfigError: If the editor, the backbone or a setting is unknown, or a value out of range.
+    """
+    cls: type[Editor] = editors.load(name)
+    values: dict[str, Any] = {}
+    if as_published is not None:
+        values |= published_settings(cls, as_published)
+    values |= dict(config or {})
+    settings = settings_from(cls.Config, values, where=f"editor {name}", overrides=overrides)
+    return cls(settings)
+
+
+def published_settings(cls: type[Editor], backbone: str) -> dict[str, Any]:
+    """Return the published settings of an editor for a backbone.
+
+    Case and the owner in front of a slash do not matter.
+
+    Raises:
+        ConfigError: If none are recorded for it.
+    """
+    wanted = backbone.lower().rpartition("/")[2]
+    if wanted not in cls.published:
+        raise ConfigError(
+            f"no published settings of {cls.name} for {backbone!r}",
+            did_you_mean(wanted, cls.published),
+        )
+    return dict(cls.published[wanted])

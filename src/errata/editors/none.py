@@ -1,0 +1,25 @@
+"""No edit at all: the row every table needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from errata.edit import Edit
+from errata.editors._base import Editor
+from errata.lm import LM
+from errata.patch import Patch
+
+
+class NoEdit(Editor):
+    """Leave the model as it is; what benchmarks call W/O or pre-edit."""
+
+    name = "none"
+    title = "No edit"
+    paper = ""
+    needs = ()
+    weights = True
+
+    def _edit(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
+    ) -> list[Patch]:
+        return [self._patch(lm, (), group) for group in groups]

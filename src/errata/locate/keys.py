@@ -1,0 +1,235 @@
+"""What an edited projection sees and answers at one token: keys, values and hidden states.
+
+A forward pass runs only over the tokens up to the wanted one (nothing later can matter in a causal
+model) and ends at the last module that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from errata.edit import Edit
+from errata.errors import EditError
+from errata.forward import first, hooks
+from errata.locate.contexts import Contexts, Mean
+from errata.tokens import Batch, Row
+
+if TYPE_CHECKING:
+    from errata.apply import Stack
+    from errata.lm import LM
+
+Place = Literal["ffn", "attn", "block"]
+"""Where a value is read or moved: output of the FFN or attention projection, or of the block."""
+
+
+class _Enough(BaseException):
+    """Ends a forward pass once everything wanted was seen; no model code may swallow it."""
+
+
+def module_of(lm: LM, layer: int, place: Place) -> nn.Module:
+    """Return the module whose output is the value at `place` of block `layer`."""
+    if place == "block":
+        return lm.module(lm.spec.blocks[layer])
+    return lm.module(lm.site(layer, f"{place}_out").path)
+
+
+def capture(
+    lm: LM,
+    batch: Batch,
+    inputs: Sequence[nn.Module] = (),
+    outputs: Sequence[nn.Module] = (),
+    **kwargs: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the model until all modules were called and return their first inputs and outputs.
+
+    Args:
+        lm: The model.
+        batch: Rows to run.
+        inputs: Modules whose input is wanted.
+        outputs: Modules whose output is wanted.
+        kwargs: Further arguments of the forward pass.
+
+    Returns:
+        `[B, T, d]` tensors, in the order asked for.
+    """
+    seen: dict[tuple[str, int], Tensor] = {}
+    wanted = {("in", id(m)) for m in inputs} | {("out", id(m)) for m in outputs}
+
+    def keep(key: tuple[str, int], value: Tensor) -> None:
+        seen[key] = value
+        if len(seen) == len(wanted):
+            raise _Enough
+
+    handles = [
+        *(
+            m.register_forward_pre_hook(lambda m, args: keep(("in", id(m)), args[0]))
+            for m in {id(m): m for m in inputs}.values()
+        ),
+        *(
+            m.register_forward_hook(lambda m, args, out: keep(("out", id(m)), first(out)))
+            for m in {id(m): m for m in outputs}.values()
+        ),
+    ]
+    with hooks(*handles), suppress(_Enough):
+        lm.run(batch, **kwargs)
+    return [seen["in", id(m)] for m in inputs], [seen["out", id(m)] for m in outputs]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32 at least."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one layer sees and answers at one token of each row, float32 at least.
+
+    Attributes:
+        keys: Input of the FFN output projection.
+        values: Its output, bias and earlier patches included.
+        hidden: Output of the block, if asked for.
+    """
+
+    keys: Float[Tensor, "n f"]
+    values: Float[Tensor, "n d"]
+    hidden: Float[Tensor, "n d"] | None
+
+
+@torch.no_grad()
+def read(
+    lm: LM,
+    rows: Sequence[Row],
+    at: Sequence[int],
+    layers: Sequence[int],
+    *,
+    hidden: bool = False,
+    stack: Stack | None = None,
+    groups: Sequence[int] | None = None,
+) -> dict[int, Reading]:
+    """Read keys and values of several layers in one pass over the rows.
+
+    Args:
+        lm: The model.
+        rows: Tokenised prompts.
+        at: For each row, the position to read.
+        layers: Block numbers.
+        hidden: Whether block outputs are wanted too.
+        stack: Active stack of patches, if rows run under patches.
+        groups: For each row, its patch in the stack.
+
+    Returns:
+        One reading per layer; its rows are in the order of `rows`.
+    """
+    cut = [Row(row.ids[: p + 1], (p,), (), p + 1) for row, p in zip(rows, at, strict=True)]
+    projections = [module_of(lm, layer, "ffn") for layer in layers]
+    blocks = [module_of(lm, layer, "block") for layer in layers] if hidden else []
+    parts: list[tuple[tuple[int, ...], list[Tensor]]] = []
+    for batch in lm.batches(cut):
+        if stack is not None:
+            stack.route([groups[i] if groups is not None else 0 for i in batch.index])
+        keys, values = capture(lm, batch, projections, [*projections, *blocks])
+        b = torch.arange(len(batch), device=lm.device)
+        t = torch.tensor([at[i] for i in batch.index], device=lm.device)
+        parts.append((batch.index, [wide(x[b, t]) for x in (*keys, *values)]))
+    back = torch.tensor([i for index, _ in parts for i in index], device=lm.device).argsort()
+    merged = [torch.cat(column)[back] for column in zip(*(p for _, p in parts), strict=True)]
+    n = len(layers)
+    return {
+        layer: Reading(merged[j], merged[n + j], merged[2 * n + j] if hidden else None)
+        for j, layer in enumerate(layers)
+    }
+
+
+def subject_rows(lm: LM, edits: Sequence[Edit], contexts: Contexts) -> list[Row]:
+    """Tokenise every edit's prompt in every context, without target; contexts vary fastest.
+
+    Raises:
+        EditError: If an edit has no subject, or its subject is not in the prompt.
+    """
+    for edit in edits:
+        if edit.subject is None:
+            raise EditError(
+                f"the edit {edit.prompt!r} has no subject, which this editor needs",
+                'Give one: --subject TEXT, or "subject" in the record',
+            )
+    return [
+        lm.row(edit.prompt, None, edit.subject, prefix=prefix)
+        for edit in edits
+        for prefix in contexts.prefixes
+    ]
+
+
+@dataclass(frozen=True)
+class EditKeys:
+    """Keys and values of edits at one layer.
+
+    Attributes:
+        mean_key: Weighted mean over the contexts.
+        mean_value: The same mean of the projection's outputs.
+        key: Key of the bare prompt.
+        value: Output of the projection on the bare prompt.
+        hidden: Output of the block on the bare prompt, if asked for.
+    """
+
+    mean_key: Float[Tensor, "e f"]
+    mean_value: Float[Tensor, "e d"]
+    key: Float[Tensor, "e f"]
+    value: Float[Tensor, "e d"]
+    hidden: Float[Tensor, "e d"] | None
+
+
+def edit_keys(
+    lm: LM,
+    edits: Sequence[Edit],
+    contexts: Contexts,
+    layers: Sequence[int],
+    *,
+    mean: Mean = "flat",
+    hidden: bool = False,
+    stack: Stack | None = None,
+    groups: Sequence[int] | None = None,
+) -> Mapping[int, EditKeys]:
+    """Read the keys of edits at the last token of their subject, for several layers in one pass.
+
+    Args:
+        lm: The model.
+        edits: Edits with subjects.
+        contexts: Texts in front of the prompts; the first is the bare prompt.
+        layers: Block numbers.
+        mean: How contexts are averaged.
+        hidden: Whether block outputs are wanted too.
+        stack: Active stack of patches, if edits are read under patches.
+        groups: For each edit, its patch in the stack.
+
+    Raises:
+        EditError: If an edit lacks its subject.
+    """
+    rows = subject_rows(lm, edits, contexts)
+    n = len(contexts)
+    owners = None if groups is None else [group for group in groups for _ in range(n)]
+    readings = read(
+        lm, rows, [row.subject_last for row in rows], layers,
+        hidden=hidden, stack=stack, groups=owners,
+    )  # fmt: skip
+    weights = contexts.weights(mean).to(lm.device)
+
+    def average(tensor: Tensor) -> Tensor:
+        return torch.einsum("ecx,c->ex", tensor.view(len(edits), n, -1), weights.to(tensor.dtype))
+
+    return {
+        layer: EditKeys(
+            average(reading.keys),
+            average(reading.values),
+            reading.keys[::n],
+            reading.values[::n],
+            None if reading.hidden is None else reading.hidden[::n],
+        )
+        for layer, reading in readings.items()
+    }

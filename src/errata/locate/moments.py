@@ -1,0 +1,234 @@
+"""Second moments of keys, `C = E[k k^T]` on ordinary text: what an update should leave alone.
+
+One pass over the texts serves several layers and ends after the highest of them. Sums are
+checkpointed, so an interrupted pass resumes to bit-identical sums; finished moments are kept per
+layer in the cache folder, named by weights, texts and precision, with a checksum.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from errata.config import Settings
+from errata.errors import DataError, EditError
+from errata.locate.cache import cache_root, digest, folder_name, load_tensors, save_tensors
+from errata.locate.corpus import Corpus, load_corpus
+from errata.locate.keys import capture, module_of
+from errata.tokens import Row
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY = 256
+"""Documents between two checkpoints; also the unit within which documents are sorted by length."""
+
+Progress = Callable[[int, int], None]
+
+
+class MomentSettings(Settings):
+    """On what the second moment of the keys is counted."""
+
+    moments_text: str = Field(
+        default="auto",
+        description="Texts to count on: auto (wikitext-103; for the pocket model its own world), a "
+        "local .txt, .json or .jsonl file, or a data set of the Hub as owner/name[:configuration]",
+    )
+    moments_samples: int = Field(default=100_000, ge=1, description="Documents to count on")
+    moments_max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens per document at most; none: what the model holds, up to 4096",
+    )
+    moments_precision: Literal["float32", "float64"] = Field(
+        default="float32", description="Precision in which the sums are kept"
+    )
+    moments_file: str | None = Field(
+        default=None,
+        description="Ready moments: a safetensors file with tensors named mom2.<layer>",
+    )
+    ridge: float = Field(
+        default=0.0, ge=0, description="Added to the diagonal of the moment, relative to its mean"
+    )
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The second moment of one layer's keys.
+
+    Attributes:
+        matrix: `sum k k^T / tokens`, uncentred.
+        tokens: How many tokens were counted.
+    """
+
+    matrix: Float[Tensor, "f f"]
+    tokens: int
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """No TF32 in the products of the sums; the setting of before is put back."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict[int, Moment]:
+    """Return the second moments of the keys of some layers, from the cache or by counting.
+
+    Raises:
+        DataError: If the texts or the given file cannot be read.
+        EditError: If a given moment has another shape than the layer's keys.
+    """
+    if settings.moments_file is not None:
+        return _given(lm, layers, Path(settings.moments_file).expanduser())
+    corpus = load_corpus(lm, settings.moments_text, settings.moments_samples)
+    length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
+    dtype = getattr(torch, settings.moments_precision)
+    model = digest(lm.fingerprint, str(lm.dtype))
+    folder = cache_root() / "moments" / f"{folder_name(lm.name)}-{model}"
+    key = digest(corpus.id, length, str(dtype))
+    found: dict[int, Moment] = {}
+    for layer in layers:
+        stored = load_tensors(folder / f"{key}-layer{layer}.safetensors")
+        if stored is not None:
+            found[layer] = Moment(stored[0]["moment"], stored[1]["tokens"])
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        name = ".".join(map(str, missing))
+        with progress_bar(f"second moments of {lm.name}, layers {name}") as progress:
+            counted = count_moments(
+                lm, corpus, missing, length, dtype=dtype, progress=progress,
+                checkpoint=folder / f"{key}-layers{name}.partial.safetensors",
+            )  # fmt: skip
+        for layer, moment in counted.items():
+            facts = {"tokens": moment.tokens, "corpus": corpus.name, "documents": len(corpus.texts)}
+            save_tensors(
+                folder / f"{key}-layer{layer}.safetensors", {"moment": moment.matrix}, facts
+            )
+        (folder / f"{key}-layers{name}.partial.safetensors").unlink(missing_ok=True)
+        found.update(counted)
+    return {layer: found[layer] for layer in layers}
+
+
+def _given(lm: LM, layers: Sequence[int], path: Path) -> dict[int, Moment]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            names = set(handle.keys())
+            for layer in layers:
+                if f"mom2.{layer}" not in names:
+                    raise DataError(f"{path} holds no tensor mom2.{layer}")
+            found = {layer: handle.get_tensor(f"mom2.{layer}") for layer in layers}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read moments from {path}: {error}") from error
+    for layer, matrix in found.items():
+        f = lm.site(layer).d_in
+        if tuple(matrix.shape) != (f, f):
+            raise EditError(
+                f"{path}: mom2.{layer} has shape {tuple(matrix.shape)}; the keys need {(f, f)}",
+                "The moments are of another model.",
+            )
+    return {layer: Moment(matrix, 0) for layer, matrix in found.items()}
+
+
+@torch.no_grad()
+def count_moments(
+    lm: LM,
+    corpus: Corpus,
+    layers: Sequence[int],
+    max_length: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
+    every: int = CHECKPOINT_EVERY,
+    progress: Progress | None = None,
+) -> dict[int, Moment]:
+    """Count `sum k k^T` over all tokens of the texts; padding counts nothing.
+
+    Args:
+        lm: The unedited model.
+        corpus: The texts.
+        layers: Block numbers; all are read in the same forward passes.
+        max_length: Tokens per document at most.
+        dtype: Precision of the sums.
+        checkpoint: File that sums are kept in while counting; an existing one is continued.
+        every: Documents between two checkpoints.
+        progress: Called with (documents done, documents).
+
+    Raises:
+        EditError: If a key is NaN or infinite.
+    """
+    modules = [module_of(lm, layer, "ffn") for layer in layers]
+    sizes = [lm.site(layer).d_in for layer in layers]
+    sums = [torch.zeros(f, f, dtype=dtype, device=lm.device) for f in sizes]
+    tokens = done = 0
+    facts = {"corpus": corpus.id, "layers": list(layers), "every": every}
+    stored = load_tensors(checkpoint) if checkpoint is not None else None
+    if stored is not None and {key: stored[1].get(key) for key in facts} == facts:
+        sums = [stored[0][f"sum.{layer}"].to(lm.device) for layer in layers]
+        tokens, done = stored[1]["tokens"], stored[1]["done"]
+        log.info("moments: continuing after %d of %d documents", done, len(corpus.texts))
+    while done < len(corpus.texts):
+        rows = lm.text_rows(corpus.texts[done : done + every], max_length)
+        tokens += _add_keys(lm, rows, modules, sums)
+        done = min(done + every, len(corpus.texts))
+        if not all(bool(torch.isfinite(total).all()) for total in sums):
+            raise EditError("keys hold NaN or inf on ordinary text; the moments are useless")
+        if progress is not None:
+            progress(done, len(corpus.texts))
+        if checkpoint is not None and done < len(corpus.texts):
+            named = {f"sum.{n}": total for n, total in zip(layers, sums, strict=True)}
+            save_tensors(checkpoint, named, {**facts, "tokens": tokens, "done": done})
+    if not tokens:
+        raise DataError(f"{corpus.name} holds no token")
+    return {
+        layer: Moment((total / tokens).cpu(), tokens)
+        for layer, total in zip(layers, sums, strict=True)
+    }
+
+
+def _add_keys(
+    lm: LM, rows: Sequence[Row], modules: Sequence[torch.nn.Module], sums: Sequence[Tensor]
+) -> int:
+    """Add the keys of all real tokens of the rows to the sums and return their number."""
+    count = 0
+    with _exact_products():
+        for batch in lm.batches(rows):
+            real = batch.attention_mask.bool().view(-1)
+            keys, _ = capture(lm, batch, inputs=modules)
+            for total, key in zip(sums, keys, strict=True):
+                flat = key.reshape(-1, key.shape[-1])[real].to(total.dtype)
+                total.addmm_(flat.T, flat)
+            count += int(real.sum())
+    return count
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress | None]:
+    """Give a callback that draws a bar on stderr, or None if stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,345 @@
+"""The rows on which target values are optimised, and forward passes that compute only what moves.
+
+The added vector sits at the subject's last token of block `l`. What does not depend on it is
+computed once:
+
+* blocks up to `l` (their output is kept and only the blocks above run);
+* everything before the subject's last token (kept as keys and values of the attention);
+* logits at positions without a label.
+
+Each saving is exact and can be switched off (`Economy`); tests compare them with the plain form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from errata.config import Settings
+from errata.edit import Edit
+from errata.forward import Prefix, first, hooks, make_prefix, reuse_below, suffix_batch, with_first
+from errata.locate.contexts import Contexts
+from errata.locate.keys import Place, capture, module_of, subject_rows, wide
+from errata.tokens import Batch, Row
+
+if TYPE_CHECKING:
+    from errata.apply import Stack
+    from errata.lm import LM
+
+LOGIT_BUDGET = 1 << 26
+"""Most logits (positions x vocabulary) per forward pass; 0.25 GB in float32, before gradients."""
+
+ADDITIVE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Relative error up to which a block counts as adding its FFN's output; 0.1 in half precision."""
+
+
+class Economy(Settings):
+    """Savings of the optimisation of values; the result is the same with and without."""
+
+    truncate: bool = Field(default=True, description="Run only the blocks above the edited one")
+    prefix_cache: bool = Field(
+        default=True, description="Keep keys and values of the tokens before the subject's last"
+    )
+    answer_only: bool = Field(
+        default=True, description="Compute logits only where there is a label"
+    )
+
+
+@torch.no_grad()
+def ffn_adds_to_block(lm: LM, layer: int) -> bool:
+    """Whether moving the FFN's output moves the block's output by the same vector.
+
+    True for plain residual blocks, false where a norm follows the FFN (Gemma 2). Established by
+    moving it once, so no list of architectures is needed.
+    """
+    batch = lm.batch([Row((lm.pad_id, lm.pad_id), (1,), (), 2)], [0])
+    ffn, block = module_of(lm, layer, "ffn"), module_of(lm, layer, "block")
+    _, (before, hidden) = capture(lm, batch, outputs=[ffn, block])
+    shift = torch.full_like(before, float(hidden.abs().max()))
+    with hooks(ffn.register_forward_hook(lambda m, args, out: with_first(out, first(out) + shift))):
+        _, (moved,) = capture(lm, batch, outputs=[block])
+    tolerance = ADDITIVE_TOLERANCE.get(hidden.dtype, 0.1)
+    return bool(((moved - hidden - shift).abs().max() / shift.abs().max()) < tolerance)
+
+
+@dataclass
+class Rows:
+    """One chunk of edits laid out as rows: for each edit its contexts, then the essence row.
+
+    Attributes:
+        lm: The model.
+        layer: Block whose output the vectors move.
+        places: Where in the block.
+        n_edits: Edits still in the batch.
+        per_edit: Rows per edit.
+        batch: Padded rows, or what follows their prefixes.
+        prefix: Keys and values of the prefixes, if they are cached.
+        cut: Blocks up to this one are skipped; None: none is.
+        hidden: Output of block `cut`.
+        column: Per row, the column of the subject's last token.
+        at: `(row, column)` of every label, then of the essence rows' subjects.
+        labels: Next token at each label position.
+        label_weight: 1 / (contexts x target tokens).
+        start: Per place, the output on the bare prompt, before anything is added.
+        routes: Per row, its patch in the stack.
+    """
+
+    lm: LM
+    layer: int
+    places: tuple[Place, ...]
+    n_edits: int
+    per_edit: int
+    batch: Batch
+    prefix: Prefix | None
+    cut: int | None
+    hidden: Tensor | None
+    column: Int[Tensor, " R"]
+    at: Int[Tensor, "N 2"]
+    labels: Int[Tensor, " L"]
+    label_weight: Float[Tensor, " L"]
+    start: dict[Place, Float[Tensor, "e d"]]
+    stack: Stack | None
+    routes: Int[Tensor, " R"] | None
+    loss_layer: int | None
+    answer_only: bool
+
+    def _arguments(self) -> dict[str, Any]:
+        # a forward pass appends to the cache it is given, so each one gets a fresh one
+        if self.prefix is None:
+            return {}
+        return {"past_key_values": self.prefix.cache(), "use_cache": True}
+
+    def _adder(self, vectors: Float[Tensor, "e d"]) -> Any:
+        """Hook that adds each edit's vector at its rows' subjects; out of place, for autograd."""
+        rows = torch.arange(len(self.column), device=self.column.device)
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            states = first(output)
+            added = vectors.repeat_interleave(self.per_edit, 0).to(states.dtype)
+            shaped = states.view(len(rows), -1, states.shape[-1])  # some models flatten tokens
+            moved = shaped.index_put((rows, self.column), added, accumulate=True)
+            return with_first(output, moved.view(states.shape))
+
+        return hook
+
+    def losses(
+        self, vectors: dict[Place, Float[Tensor, "e d"]]
+    ) -> tuple[Float[Tensor, " e"], Float[Tensor, "e V"]]:
+        """Run the model with the vectors added.
+
+        Returns:
+            Mean negative log-likelihood of the target per edit, and the log-probabilities at the
+            subject of the essence row.
+        """
+        lm = self.lm
+        if self.stack is not None and self.routes is not None:
+            self.stack.route(self.routes)
+        with ExitStack() as context:
+            if self.cut is not None and self.hidden is not None:
+                context.enter_context(reuse_below(lm, self.cut, self.hidden))
+            for place, vector in vectors.items():
+                skipped = self.cut == self.layer
+                module = module_of(lm, self.layer, "block" if skipped else place)
+                context.enter_context(hooks(module.register_forward_hook(self._adder(vector))))
+            if self.loss_layer is not None and self.loss_layer < lm.n_layers - 1:
+                context.enter_context(_exit_at(lm, self.loss_layer))
+            if self.answer_only:
+                logits = lm.logits(self.batch, self.at, **self._arguments())
+            else:
+                full = lm.run(self.batch, **self._arguments()).logits
+                logits = full[self.at[:, 0], self.at[:, 1]]
+        logits = wide(logits)
+        n = len(self.labels)
+        own = logits[:n].gather(1, self.labels[:, None])[:, 0]
+        nll = (logits[:n].logsumexp(-1) - own) * self.label_weight
+        owner = self.at[:n, 0] // self.per_edit
+        total = nll.new_zeros(self.n_edits).index_add(0, owner, nll)
+        return total, logits[n:].log_softmax(-1)
+
+    def keep(self, edits: Int[Tensor, " k"]) -> None:
+        """Drop all edits but these (numbers within the present batch)."""
+        rows = (
+            edits[:, None] * self.per_edit + torch.arange(self.per_edit, device=edits.device)
+        ).view(-1)
+        number = torch.full((len(self.column),), -1, device=edits.device)
+        number[rows] = torch.arange(len(rows), device=edits.device)
+        moved = number[self.at[:, 0]]
+        kept = moved >= 0
+        self.at = torch.stack([moved, self.at[:, 1]], 1)[kept]
+        n = len(self.labels)
+        self.labels, self.label_weight = self.labels[kept[:n]], self.label_weight[kept[:n]]
+        batch = self.batch
+        self.batch = Batch(
+            batch.input_ids[rows], batch.attention_mask[rows], batch.position_ids[rows],
+            tuple(range(len(rows))),
+        )  # fmt: skip
+        if self.prefix is not None:
+            self.prefix = replace(
+                self.prefix,
+                layers=tuple((k[rows], v[rows]) for k, v in self.prefix.layers),
+                mask=self.prefix.mask[rows],
+                starts=tuple(self.prefix.starts[i] for i in rows.tolist()),
+            )
+        if self.hidden is not None:
+            self.hidden = self.hidden[rows]
+        if self.routes is not None:
+            self.routes = self.routes[rows]
+        self.column = self.column[rows]
+        self.n_edits = len(edits)
+
+
+def _exit_at(lm: LM, layer: int) -> AbstractContextManager[None]:
+    """Let the final norm and head read the output of block `layer` instead of the last one's."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        seen[:] = [first(output)]
+
+    return hooks(
+        lm.module(lm.spec.blocks[layer]).register_forward_hook(note),
+        lm.module(lm.spec.blocks[-1]).register_forward_hook(
+            lambda module, args, output: with_first(output, seen[0])
+        ),
+    )
+
+
+def essence_prompt(subject: str) -> str:
+    """Return the prompt whose distribution at the subject must not drift."""
+    return f"{subject} is a"
+
+
+def edit_rows(lm: LM, edit: Edit, contexts: Contexts) -> list[Row]:
+    """Tokenise an edit: prompt and target in each context, then the essence row."""
+    subject = str(edit.subject)
+    rows = [lm.row(edit.prompt, edit.target, subject, prefix=c) for c in contexts.prefixes]
+    return [*rows, lm.row(essence_prompt(subject), None, subject)]
+
+
+def plan_chunks(
+    lm: LM, edits: Sequence[Edit], contexts: Contexts
+) -> Iterator[tuple[list[int], list[Row]]]:
+    """Split edits into chunks whose rows stay within the token budget and the logit budget.
+
+    Yields:
+        Numbers of the edits, and their rows as `edit_rows` makes them, one edit after the other.
+    """
+    subject_rows(lm, edits, Contexts(("",)))  # refuse edits without subject before any work
+    vocabulary = lm.model.get_input_embeddings().get_parameter("weight").shape[0]
+    chunk: list[int] = []
+    held: list[Row] = []
+    longest = labels = 0
+    for i, edit in enumerate(edits):
+        rows = edit_rows(lm, edit, contexts)
+        size = max(len(row.ids) for row in rows)
+        count = sum(len(row.labels) for row in rows) + 1
+        tokens = max(longest, size) * (len(held) + len(rows))
+        if chunk and (tokens > lm.max_tokens or (labels + count) * vocabulary > LOGIT_BUDGET):
+            yield chunk, held
+            chunk, held, longest, labels = [], [], 0, 0
+        chunk.append(i)
+        held += rows
+        longest, labels = max(longest, size), labels + count
+    if chunk:
+        yield chunk, held
+
+
+@torch.no_grad()
+def build_rows(
+    lm: LM,
+    rows: Sequence[Row],
+    per_edit: int,
+    layer: int,
+    places: tuple[Place, ...],
+    *,
+    economy: Economy,
+    stack: Stack | None = None,
+    groups: Sequence[int] | None = None,
+    loss_layer: int | None = None,
+) -> Rows:
+    """Lay out the rows of some edits and compute once what does not depend on the vectors.
+
+    Args:
+        lm: The model.
+        rows: Of each edit, its contexts and then its essence row.
+        per_edit: How many rows an edit has.
+        layer: Block at which vectors are added.
+        places: Where in the block.
+        economy: Which savings are used.
+        stack: Active stack of patches, if there is one.
+        groups: For each edit, its patch in the stack.
+        loss_layer: Block whose output the head reads; None for the last.
+    """
+    edits = len(rows) // per_edit
+    device = lm.device
+    cut, cached = _savings(lm, layer, places, economy, stack)
+    routes = None
+    if stack is not None:
+        owners = groups if groups is not None else [0] * edits
+        routes = torch.tensor([g for g in owners for _ in range(per_edit)], device=device)
+        stack.route(routes)
+    prefix = None
+    if cached:
+        prefix = make_prefix(lm, rows, [row.subject_last for row in rows])
+        batch, extra = suffix_batch(lm, rows, prefix)
+    else:
+        batch, extra = lm.batch(rows, range(len(rows))), {}
+    starts = prefix.starts if prefix is not None else (0,) * len(rows)
+    column = [row.subject_last - start for row, start in zip(rows, starts, strict=True)]
+    pairs, labels, weights, essence = [], [], [], []
+    for r, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        if not row.labels:
+            essence.append((r, column[r]))
+            continue
+        pairs += [(r, p - start) for p in row.positions]
+        labels += row.labels
+        weights += [1 / ((per_edit - 1) * len(row.labels))] * len(row.labels)
+    modules = [module_of(lm, layer, place) for place in places]
+    below = [] if cut is None else [module_of(lm, cut, "block")]
+    _, outputs = capture(lm, batch, outputs=[*modules, *below], **extra)
+    bare = torch.arange(0, len(rows), per_edit, device=device)
+    columns = torch.tensor(column, device=device)
+    shape = (len(rows), batch.input_ids.shape[1], -1)
+    start_values: dict[Place, Tensor] = {
+        place: wide(output.view(shape)[bare, columns[bare]])
+        for place, output in zip(places, outputs, strict=False)
+    }
+    wider = torch.float64 if lm.dtype == torch.float64 else torch.float32
+    return Rows(
+        lm, layer, places, edits, per_edit, batch, prefix, cut,
+        outputs[-1] if below else None, columns,
+        torch.tensor(pairs + essence, device=device),
+        torch.tensor(labels, device=device),
+        torch.tensor(weights, device=device, dtype=wider),
+        start_values, stack, routes, loss_layer, economy.answer_only,
+    )  # fmt: skip
+
+
+def _savings(
+    lm: LM, layer: int, places: tuple[Place, ...], economy: Economy, stack: Stack | None
+) -> tuple[int | None, bool]:
+    """Highest block that can be skipped, and whether prefixes can be cached, on this model.
+
+    What is established by a trial run is established here, on the base model: under a stack every
+    forward pass has to be routed.
+    """
+    cut = cached = None
+    if economy.truncate:
+        if stack is not None:
+            stack.route([-1])
+        _ = lm.block_returns_tuple
+        acts_on_block = places == ("block",) or (
+            places == ("ffn",) and ffn_adds_to_block(lm, layer)
+        )
+        cut = layer if acts_on_block else layer - 1 if layer > 0 else None
+    if economy.prefix_cache:
+        if stack is not None:
+            stack.route([-1, -1])
+        cached = lm.prefix_cache_works
+    return cut, bool(cached)

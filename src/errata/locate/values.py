@@ -1,0 +1,183 @@
+"""Target values `v*`: what the projection should answer so that the model says the new target.
+
+One vector per edit is added to the output at the subject's last token, in every context at once,
+and found by Adam (Meng et al. 2022, section 3.1; the exact recipe is that of the published code):
+
+```
+NLL  = mean over contexts of mean over target tokens of -log p(token)
+KL   = KL(p_delta || p_0) at the subject's last token of "{subject} is a"
+loss = NLL + kl_factor * KL + weight_decay * ||delta|| / ||v_0||^2
+```
+
+Many edits are optimised together: their losses are summed, Adam is elementwise, and clamp and
+early stop act per edit, so every edit follows the path it would follow alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from errata.config import Settings
+from errata.edit import Edit
+from errata.locate.adam import RowAdam
+from errata.locate.contexts import Contexts
+from errata.locate.keys import Place
+from errata.locate.rows import Economy, Rows, build_rows, plan_chunks
+
+if TYPE_CHECKING:
+    from errata.apply import Stack
+    from errata.lm import LM
+
+DROP_SHARE = 0.25
+"""Finished edits are dropped once they are this share of the batch: dropping copies the caches."""
+
+
+class ValueSettings(Settings):
+    """How the target value of an edit is found."""
+
+    steps: int = Field(
+        default=20, ge=1, description="Evaluations of the loss; at most steps - 1 updates"
+    )
+    lr: float = Field(default=0.5, gt=0, description="Learning rate of Adam on the added vector")
+    weight_decay: float = Field(
+        default=0.5, ge=0, description="Weight of ||delta|| / ||v0||^2 in the loss"
+    )
+    clamp: float = Field(default=4.0, gt=0, description="Largest ||delta|| relative to ||v0||")
+    kl_factor: float = Field(
+        default=0.0625, ge=0, description="Weight of the KL term on '{subject} is a'"
+    )
+    stop_loss: float = Field(
+        default=0.05,
+        ge=0,
+        description="An edit whose loss is below this stops; 0 never stops early",
+    )
+    loss_layer: int | None = Field(
+        default=None, description="Block whose output the head reads for the loss; none: the last"
+    )
+
+
+@dataclass(frozen=True)
+class Values:
+    """Target values of edits, float32 at least.
+
+    Attributes:
+        start: Per place, output on the bare prompt before the optimisation (`v_0`).
+        delta: Per place, what was added.
+        updates: Per edit, Adam updates made.
+        losses: Per edit, the loss at every evaluation; one more than updates.
+    """
+
+    start: dict[Place, Float[Tensor, "e d"]]
+    delta: dict[Place, Float[Tensor, "e d"]]
+    updates: list[int]
+    losses: list[list[float]]
+
+    def target(self, place: Place) -> Float[Tensor, "e d"]:
+        """Return `v* = v_0 + delta`."""
+        return self.start[place] + self.delta[place]
+
+
+def optimise_values(
+    lm: LM,
+    edits: Sequence[Edit],
+    contexts: Contexts,
+    layer: int,
+    settings: ValueSettings,
+    *,
+    places: tuple[Place, ...] = ("ffn",),
+    economy: Economy | None = None,
+    stack: Stack | None = None,
+    groups: Sequence[int] | None = None,
+) -> Values:
+    """Find the target values of many edits at once.
+
+    Args:
+        lm: The model; it is not changed.
+        edits: Edits with subjects.
+        contexts: Texts in front of the prompts; the first is the bare prompt.
+        layer: Block at which the vector is added.
+        settings: The recipe.
+        places: Where in the block: `ffn` (ROME), `block` (MEMIT), `("ffn", "attn")` (PMET).
+        economy: Which exact savings are used; all by default.
+        stack: Active stack of patches, if edits are found under patches.
+        groups: For each edit, its patch in the stack.
+
+    Raises:
+        EditError: If an edit has no subject or it is not in the prompt.
+    """
+    economy = economy or Economy()
+    parts: list[Values] = []
+    for chunk, tokens in plan_chunks(lm, edits, contexts):
+        rows = build_rows(
+            lm, tokens, len(contexts) + 1, layer, places,
+            economy=economy, stack=stack,
+            groups=None if groups is None else [groups[i] for i in chunk],
+            loss_layer=settings.loss_layer,
+        )  # fmt: skip
+        parts.append(_descend(rows, settings))
+    return Values(
+        {place: torch.cat([part.start[place] for part in parts]) for place in places},
+        {place: torch.cat([part.delta[place] for part in parts]) for place in places},
+        [count for part in parts for count in part.updates],
+        [losses for part in parts for losses in part.losses],
+    )
+
+
+def _descend(rows: Rows, settings: ValueSettings) -> Values:
+    """Run the optimisation of one chunk; `rows` shrinks as edits finish."""
+    places, start = rows.places, rows.start
+    n = rows.n_edits
+    delta: dict[Place, Tensor] = {p: torch.zeros_like(start[p]) for p in places}  # of all edits
+    updates, losses = [0] * n, [[] for _ in range(n)]
+    alive = torch.arange(n, device=start[places[0]].device)  # edits still in the batch
+    running = torch.ones(n, dtype=torch.bool, device=alive.device)  # among those, not yet stopped
+    live = [delta[place].clone() for place in places]
+    adam = RowAdam(live, settings.lr)
+    length = [start[place].norm(dim=-1) for place in places]
+    base: Tensor | None = None
+    for step in range(settings.steps):
+        last = step == settings.steps - 1
+        with torch.set_grad_enabled(not last):
+            leaves = [tensor.detach().requires_grad_(not last) for tensor in live]
+            nll, essence = rows.losses(dict(zip(places, leaves, strict=True)))
+            base = essence.detach() if base is None else base
+            kl = (essence.exp() * (essence - base)).sum(-1)
+            decay = sum(
+                leaf.norm(dim=-1) / size**2 for leaf, size in zip(leaves, length, strict=True)
+            )
+            loss = nll + settings.kl_factor * kl + settings.weight_decay * decay
+        values = loss.detach().tolist()
+        for i, edit in enumerate(alive.tolist()):
+            if running[i]:
+                losses[edit].append(values[i])
+        # "not >=" also stops an edit whose loss is NaN; the editor refuses it by its update
+        running = running & (loss.detach() >= settings.stop_loss)
+        if last or not bool(running.any()):
+            break
+        grads = torch.autograd.grad(loss[running].sum(), leaves)
+        live = [leaf.detach() for leaf in leaves]
+        adam.step(live, grads, running)
+        for value, size in zip(live, length, strict=True):
+            norm = value.norm(dim=-1)
+            limit = settings.clamp * size
+            value *= torch.where(running & (norm > limit), limit / norm, 1.0)[:, None]
+        for edit, on in zip(alive.tolist(), running.tolist(), strict=True):
+            updates[edit] += on
+        for place, value in zip(places, live, strict=True):
+            delta[place][alive] = value
+        if int((~running).sum()) >= max(1, DROP_SHARE * len(alive)):
+            keep = running.nonzero()[:, 0]
+            rows.keep(keep)
+            adam.keep(keep)
+            alive, base = alive[keep], base[keep]
+            live = [value[keep] for value in live]
+            length = [size[keep] for size in length]
+            running = running[keep]
+    return Values(dict(start), delta, updates, losses)
