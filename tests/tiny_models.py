@@ -141,6 +141,10 @@ def rwkv() -> PreTrainedModel:
     return _build("Rwkv", hidden_size=WIDTH, num_hidden_layers=LAYERS, attention_hidden_size=WIDTH)
 
 
+def xlstm() -> PreTrainedModel:
+    return _build("xLSTM", hidden_size=64, num_blocks=2, num_heads=4)
+
+
 def t5() -> PreTrainedModel:
     config = transformers.T5Config(
         vocab_size=VOCAB, d_model=WIDTH, d_ff=INNER, d_kv=8, num_heads=HEADS, num_layers=2
@@ -210,6 +214,7 @@ DECLINED: dict[str, Callable[[], PreTrainedModel]] = {
     "mamba": mamba,
     "mamba2": mamba2,
     "rwkv": rwkv,
+    "xlstm": xlstm,
     "t5": t5,
     "bert": bert,
 }

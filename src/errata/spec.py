@@ -140,6 +140,11 @@ def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None
     for name in overrides:
         if name not in SITES:
             raise SpecError(f"unknown site {name!r}", did_you_mean(name, SITES))
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise SpecError(
+            "the weights were made inside torch.inference_mode(), so no gradient can be taken",
+            "Load the model outside of it; using it inside is fine.",
+        )
     known = _cache.setdefault(model, {})
     key = frozenset(overrides.items())
     if key not in known:
