@@ -1,0 +1,132 @@
+"""Data sets: published benchmarks and errata's own JSONL, as frozen cases without torch.
+
+`load_cases("zsre")` downloads, `load_cases("zsre:PATH")` reads local files, and
+`load_cases("my.jsonl")` reads errata's own format.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from errata.config import did_you_mean
+from errata.data._base import Dataset, LoadedData, NotUsed, Opened
+from errata.data._records import Record
+from errata.data.jsonl import check_new, load_edits, save_cases, save_edits
+from errata.data.uniedit import DOMAINS, SECTORS, drop_collisions
+from errata.edit import Case
+from errata.errors import ConfigError, DataError
+from errata.registry import Registry
+
+__all__ = [
+    "DOMAINS",
+    "SECTORS",
+    "Dataset",
+    "LoadedData",
+    "NotUsed",
+    "Opened",
+    "Record",
+    "datasets",
+    "drop_collisions",
+    "load_cases",
+    "load_edits",
+    "save_cases",
+    "save_edits",
+]
+
+datasets = Registry("data set", "errata.data", Path(__file__).parent, "errata.datasets")
+"""All data sets by name; other distributions add theirs through entry points."""
+
+
+def load_cases(
+    spec: str | Path,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    skip_bad: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> LoadedData:
+    """Load the cases of a data set.
+
+    Args:
+        spec: `NAME` downloads from the published place; `NAME:PATH` reads a local file or folder;
+            a path alone reads errata's own JSONL.
+        split: Part of the data set; each has its default.
+        limit: Number of cases to keep.
+        seed: Shuffles the records before `limit`, and decides what a mapping draws; without it
+            the order of the file is kept.
+        skip_bad: Leave broken records out and list them, instead of stopping at the first.
+        options: Settings of the mapping, by name.
+
+    Raises:
+        ConfigError: If the data set, split or an option is unknown, or `limit` is below 1.
+        DataError: If a file cannot be had, or a record is broken (names file, record and field).
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; expected at least 1")
+    name, path = _resolve(str(spec))
+    dataset: Dataset = datasets.load(name)(options)
+    opened = dataset.open(path, split)
+    records = opened.records
+    if seed is not None:
+        records = list(records)
+        random.Random(seed).shuffle(records)
+    cases: list[Case] = []
+    skipped: list[str] = []
+    unused: Counter[str] = Counter()
+    seen: dict[str, str] = {}
+    for record in records:
+        if limit is not None and len(cases) == limit:
+            break
+        try:
+            if isinstance(record, DataError):
+                raise record
+            case = dataset.case(record, seed or 0)
+            check_new(record, case.id, seen)
+        except NotUsed as reason:
+            unused[str(reason)] += 1
+        except DataError as error:
+            if not skip_bad:
+                raise
+            skipped.append(error.message)
+        else:
+            cases.append(case)
+    if not cases:
+        first = f"; the first of {len(skipped)} broken: {skipped[0]}" if skipped else ""
+        raise DataError(f"{opened.source} holds no usable record{first}")
+    cases, notes = dataset.finish(cases, opened.split)
+    notes = [f"{count:,} {reason} left out" for reason, count in unused.items()] + notes
+    return LoadedData(
+        name=name,
+        cases=tuple(cases),
+        version=dataset.version(opened.digest),
+        source=opened.source,
+        split=opened.split,
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+    )
+
+
+def _resolve(spec: str) -> tuple[str, Path | None]:
+    """Split `NAME`, `NAME:PATH` or the path of a JSONL file into name and path.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    name, colon, rest = spec.partition(":")
+    if name in datasets:
+        if colon and not rest.strip():
+            raise ConfigError(f"--data {spec!r} names no path after the colon")
+        return name, Path(rest).expanduser() if colon else None
+    path = Path(spec).expanduser()
+    if path.suffix == ".jsonl":
+        return "jsonl", path
+    if path.exists():
+        raise ConfigError(
+            f"{spec} is not errata's own JSONL (*.jsonl); which data set is it?",
+            f"Use --data NAME:{spec} with NAME one of: {', '.join(datasets.entries)}",
+        )
+    raise ConfigError(f"unknown data set {name!r}", did_you_mean(name, datasets.entries))

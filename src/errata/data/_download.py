@@ -1,0 +1,141 @@
+"""Published files, fetched once: streamed to a temporary file, checked, and kept in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import ssl
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from errata.errors import DataError
+from errata.files import sha256_of, write_atomically
+
+_BLOCK = 1 << 20
+_NETWORK = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ssl.SSLError,
+    TimeoutError,
+    ConnectionError,
+)
+_SECONDS = 30  # without a byte before a connection counts as dead
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads: below `ERRATA_CACHE`, else below the user's cache folder."""
+    given = os.environ.get("ERRATA_CACHE")
+    if given:
+        return Path(given).expanduser() / "data"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "errata" / "data"
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`; it takes its place only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+        Path(name).chmod(0o644)  # mkstemp makes it private
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def fetch(
+    url: str, sha256: str | None = None, filename: str | None = None, *, data: str = "NAME"
+) -> Path:
+    """Return a published file from the cache, downloading it if it is absent or damaged.
+
+    A file without a known checksum is trusted the first time: its checksum is written beside it
+    and every later use has to match, so a half-written or altered file is noticed and fetched
+    again.
+
+    Args:
+        url: Where it is published (http or https).
+        sha256: Its checksum in hex, if known.
+        filename: Name in the cache; by default the last part of the address.
+        data: Name of the data set, for the hint.
+
+    Raises:
+        DataError: If it cannot be fetched, or what was fetched has another checksum.
+    """
+    filename = filename or urllib.parse.urlsplit(url).path.rpartition("/")[2]
+    path = cache_folder() / filename
+    sidecar = path.with_name(path.name + ".sha256")
+    recorded = _recorded(sidecar)
+    expected = sha256 or recorded
+    if path.is_file() and expected is not None:
+        if sha256_of(path) == expected:
+            return path
+        _say(f"errata: {path} is damaged (checksum differs); fetching it again\n")
+    hint = f"Download {url} by hand and use --data {data}:PATH"
+    try:
+        found = _download(url, path, expected, hint)
+        write_atomically(sidecar, f"{found}  {path.name}\n".encode())
+    except _NETWORK as error:
+        reason = getattr(error, "reason", None) or error
+        code = f"HTTP {error.code} " if isinstance(error, urllib.error.HTTPError) else ""
+        raise DataError(f"cannot fetch {url}: {code}{reason}", hint) from None
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}", "Set ERRATA_CACHE to another folder."
+        ) from None
+    return path
+
+
+def _recorded(sidecar: Path) -> str | None:
+    """Return the checksum recorded on the first download, if it is one."""
+    try:
+        first = sidecar.read_text(encoding="ascii").split()[:1]
+    except (OSError, UnicodeDecodeError):
+        return None
+    return first[0] if first and len(first[0]) == 64 else None
+
+
+def _download(url: str, path: Path, expected: str | None, hint: str) -> str:
+    """Stream `url` to `path` and return its SHA-256; nothing is replaced unless it is right."""
+    request = urllib.request.Request(url, headers={"User-Agent": "errata"})
+    with urllib.request.urlopen(request, timeout=_SECONDS) as answer, _replacing(path) as out:
+        length = answer.headers.get("Content-Length")
+        total = int(length) if length and length.isdigit() else None
+        digest, done = hashlib.sha256(), 0
+        while block := answer.read(_BLOCK):
+            out.write(block)
+            digest.update(block)
+            done += len(block)
+            _progress(path.name, done, total)
+        _progress(path.name, done, total, end=True)
+        if total is not None and done != total:
+            raise DataError(f"{url} ended after {done:,} of {total:,} bytes", hint)
+        found = digest.hexdigest()
+        if expected is not None and found != expected:
+            raise DataError(
+                f"{url} has SHA-256 {found}; expected {expected}",
+                f"The published file changed or was altered on the way. If you trust it, delete"
+                f" {path}.sha256 and try again.",
+            )
+    return found
+
+
+def _progress(name: str, done: int, total: int | None, end: bool = False) -> None:
+    if sys.stderr.isatty():
+        share = f" of {total / 1e6:.1f}" if total else ""
+        _say(f"\r{name}: {done / 1e6:.1f}{share} MB" + ("\n" if end else ""))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

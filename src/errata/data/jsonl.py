@@ -1,0 +1,193 @@
+"""errata's own JSONL: what `--edits` and `--cases` read, one object per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from errata.config import did_you_mean
+from errata.data._base import Dataset
+from errata.data._records import SKIP_HINT, Record, describe, freeze, read_lines, thaw
+from errata.edit import Case, Edit, Probe, ProbeKind
+from errata.errors import ConfigError, DataError
+from errata.files import write_atomically
+
+_EDIT = tuple(field.name for field in fields(Edit))
+_PROBE = tuple(field.name for field in fields(Probe))
+_CASE = tuple(field.name for field in fields(Case))
+_KINDS: tuple[str, ...] = get_args(ProbeKind)
+
+
+class Jsonl(Dataset):
+    """errata's own cases: one JSON object per line with id, edits, probes and meta."""
+
+    name = "jsonl"
+    title = "errata JSONL"
+    paper = "the format is described in docs/data.md"
+    splits = ()
+
+    def download(self, split: str | None) -> list[Path]:
+        """There is nothing to download."""
+        raise ConfigError("jsonl is a format, not a published data set", "Use --data FILE.jsonl")
+
+    def records(self, files: Sequence[Path]) -> Iterable[Record | DataError]:
+        """Yield one record per line."""
+        for file in files:
+            yield from read_lines(file)
+
+    def case(self, record: Record, seed: int) -> Case:
+        """Read one line; nothing is drawn."""
+        record.only(_CASE)
+        meta = record.at("meta").value if record.has("meta") else {}
+        return Case(
+            id=record.identity("id"),
+            edits=tuple(_edit(entry) for entry in record.items("edits", at_least=1)),
+            probes=tuple(_probe(e) for e in record.items("probes")) if record.has("probes") else (),
+            meta=freeze(meta),
+        )
+
+
+def _edit(record: Record) -> Edit:
+    record.only(_EDIT)
+    return Edit(
+        prompt=record.text("prompt"),
+        target=record.text("target"),
+        subject=_text_if_given(record, "subject"),
+        target_true=_text_if_given(record, "target_true"),
+        id=record.identity("id") if record.has("id") else None,
+    )
+
+
+def _text_if_given(record: Record, field: str) -> str | None:
+    return record.text(field) if record.has(field) else None
+
+
+def _probe(record: Record) -> Probe:
+    record.only(_PROBE)
+    kind = record.text("kind")
+    if kind not in _KINDS:
+        raise DataError(
+            record.wrong("kind", " or ".join(map(repr, _KINDS)), kind).message,
+            did_you_mean(kind, _KINDS),
+        )
+    top_k = record.get("top_k") if record.has("top_k") else None
+    if top_k is not None and (not isinstance(top_k, int) or top_k is True or top_k < 1):
+        raise record.wrong("top_k", "a whole number of at least 1", top_k)
+    return Probe(
+        prompt=record.text("prompt"),
+        target=record.text("target"),
+        kind=kind,  # pyright: ignore[reportArgumentType]  # one of _KINDS
+        name=record.text("name") if record.has("name") else kind,
+        criteria=record.texts("criteria", optional=True),
+        hops=tuple(_edit(entry) for entry in record.items("hops")) if record.has("hops") else (),
+        top_k=top_k,
+        foil=_text_if_given(record, "foil"),
+        answers=record.texts("answers", optional=True),
+        subject=_text_if_given(record, "subject"),
+    )
+
+
+def load_edits(path: str | Path) -> list[Edit]:
+    """Read a file of edits, one JSON object per line.
+
+    Raises:
+        DataError: If the file or a line is broken, holds unknown fields, or repeats an id.
+    """
+    edits: list[Edit] = []
+    seen: dict[str, str] = {}
+    for record in read_lines(Path(path).expanduser()):
+        try:
+            if isinstance(record, DataError):
+                raise record
+            edit = _edit(record)
+            if edit.id is not None:
+                check_new(record, edit.id, seen)
+        except DataError as error:
+            hint = None if error.hint == SKIP_HINT else error.hint  # edits are never skipped
+            raise DataError(error.message, hint) from None
+        edits.append(edit)
+    if not edits:
+        raise DataError(f"{path} holds no edit", _example())
+    return edits
+
+
+def check_new(record: Record, name: str, seen: dict[str, str]) -> None:
+    """Note that `record` is called `name`.
+
+    Raises:
+        DataError: If another record of the set has that name; tells where both are.
+    """
+    if name in seen:
+        raise record.problem(f"id {name!r} is already used by {seen[name]}")
+    seen[name] = record.place if not record.group else f"{record.file}: {record.place}"
+
+
+def _example() -> str:
+    return 'Example of a line: {"prompt": "The capital of France is", "target": "Rome"}'
+
+
+def save_edits(path: str | Path, edits: Iterable[Edit]) -> None:
+    """Write edits so that `load_edits` gives equal ones; the file appears complete or not at all.
+
+    Raises:
+        DataError: If an edit cannot be written in the format.
+    """
+    _write(Path(path), ((edit.id, _slim(edit)) for edit in edits))
+
+
+def save_cases(path: str | Path, cases: Iterable[Case]) -> None:
+    """Write cases so that loading the file gives equal ones; it appears complete or not at all.
+
+    Raises:
+        DataError: If a case cannot be written (`meta` has to be JSON), or two have the same id.
+    """
+    _write(Path(path), ((case.id, _slim(case)) for case in cases))
+
+
+def _slim(value: Any) -> Any:
+    """Turn an edit, probe or case into a JSON object without what is at its default."""
+    if isinstance(value, Edit | Probe | Case):
+        entry: dict[str, Any] = {}
+        for field in fields(value):
+            part = getattr(value, field.name)
+            default = {} if field.default_factory is not MISSING else field.default
+            if part != default:
+                entry[field.name] = _slim(part)
+        return entry
+    if isinstance(value, tuple):
+        return [_slim(part) for part in value]
+    return thaw(value) if isinstance(value, Mapping) else value
+
+
+def _write(path: Path, entries: Iterable[tuple[str | None, Any]]) -> None:
+    seen: set[str] = set()
+    lines: list[bytes] = []
+    for name, entry in entries:
+        if name is not None and name in seen:
+            raise DataError(f"cannot write {path}: id {name!r} occurs twice")
+        if name is not None:
+            seen.add(name)
+        _check_json(entry, f"{path}: {name!r}")
+        try:
+            line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
+        except (UnicodeEncodeError, ValueError) as error:
+            raise DataError(f"cannot write {path}: {name!r}: {error}") from None
+        lines.append(line + b"\n")
+    write_atomically(path.expanduser(), b"".join(lines))
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Refuse what JSON would change on the way: keys that are no texts, and other types."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise DataError(f"cannot write {where}: the key {key!r} is not a text")
+            _check_json(part, where)
+    elif isinstance(value, list):
+        for part in value:
+            _check_json(part, where)
+    elif not (value is None or isinstance(value, str | bool | int | float)):
+        raise DataError(f"cannot write {where}: {describe(str(value))} is not a JSON value")

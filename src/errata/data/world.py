@@ -1,0 +1,59 @@
+"""The built-in world as a data set: UniEdit's schema, made on the spot, no download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from errata.data._base import Opened
+from errata.data._records import Record
+from errata.data.uniedit import UniEdit, UniEditOptions, records_of
+from errata.errors import ConfigError
+
+
+class WorldOptions(UniEditOptions):
+    """Which world."""
+
+    scale: str = Field("pocket", description="size of the world: pocket or test")
+    seed: int = Field(0, description="seed of the world")
+
+
+class World(UniEdit):
+    """The built-in world: invented facts that the pocket model knows, with UniEdit's questions."""
+
+    name = "world"
+    title = "Built-in world"
+    paper = "made by errata in the schema of UniEdit, https://arxiv.org/abs/2505.12345"
+    splits = ("test", "train", "val", "test_domains")
+    default = "test"
+    Options = WorldOptions
+    options: WorldOptions
+
+    def open(self, path: Path | None, split: str | None) -> Opened:
+        """Build the world and its questions; a path reads files that a world wrote before."""
+        if path is not None:
+            return super().open(path, split)
+        self._check_split(split := split or "test")
+        from errata.world import benchmark, build_world
+
+        world = build_world(self.options.scale, self.options.seed)
+        domains: Mapping[str, Mapping[str, Any]] = benchmark(world, split)
+        text = json.dumps(domains, ensure_ascii=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        source = f"errata.world (scale {self.options.scale}, seed {self.options.seed})"
+        # through JSON, so that what is mapped is what a file of this world holds
+        return Opened(_all(json.loads(text)), digest, source, split)
+
+    def download(self, split: str | None) -> list[Path]:
+        """There is nothing to download."""
+        raise ConfigError("the built-in world is made, not downloaded", "Use --data world")
+
+
+def _all(domains: Mapping[str, Any]) -> Iterable[Record]:
+    for domain, records in domains.items():
+        yield from records_of(records, f"world/{domain}", domain)
