@@ -326,7 +326,7 @@ class _Block:
         if len(writers) > 1:
             raise self.search.refusal(
                 f"several matrices of {self.path} write to the residual stream (a mixture of "
-                f"experts, or a gate?): {', '.join(writers)}. All matrices:",
+                f"experts, a gate, an unmerged adapter?): {', '.join(writers)}. All matrices:",
                 self._table(),
                 "ffn_out",
             )
