@@ -71,8 +71,7 @@ def load_corpus(lm: LM, source: str, samples: int) -> Corpus:
 
 
 def _pocket_texts() -> Iterable[str]:
-    from errata.world.corpus import texts
-    from errata.world.world import build_world
+    from errata.world import build_world, texts
 
     return texts(build_world())
 
