@@ -110,15 +110,14 @@ def _text_of(record: Any, where: str) -> str:
 def _read_hub(name: str, samples: int) -> Iterator[str]:
     """Stream the training split of a data set of the Hub, so that only what is used is fetched.
 
-    Streamed documents are shuffled within the first `20 * samples`, which is also all that is
-    fetched.
+    Documents are drawn from the first `5 * samples`, which is also all that is fetched.
     """
     from datasets import load_dataset
 
     dataset, _, configuration = name.partition(":")
     try:
         rows = load_dataset(dataset, configuration or None, split="train", streaming=True)
-        for row in islice(rows, 20 * samples):
+        for row in islice(rows, 5 * samples):
             yield _text_of(row, name)
     except DataError:
         raise

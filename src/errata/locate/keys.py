@@ -73,7 +73,8 @@ def capture(
             for m in {id(m): m for m in inputs}.values()
         ),
         *(
-            m.register_forward_hook(lambda m, args, out: keep(("out", id(m)), first(out)))
+            # a copy: some blocks (Falcon's) add to the output of their FFN in place
+            m.register_forward_hook(lambda m, args, out: keep(("out", id(m)), first(out).clone()))
             for m in {id(m): m for m in outputs}.values()
         ),
     ]

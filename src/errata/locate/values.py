@@ -161,7 +161,8 @@ def _descend(rows: Rows, settings: ValueSettings) -> Values:
         running = running & (loss.detach() >= settings.stop_loss)
         if last or not bool(running.any()):
             break
-        grads = torch.autograd.grad(loss[running].sum(), leaves)
+        with torch.enable_grad():  # callers may have switched gradients off
+            grads = torch.autograd.grad(loss[running].sum(), leaves)
         live = [leaf.detach() for leaf in leaves]
         adam.step(live, grads, running)
         for value, size in zip(live, length, strict=True):

@@ -1,0 +1,302 @@
+"""Oracle T14: moments by streaming against one product, and what the cache may and may not do."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from errata.errors import DataError, EditError
+from errata.lm import LM
+from errata.locate import moments as moments_module
+from errata.locate.corpus import Corpus, load_corpus
+from errata.locate.keys import capture, module_of
+from errata.locate.moments import MomentSettings, count_moments, get_moments
+from errata.locate.solve import factor
+
+TEXTS = tuple(
+    f"The capital of {country} is {city}. {'The river flows through the town. ' * n}".strip()
+    for n, (country, city) in enumerate(
+        [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Norway", "Oslo")] * 3
+    )
+)
+CORPUS = Corpus("texts", TEXTS, "id")
+TOLERANCE = 1e-12  # float64 sums in another order
+LAYERS = [0, 2]
+
+
+def one_by_one(lm: LM, layer: int, texts: tuple[str, ...] = TEXTS) -> tuple[Tensor, int]:
+    """Every text alone, without padding, and one product at the end."""
+    keys = []
+    for row in lm.text_rows(texts, 256):
+        inputs, _ = capture(lm, lm.batch([row], [0]), inputs=[module_of(lm, layer, "ffn")])
+        keys.append(inputs[0][0])
+    stacked = torch.cat(keys)
+    return stacked.T @ stacked / len(stacked), len(stacked)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_T14_streaming_is_one_shot(tiny: Callable[..., LM], name: str) -> None:
+    lm = tiny(name)
+    found = count_moments(lm, CORPUS, LAYERS, 256, dtype=torch.float64, every=5)
+    for layer in LAYERS:
+        matrix, tokens = one_by_one(lm, layer)
+        torch.testing.assert_close(found[layer].matrix, matrix, rtol=TOLERANCE, atol=TOLERANCE)
+        assert found[layer].tokens == tokens
+
+
+def test_T14_padding_counts_nothing(
+    tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny("gpt2")
+    padded = count_moments(lm, CORPUS, LAYERS, 256, dtype=torch.float64)
+    monkeypatch.setattr(lm, "max_tokens", 1)
+    alone = count_moments(lm, CORPUS, LAYERS, 256, dtype=torch.float64)
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            padded[layer].matrix, alone[layer].matrix, rtol=TOLERANCE, atol=TOLERANCE
+        )
+        assert padded[layer].tokens == alone[layer].tokens == one_by_one(lm, layer)[1]
+
+
+def test_T14_the_order_of_texts_does_not_matter(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2")
+    one = count_moments(lm, CORPUS, [1], 256, dtype=torch.float64)[1]
+    turned = Corpus("texts", TEXTS[::-1], "id")
+    other = count_moments(lm, turned, [1], 256, dtype=torch.float64, every=3)[1]
+    torch.testing.assert_close(one.matrix, other.matrix, rtol=TOLERANCE, atol=TOLERANCE)
+    assert one.tokens == other.tokens
+
+
+def test_long_texts_are_truncated(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2")
+    found = count_moments(lm, CORPUS, [1], 7)[1]
+    assert found.tokens == 7 * len(TEXTS)
+
+
+def test_counting_stops_when_there_is_enough(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2")
+    found = count_moments(lm, CORPUS, [1], 7, enough=20, every=1)[1]
+    assert found.tokens == 21
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_an_interrupted_count_resumes_to_the_same_bits(
+    tiny: Callable[..., LM], tmp_path: Path, stop_after: int
+) -> None:
+    lm = tiny("gpt2", "float32")
+    path = tmp_path / "partial.safetensors"
+    whole = count_moments(lm, CORPUS, LAYERS, 64, every=4)
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 4 * stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_moments(lm, CORPUS, LAYERS, 64, every=4, checkpoint=path, progress=interrupt)
+    seen: list[int] = []
+    resumed = count_moments(
+        lm, CORPUS, LAYERS, 64, every=4, checkpoint=path, progress=lambda d, t: seen.append(d)
+    )
+    assert seen[0] == 4 * stop_after + 4
+    for layer in LAYERS:
+        assert torch.equal(resumed[layer].matrix, whole[layer].matrix)
+        assert resumed[layer].tokens == whole[layer].tokens
+
+
+def test_a_checkpoint_of_other_texts_is_not_continued(
+    tiny: Callable[..., LM], tmp_path: Path
+) -> None:
+    lm = tiny("gpt2")
+    path = tmp_path / "partial.safetensors"
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_moments(lm, CORPUS, [0], 64, every=4, checkpoint=path, progress=interrupt)
+    other = Corpus("texts", TEXTS[:6], "other")
+    found = count_moments(lm, other, [0], 64, every=4, checkpoint=path)[0]
+    assert torch.equal(found.matrix, count_moments(lm, other, [0], 64, every=4)[0].matrix)
+
+
+@pytest.fixture
+def texts_file(tmp_path: Path) -> str:
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps([{"text": text} for text in TEXTS]))
+    return str(path)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Record the layers of every pass over the texts."""
+    passes: list[list[int]] = []
+    original = moments_module.count_moments
+
+    def spy(lm, corpus, layers, *args, **kwargs):
+        passes.append(list(layers))
+        return original(lm, corpus, layers, *args, **kwargs)
+
+    monkeypatch.setattr(moments_module, "count_moments", spy)
+    return passes
+
+
+def test_moments_are_kept_by_layer(
+    tiny: Callable[..., LM], texts_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, passes = tiny("gpt2"), counting(monkeypatch)
+    settings = MomentSettings(moments_text=texts_file, moments_samples=100)
+    one = get_moments(lm, [0, 1], settings)
+    again = get_moments(lm, [1, 2], settings)
+    assert passes == [[0, 1], [2]]  # one pass for several layers, and only for missing ones
+    assert torch.equal(one[1].matrix, again[1].matrix)
+    assert one[1].tokens == again[1].tokens > 0
+
+
+def test_moments_of_other_weights_texts_or_precision_are_others(
+    tiny: Callable[..., LM], texts_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = counting(monkeypatch)
+    settings = MomentSettings(moments_text=texts_file, moments_samples=100)
+    get_moments(tiny("gpt2"), [0], settings)
+    get_moments(tiny("gptj"), [0], settings)
+    get_moments(tiny("gpt2", "float32"), [0], settings)
+    for change in (
+        {"moments_samples": 5},
+        {"moments_max_length": 9},
+        {"moments_precision": "float64"},
+    ):
+        get_moments(tiny("gpt2"), [0], settings.model_copy(update=change))
+    assert len(passes) == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_a_broken_cache_is_built_again(
+    tiny: Callable[..., LM],
+    texts_file: str,
+    cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    lm, passes = tiny("gpt2"), counting(monkeypatch)
+    settings = MomentSettings(moments_text=texts_file, moments_samples=100)
+    whole = get_moments(lm, [0], settings)[0]
+    (path,) = cache_folder.rglob("*layer0.safetensors")
+    data = bytearray(path.read_bytes())
+    if damage == "altered":
+        data[-3] ^= 1
+    path.write_bytes(bytes(data[: len(data) // 2] if damage == "cut" else data))
+    with caplog.at_level(logging.WARNING):
+        again = get_moments(lm, [0], settings)[0]
+    assert len(passes) == 2
+    assert torch.equal(whole.matrix, again.matrix)
+    assert "broken" in caplog.text
+
+
+def test_no_partial_file_is_left(
+    tiny: Callable[..., LM], texts_file: str, cache_folder: Path
+) -> None:
+    get_moments(tiny("gpt2"), [0], MomentSettings(moments_text=texts_file))
+    assert [path.suffix for path in cache_folder.rglob("*") if path.is_file()] == [".safetensors"]
+    assert not list(cache_folder.rglob("*partial*"))
+
+
+def test_moments_may_be_given(tiny: Callable[..., LM], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    lm = tiny("gpt2")
+    f = lm.site(1).d_in
+    save_file({"mom2.1": torch.eye(f)}, tmp_path / "m.safetensors")
+    settings = MomentSettings(moments_file=str(tmp_path / "m.safetensors"))
+    assert torch.equal(get_moments(lm, [1], settings)[1].matrix, torch.eye(f))
+    with pytest.raises(DataError, match=r"mom2\.0"):
+        get_moments(lm, [0], settings)
+    save_file({"mom2.1": torch.eye(3)}, tmp_path / "m.safetensors")
+    with pytest.raises(EditError, match="shape"):
+        get_moments(lm, [1], settings)
+    (tmp_path / "m.safetensors").write_text("nonsense")
+    with pytest.raises(DataError, match="cannot read"):
+        get_moments(lm, [1], settings)
+
+
+def test_nan_keys_are_refused(tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny("gpt2")
+
+    def poisoned(*args: object, **kwargs: object):
+        inputs, outputs = capture(*args, **kwargs)  # type: ignore[arg-type]
+        return [x * float("nan") for x in inputs], outputs
+
+    monkeypatch.setattr(moments_module, "capture", poisoned)
+    with pytest.raises(EditError, match="NaN"):
+        count_moments(lm, CORPUS, [0], 64)
+
+
+def test_a_real_count_can_be_factored(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2")
+    moment = count_moments(lm, CORPUS, [1], 256, dtype=torch.float64)[1]
+    assert moment.tokens > lm.site(1).d_in
+    assert torch.isfinite(factor(moment.matrix, ridge=1e-3).lower).all()
+
+
+# ---------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "plain.json", "jsonl"])
+def test_texts_are_read_from_files(tiny: Callable[..., LM], tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"texts.{kind}"
+    path.write_text(
+        {
+            "txt": "one\n\ntwo\nlines\n\n\n\nthree",
+            "json": json.dumps([{"text": "one"}, {"text": "two\nlines"}, {"text": "three"}]),
+            "plain.json": json.dumps(["one", "two\nlines", "three", " "]),
+            "jsonl": '{"text": "one"}\n\n{"text": "two\\nlines"}\n"three"\n',
+        }[kind]
+    )
+    corpus = load_corpus(tiny("gpt2"), str(path), 10)
+    assert sorted(text.strip() for text in corpus.texts) == ["one", "three", "two\nlines"]
+    assert len(load_corpus(tiny("gpt2"), str(path), 2).texts) == 2
+
+
+def test_the_corpus_is_named_by_its_texts(tiny: Callable[..., LM], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["one", "two"]')
+    (tmp_path / "b.txt").write_text("one\n\ntwo")
+    (tmp_path / "c.txt").write_text("one\n\nthree")
+    ids = [load_corpus(tiny("gpt2"), str(tmp_path / n), 9).id for n in ("a.json", "b.txt", "c.txt")]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", '{"text": "x"}', "expected a list"),
+        ("a.json", '[{"body": "x"}]', "entry 0"),
+        ("a.jsonl", '{"text": "x"}\nnonsense', "line 2"),
+        ("a.txt", " \n\n ", "holds no text"),
+    ],
+)
+def test_broken_texts_are_refused(
+    tiny: Callable[..., LM], tmp_path: Path, name: str, body: str, said: str
+) -> None:
+    (tmp_path / name).write_text(body)
+    with pytest.raises(DataError, match=said):
+        load_corpus(tiny("gpt2"), str(tmp_path / name), 10)
+
+
+def test_a_missing_data_set_says_what_to_do(
+    tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def nothing(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", nothing)
+    with pytest.raises(DataError, match="moments_text=FILE"):
+        load_corpus(tiny("gpt2"), "auto", 10)
