@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,17 @@ from torch import Tensor, nn
 
 from errata.errors import ConfigError, ModelError
 from errata.forward import gather_logits, hooks
+from errata.scores import RowScore, score_logits
 from errata.spec import ModelSpec, Site, find_spec
-from errata.tokens import Batch, Row, bucket, encode_row, make_batch, positions_of
+from errata.tokens import (
+    Batch,
+    Row,
+    bucket,
+    encode_row,
+    make_batch,
+    positions_of,
+    share_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,20 +32,8 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = {"cpu": 2048, "cuda": 32768}
 
-
-@dataclass(frozen=True, slots=True)
-class RowScore:
-    """What the model says at the supervised positions of one row.
-
-    Attributes:
-        logprobs: Natural log-probability of each label.
-        argmax: Most probable token at each position.
-        ranks: Rank of each label, 0 for the most probable; ties go to the lower token id.
-    """
-
-    logprobs: tuple[float, ...]
-    argmax: tuple[int, ...]
-    ranks: tuple[int, ...]
+PASS_COST = {"cpu": 64, "cuda": 4096}
+"""What a forward pass costs by itself, in tokens: saving more padding than that pays for a pass."""
 
 
 class LM:
@@ -214,8 +210,9 @@ class LM:
         return make_batch(rows, index, self.pad_id, self.device)
 
     def batches(self, rows: Sequence[Row], max_tokens: int | None = None) -> Iterator[Batch]:
-        """Yield length-bucketed batches under the token budget."""
-        for index in bucket(rows, max_tokens or self.max_tokens):
+        """Yield length-bucketed batches under the token budget, with little padding."""
+        padding = PASS_COST.get(self.device.type, PASS_COST["cuda"])
+        for index in bucket(rows, max_tokens or self.max_tokens, max_padding=padding):
             yield self.batch(rows, index)
 
     # ------------------------------------------------------------------ forward passes
@@ -252,18 +249,29 @@ class LM:
         Returns:
             One score per row, in the order of `rows`, whatever the batching.
         """
+        owners = list(groups) if groups is not None else [0] * len(rows)
+        shared, hosts = share_rows(rows, owners)
+        guests: list[list[int]] = [[] for _ in shared]
+        for i, host in enumerate(hosts):
+            guests[host].append(i)
         scores: list[RowScore | None] = [None] * len(rows)
-        for batch in self.batches(rows, max_tokens):
+        for batch in self.batches(shared, max_tokens):
             if stack is not None:
-                stack.route([groups[i] if groups is not None else 0 for i in batch.index])
-            at = positions_of(rows, batch.index, self.device)
-            logits = self.logits(batch, at)
-            labels = torch.tensor(
-                [label for i in batch.index for label in rows[i].labels], device=self.device
+                stack.route([owners[guests[host][0]] for host in batch.index])
+            pairs = [(host, p) for host in batch.index for p in shared[host].positions]
+            line = {pair: at for at, pair in enumerate(pairs)}
+            logits = self.logits(batch, positions_of(shared, batch.index, self.device))
+            asked = [(host, i) for host in batch.index for i in guests[host]]
+            logprobs, argmax, ranks = score_logits(
+                logits,
+                torch.tensor([n for _, i in asked for n in rows[i].labels], device=self.device),
+                torch.tensor(
+                    [line[host, p] for host, i in asked for p in rows[i].positions],
+                    device=self.device,
+                ),
             )
-            logprobs, argmax, ranks = score_logits(logits, labels)
             start = 0
-            for i in batch.index:
+            for _, i in asked:
                 end = start + len(rows[i].labels)
                 scores[i] = RowScore(
                     tuple(logprobs[start:end]), tuple(argmax[start:end]), tuple(ranks[start:end])
@@ -361,19 +369,3 @@ class LM:
         )
         scale = full.float().abs().max().clamp(min=1.0)
         return bool(((full - short).float().abs().max() / scale) < tolerance)
-
-
-def score_logits(
-    logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"]
-) -> tuple[list[float], list[int], list[int]]:
-    """Return log-probability and rank of each label, and the most probable token.
-
-    Half-precision logits are scored in float32. Ties are broken by the lower token id, as argmax
-    does.
-    """
-    values = logits if logits.dtype == torch.float64 else logits.float()
-    own = values.gather(1, labels[:, None])
-    logprobs = (own - values.logsumexp(-1, keepdim=True))[:, 0]
-    ids = torch.arange(values.shape[1], device=values.device)
-    ahead = (values > own) | ((values == own) & (ids[None, :] < labels[:, None]))
-    return logprobs.tolist(), values.argmax(-1).tolist(), ahead.sum(-1).tolist()

@@ -189,7 +189,10 @@ def make_batch(
 
 
 def bucket(
-    rows: Sequence[Row], max_tokens: int, order: Iterable[int] | None = None
+    rows: Sequence[Row],
+    max_tokens: int,
+    order: Iterable[int] | None = None,
+    max_padding: int | None = None,
 ) -> Iterator[list[int]]:
     """Yield groups of row numbers of similar length whose padded size stays under `max_tokens`.
 
@@ -197,19 +200,50 @@ def bucket(
         rows: All rows.
         max_tokens: Budget of padded tokens per group; a single longer row makes its own group.
         order: Row numbers in the order wanted; default: by length, so padding stays small.
+        max_padding: Most padding in a group. For lengths that grow evenly the least work is done
+            if this is what a forward pass costs by itself, expressed in tokens.
     """
     numbers = sorted(range(len(rows)), key=lambda i: len(rows[i].ids)) if order is None else order
     group: list[int] = []
-    longest = 0
+    longest = real = 0
     for i in numbers:
-        longest_now = max(longest, len(rows[i].ids))
-        if group and longest_now * (len(group) + 1) > max_tokens:
+        length = len(rows[i].ids)
+        longest_now, real_now = max(longest, length), real + length
+        padded = longest_now * (len(group) + 1)
+        wasteful = max_padding is not None and padded - real_now > max_padding
+        if group and (padded > max_tokens or wasteful):
             yield group
-            group, longest_now = [], len(rows[i].ids)
+            group, longest_now, real_now = [], length, length
         group.append(i)
-        longest = longest_now
+        longest, real = longest_now, real_now
     if group:
         yield group
+
+
+def share_rows(rows: Sequence[Row], groups: Sequence[int]) -> tuple[list[Row], list[int]]:
+    """Join rows that hold the same tokens under the same patch, so that each is run once.
+
+    Two answers to one question are such rows whenever both have a single token.
+
+    Args:
+        rows: All rows.
+        groups: For each row, the number of its patch.
+
+    Returns:
+        The different rows, each with the positions of all that it stands for and without labels;
+        and for each given row the number of the one that stands for it.
+    """
+    number: dict[tuple[int, tuple[int, ...]], int] = {}
+    hosts = [
+        number.setdefault((g, row.ids), len(number)) for row, g in zip(rows, groups, strict=True)
+    ]
+    positions: list[set[int]] = [set() for _ in number]
+    for row, host in zip(rows, hosts, strict=True):
+        positions[host].update(row.positions)
+    return [
+        Row(ids, tuple(sorted(wanted)), (), len(ids))
+        for (_, ids), wanted in zip(number, positions, strict=True)
+    ], hosts
 
 
 def positions_of(

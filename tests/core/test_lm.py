@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.tiny_models import TINY, gpt2, llama, tiny_tokenizer
@@ -11,6 +13,7 @@ from errata.errors import ConfigError, ModelError
 from errata.forward import first, hooks, make_prefix, reuse_below, run_until, suffix_batch
 from errata.lm import LM, score_logits
 from errata.loading import weight_fingerprint
+from errata.scores import SCORED_AT_ONCE
 from errata.tokens import positions_of
 
 ARCHITECTURES = sorted(name for name in TINY if "-" not in name)
@@ -56,6 +59,26 @@ def test_padding_batch_size_and_order_change_nothing(tiny, name):
         for one, other in zip(alone, backwards, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=PADDING)
             assert (one.argmax, one.ranks) == (other.argmax, other.ranks)
+
+
+def test_rows_that_share_a_forward_pass_are_scored_as_if_alone(tiny):
+    lm = tiny("gpt2", "float64")
+    row = lm.row("The capital of France is", "Paris is Rome")
+    rows = [
+        row,
+        replace(row, labels=row.labels[::-1]),
+        lm.row("The capital of France is", "Paris is Berlin"),
+        replace(row, positions=row.positions * 2, labels=row.labels + row.labels[::-1]),
+        row,
+    ]
+    ran = []
+    with hooks(lm.model.register_forward_pre_hook(lambda m, a, k: ran.append(k), with_kwargs=True)):
+        scores = lm.score(rows)
+    assert sum(len(kwargs["input_ids"]) for kwargs in ran) == len({r.ids for r in rows})
+    for together, one in zip(scores, rows, strict=True):
+        alone = lm.score([one])[0]
+        assert together.logprobs == pytest.approx(alone.logprobs, abs=PADDING)
+        assert (together.argmax, together.ranks) == (alone.argmax, alone.ranks)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -140,6 +163,17 @@ def test_ranks_count_better_tokens_and_break_ties_by_id():
     assert argmax == [1, 0]
     assert ranks == [1, 2]
     assert logprobs[1] == pytest.approx(-torch.tensor(5.0).log().item())
+
+
+def test_scores_do_not_depend_on_how_many_positions_are_scored_together(monkeypatch):
+    logits = torch.randint(0, 5, (12, 40), generator=torch.Generator().manual_seed(0)).half()
+    labels, at = torch.arange(24) % 40, torch.arange(24) % 12
+    whole = score_logits(logits, labels, at)
+    monkeypatch.setitem(SCORED_AT_ONCE, "cpu", 1)
+    assert score_logits(logits, labels, at) == whole
+    order = [sorted(range(40), key=lambda i: (-logits[a, i], i)) for a in at]  # noqa: B023
+    assert whole[2] == [ids.index(n) for ids, n in zip(order, labels.tolist(), strict=True)]
+    assert whole[1] == [ids[0] for ids in order]
 
 
 def test_fingerprint_survives_the_dtype_and_notices_an_edit():

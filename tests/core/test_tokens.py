@@ -7,7 +7,16 @@ from tests.tiny_models import tiny_tokenizer
 
 from errata.edit import Case, Edit, Probe
 from errata.errors import DataError, EditError, ModelError
-from errata.tokens import Row, bucket, encode_row, find_subject, join, make_batch, positions_of
+from errata.tokens import (
+    Row,
+    bucket,
+    encode_row,
+    find_subject,
+    join,
+    make_batch,
+    positions_of,
+    share_rows,
+)
 
 TOKENIZER = tiny_tokenizer()
 WITH_BOS = tiny_tokenizer(bos=True)
@@ -95,3 +104,26 @@ def test_buckets_keep_the_budget_and_lose_nothing():
     assert sorted(i for group in groups for i in group) == list(range(7))
     for group in groups:
         assert len(group) == 1 or max(len(rows[i].ids) for i in group) * len(group) <= 16
+
+
+def test_buckets_keep_padding_below_a_limit():
+    rows = [Row(tuple(range(n)), (0,), (), n) for n in (2, 3, 40, 2, 41, 3, 90)]
+    groups = list(bucket(rows, 1000, max_padding=2))
+    assert [[len(rows[i].ids) for i in group] for group in groups] == [[2, 2, 3, 3], [40, 41], [90]]
+
+
+def test_rows_of_equal_tokens_under_one_patch_are_run_once():
+    rows = [
+        Row((5, 6), (1,), (7,), 2),
+        Row((5, 6), (1,), (8,), 2),
+        Row((5, 6), (0, 1), (6, 7), 1),
+        Row((5, 6, 7), (2,), (9,), 3),
+        Row((5, 6), (1,), (7,), 2),
+    ]
+    shared, hosts = share_rows(rows, [0, 0, 0, 0, 1])
+    assert hosts == [0, 0, 0, 1, 2]
+    assert [(row.ids, row.positions) for row in shared] == [
+        ((5, 6), (0, 1)),
+        ((5, 6, 7), (2,)),
+        ((5, 6), (1,)),
+    ]
