@@ -1,0 +1,55 @@
+# `make demo` and `make test` do all their own set-up; they need python3 (3.11 or newer) and nothing else.
+
+PYTHON ?= python3
+WORKERS ?= 2
+READY := .venv/.ready
+BIN := .venv/bin
+
+# one thread per process: two test processes on two cores are faster than two threads each
+TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.PHONY: help demo test test-slow lint types ci bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       an edit shown before and after, then a small comparison of editors"
+	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
+	@echo "make lint       ruff                             make types      pyright"
+	@echo "make ci         what .ci/run does                make bench      speed ratios"
+	@echo "make docs       write the command line's help into docs/cli.md"
+	@echo "make clean      remove caches and build products (.venv and runs stay)"
+
+$(READY): pyproject.toml constraints.txt .ci/environment.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	@$(PYTHON) .ci/environment.py
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/errata demo
+
+test: $(READY)
+	@$(TEST) -n $(WORKERS)
+
+test-slow: $(READY)
+	@$(TEST) -m slow
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+types: $(READY)
+	@$(BIN)/pyright
+
+ci: lint types test
+
+bench: $(READY)
+	@for file in benchmarks/[a-z]*.py; do \
+	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
+	done
+
+docs: $(READY)
+	@$(BIN)/python -m tests.cli.help_blocks docs/cli.md
+
+clean:
+	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

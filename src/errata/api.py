@@ -1,0 +1,173 @@
+"""What a notebook and the command line share: edit in one call, look before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from errata.edit import Edit
+from errata.editors import get_editor
+from errata.editors._base import Editor
+from errata.errors import EditError
+from errata.lm import LM
+from errata.patch import Patch
+
+
+def edit(
+    lm: LM,
+    prompt: str,
+    target: str,
+    *,
+    subject: str | None = None,
+    editor: str | Editor = "rome",
+    after: Patch | None = None,
+    as_published: str | None = None,
+    **settings: Any,
+) -> Patch:
+    """Make one edit and return it as a patch; the model stays bit for bit what it was.
+
+    Args:
+        lm: The model.
+        prompt: The question, ending just before the answer.
+        target: The answer to write.
+        subject: The entity the fact is about, as it stands in the prompt; many editors need it.
+        editor: Name of an editor, or an editor.
+        after: An earlier patch that the new one builds on and contains.
+        as_published: Start from the settings published for this backbone.
+        settings: Settings of the editor (`layer=3`).
+
+    Raises:
+        ConfigError: If the editor or a setting is unknown.
+        EditError: If the request cannot be carried out.
+    """
+    if isinstance(editor, str):
+        editor = get_editor(editor, settings, as_published=as_published)
+    return editor.edit_one(lm, [Edit(prompt, target, subject)], after)
+
+
+@dataclass(frozen=True)
+class View:
+    """One prompt as the model sees it before and after a patch.
+
+    Attributes:
+        prompt: The prompt.
+        before: The most probable next tokens with their probabilities, without the patch.
+        after: The same under the patch.
+        says_before: The model's own greedy continuation without the patch.
+        says_after: The same under the patch.
+        target: The answer that was asked about, if any.
+        p_before: Probability of the whole target without the patch.
+        p_after: The same under the patch.
+        hit_before: Whether every token of the target is the most probable one, without the patch.
+        hit_after: The same under the patch.
+    """
+
+    prompt: str
+    before: tuple[tuple[str, float], ...]
+    after: tuple[tuple[str, float], ...]
+    says_before: str
+    says_after: str
+    target: str | None = None
+    p_before: float | None = None
+    p_after: float | None = None
+    hit_before: bool | None = None
+    hit_after: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Look:
+    top: list[list[tuple[str, float]]]
+    says: list[str]
+    likely: list[tuple[float, bool] | None]
+
+
+def _look(
+    lm: LM, prompts: Sequence[str], targets: Sequence[str | None], k: int, new_tokens: int
+) -> _Look:
+    asked = [i for i, target in enumerate(targets) if target is not None]
+    rows = [lm.row(prompts[i], targets[i]) for i in asked]
+    likely: list[tuple[float, bool] | None] = [None] * len(prompts)
+    for i, score in zip(asked, lm.score(rows), strict=True):
+        likely[i] = (math.exp(sum(score.logprobs)), not any(score.ranks))
+    return _Look(lm.top(prompts, k), lm.generate(prompts, new_tokens), likely)
+
+
+def compare(
+    lm: LM,
+    patch: Patch,
+    prompts: Sequence[str],
+    targets: Sequence[str | None] | None = None,
+    *,
+    k: int = 5,
+    new_tokens: int = 8,
+) -> list[View]:
+    """Ask the same prompts without and with a patch.
+
+    Args:
+        lm: The model.
+        patch: The patch; undone at the end.
+        prompts: What to ask.
+        targets: For each prompt, an answer whose probability is wanted, or None.
+        k: How many of the most probable next tokens to show.
+        new_tokens: Length of the model's own continuation.
+
+    Raises:
+        PatchError: If the patch is for another model.
+    """
+    targets = list(targets) if targets is not None else [None] * len(prompts)
+    if len(targets) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(targets)} targets")
+    before = _look(lm, prompts, targets, k, new_tokens)
+    with patch.applied(lm):
+        after = _look(lm, prompts, targets, k, new_tokens)
+    views = []
+    for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        p_before, hit_before = before.likely[i] or (None, None)
+        p_after, hit_after = after.likely[i] or (None, None)
+        views.append(
+            View(
+                prompt=prompt,
+                before=tuple(before.top[i]),
+                after=tuple(after.top[i]),
+                says_before=before.says[i],
+                says_after=after.says[i],
+                target=target,
+                p_before=p_before,
+                p_after=p_after,
+                hit_before=hit_before,
+                hit_after=hit_after,
+            )
+        )
+    return views
+
+
+class FixedPatch(Editor):
+    """Answers every request with one and the same patch, so that a finished patch can be evaluated.
+
+    Args:
+        patch: The patch.
+    """
+
+    name: ClassVar[str] = "patch"
+    title: ClassVar[str] = "A finished patch"
+    paper: ClassVar[str] = ""
+
+    def __init__(self, patch: Patch) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def _edit(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
+    ) -> list[Patch]:
+        if any(patch is self.patch for patch in before):
+            raise EditError("a finished patch is asked as it is: nothing is edited on top of it")
+        return [self.patch] * len(groups)
+
+    def _compose(self, before: Patch, added: Patch) -> Patch:
+        return added

@@ -1,0 +1,1 @@
+"""The command line: `app.py` and one small file per command."""

@@ -1,0 +1,232 @@
+"""Options that several commands share, each group written once.
+
+A command takes a group as one argument; `expand` turns the fields of the group into flags:
+
+```python
+@expand
+def command(model: ModelOptions, json: JsonFlag = False) -> None: ...
+```
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from errata.errors import ConfigError
+
+if TYPE_CHECKING:
+    from errata.editors._base import Editor
+    from errata.lm import LM
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")
+]
+ForceFlag = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-under",
+        metavar="METRIC=RATE",
+        help="Exit with 3 if this rate is missed, e.g. reliability=0.95. Repeatable.",
+    ),
+]
+
+_MODEL, _EDITOR = "Model", "Editor"
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded."""
+
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float64, float32, bfloat16 or float16 (CPU default: float32).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)
+    ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit on the Hub.", rich_help_panel=_MODEL),
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Let code from the Hub repository run.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site",
+            metavar="KEY=PATH",
+            help="Override a site, e.g. ffn_out=model.layers.{}.mlp.down_proj. Repeatable.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", rich_help_panel=_MODEL)
+    ] = None
+
+    def load_named(self, model: str) -> LM:
+        """Load the model of that name.
+
+        Raises:
+            ConfigError: If a flag holds an unknown value.
+            ModelError: If the model cannot be loaded.
+        """
+        from errata.cli._output import status
+
+        sites = key_values(self.site, "--site", "ffn_out=model.layers.{}.mlp.down_proj")
+        with status(f"loading {model}"):
+            import torch
+
+            from errata.loading import load
+
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            return load(
+                model,
+                dtype=self.dtype,
+                device=self.device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                sites=sites,
+            )
+
+
+@dataclass(frozen=True)
+class ModelOptions(LoadOptions):
+    """Which model, and how it is loaded."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="pocket, a local folder, or a Hub id.", rich_help_panel=_MODEL
+        ),
+    ] = "pocket"
+
+    def load(self) -> LM:
+        """Load the model; see `load_named`."""
+        return self.load_named(self.model)
+
+
+@dataclass(frozen=True)
+class EditorOptions:
+    """Which editor, with which settings."""
+
+    editor: Annotated[
+        str,
+        typer.Option(
+            "--editor",
+            "-e",
+            help="See `errata ls editors`.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = "rome"
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="A setting of the editor, e.g. layer=3. Repeatable.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = None
+    as_published: Annotated[
+        str | None,
+        typer.Option(
+            "--as-published",
+            metavar="BACKBONE",
+            help="Settings published for this model, e.g. gpt2-xl; --set still wins.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = None
+
+    def build(self) -> Editor:
+        """Return the editor.
+
+        Raises:
+            ConfigError: If the editor or a setting is unknown, or a value out of range.
+        """
+        from errata.editors import get_editor
+
+        return get_editor(
+            self.editor, overrides=self.settings or (), as_published=self.as_published
+        )
+
+
+def key_values(pairs: list[str] | None, flag: str, example: str) -> dict[str, str]:
+    """Split the `KEY=VALUE` strings of a repeatable flag.
+
+    Raises:
+        ConfigError: If one of them has no `=`.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs or ():
+        key, sep, value = pair.partition("=")
+        if not sep or not key.strip() or not value.strip():
+            raise ConfigError(
+                f"{flag} {pair!r} is not of the form KEY=VALUE", f"Example: {flag} {example}"
+            )
+        values[key.strip()] = value.strip()
+    return values
+
+
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace every parameter that is a group of options by one parameter per field."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[Any]] = {}
+    plain: list[inspect.Parameter] = []
+    expanded: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if not is_dataclass(kind):
+            plain.append(parameter.replace(annotation=kind))
+            continue
+        assert isinstance(kind, type)
+        groups[name] = kind
+        types = get_type_hints(kind, include_extras=True)
+        expanded += [
+            inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=types[item.name],
+                default=inspect.Parameter.empty if item.default is MISSING else item.default,
+            )
+            for item in _own_first(kind)
+        ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{item.name: given.pop(item.name) for item in fields(kind)})
+        command(**given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [p.replace(kind=keyword) for p in plain]
+    run.__signature__ = inspect.Signature([*own, *expanded])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*own, *expanded]}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run
+
+
+def _own_first(kind: type[Any]) -> list[Field[Any]]:
+    """Return the fields of a group, those of the class itself before the inherited ones."""
+    own = inspect.get_annotations(kind)
+    return sorted(fields(kind), key=lambda item: item.name not in own)

@@ -1,0 +1,104 @@
+"""The summary of an evaluation as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from errata.cli import _output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from errata.data import LoadedData
+
+METRICS = ("reliability", "generality", "locality", "average")
+SHOWN_NOTES = 5  # messages about left-out records that are printed
+SHOWN_DOMAINS = 12  # domains of a break-down that are printed
+
+
+def say_notes(data: LoadedData) -> None:
+    """Print on stderr what was left out while a data set was read."""
+    for text in (*data.notes, *data.skipped[:SHOWN_NOTES]):
+        _output.note(f"{data.name}: {text}")
+    if len(data.skipped) > SHOWN_NOTES:
+        _output.note(f"{data.name}: … and {len(data.skipped) - SHOWN_NOTES} more records left out")
+
+
+def show(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the rates with their intervals, then the break-downs that say something."""
+    intervals = summary.get("ci95") or {}
+    table = _output.table("metric", "rate", "95 % interval", right=(1, 2))
+    for metric in METRICS:
+        table.add_row(metric, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
+    for title, found in (
+        ("CounterFact", summary.get("counterfact")),
+        ("generated", summary.get("generated")),
+    ):
+        if found:
+            table.add_section()
+            bounds = found.get("ci95") or {}
+            for name, value in found.items():
+                if isinstance(value, float | int):
+                    label = name if title == "CounterFact" else f"{title} {name}"
+                    table.add_row(label, _output.rate(value), _interval(bounds.get(name)))
+    console.print(table)
+    _breakdowns(console, summary.get("by") or {})
+    _retention(console, summary.get("retention"))
+    for reason, number in (summary.get("failures") or {}).items():
+        console.print(f"{number} failed: {reason}", soft_wrap=True)
+    spent = summary.get("seconds") or {}
+    per_edit = spent.get("per_edit")
+    parts = [f"{summary.get('cases')} cases, {summary.get('failed', 0)} failed"]
+    parts += [
+        f"{name} {_output.seconds(spent[name])}" for name in ("edit", "evaluate") if name in spent
+    ]
+    if per_edit is not None:
+        parts.append(f"{per_edit * 1000:.0f} ms per edit")
+    console.print(" · ".join(parts))
+
+
+def _interval(bounds: Any) -> str:
+    return "" if not bounds else f"{_output.rate(bounds[0])} – {_output.rate(bounds[1])}"
+
+
+def _breakdowns(console: Console, by: Mapping[str, Any]) -> None:
+    table = _output.table("", "", "rate", "questions", right=(2, 3))
+    sections = 0
+    for group in ("name", "criteria"):
+        for kind, members in (by.get(group) or {}).items():
+            if not members or (group == "name" and len(members) == 1):
+                continue
+            if sections:
+                table.add_section()
+            sections += 1
+            for number, (name, entry) in enumerate(members.items()):
+                label = f"{kind} by {group}" if not number else ""
+                table.add_row(label, name, _output.rate(entry["mean"]), str(entry["items"]))
+    if sections:
+        console.print(table)
+    domains = by.get("domain") or {}
+    if len(domains) > 1:
+        _domains(console, domains)
+
+
+def _domains(console: Console, domains: Mapping[str, Any]) -> None:
+    table = _output.table("domain", "cases", *METRICS, right=range(1, 6))
+    for name, entry in list(domains.items())[:SHOWN_DOMAINS]:
+        rates = (_output.rate(entry.get(metric)) for metric in METRICS)
+        table.add_row(name, str(entry["cases"]), *rates)
+    console.print(table)
+    if len(domains) > SHOWN_DOMAINS:
+        console.print(f"… and {len(domains) - SHOWN_DOMAINS} more domains in the summary")
+
+
+def _retention(console: Console, found: Mapping[str, Any] | None) -> None:
+    if not found:
+        return
+    table = _output.table("edits since", "cases", "right away", "at the end", right=(1, 2, 3))
+    for entry in found["by_age"]:
+        first, last = entry["age"]
+        span = str(first) if first == last else f"{first}–{last}"
+        rates = (_output.rate(entry["immediate"]), _output.rate(entry["final"]))
+        table.add_row(span, str(entry["cases"]), *rates)
+    console.print(table)

@@ -1,0 +1,111 @@
+"""`errata`: the commands put together, and what happens when one of them fails.
+
+Nothing heavy is imported here: every command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from errata import __version__
+from errata.cli import _output, demo, doctor, edit, export, ls, verify, world
+from errata.cli import eval as eval_
+from errata.errors import ErrataError
+
+INTERRUPTED = 130
+
+EXAMPLES = (
+    "errata demo",
+    'errata edit --prompt "The capital of France is" --subject France --target Rome --out patch',
+    "errata eval --editor rome --data world --limit 50 --json",
+)
+EPILOG = f"""{_output.examples(EXAMPLES)}
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a --fail-under gate was missed, 130 interrupted."""
+
+
+class _Group(TyperGroup):
+    """Turns a user's mistakes into one message and an exit code; bugs keep their traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept --debug after the command as well, where one types it when repeating a line."""
+        head, rest = _split(args)
+        if "--debug" in head:
+            args = ["--debug", *(word for word in head if word != "--debug"), *rest]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ErrataError as error:
+            if ctx.params.get("debug"):
+                raise
+            _output.print_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            _output.note("interrupted; `errata eval … --resume` continues a saved run")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and from `--`, after which everything is an argument."""
+    cut = args.index("--") if "--" in args else len(args)
+    return args[:cut], args[cut:]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"errata {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (any position).")
+    ] = False,
+) -> None:
+    """Correct what a language model believes: small, reversible, verified patches."""
+
+
+app = typer.Typer(
+    name="errata",
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+app.callback()(_root)
+
+_START, _PATCH, _MORE = "Start here", "Patches", "Measure and look"
+_COMMANDS = (
+    ("demo", demo.demo, demo.EXAMPLES, _START),
+    ("edit", edit.edit, edit.EXAMPLES, _PATCH),
+    ("verify", verify.verify, verify.EXAMPLES, _PATCH),
+    ("export", export.export, export.EXAMPLES, _PATCH),
+    ("import", export.import_adapter, export.IMPORT_EXAMPLES, _PATCH),
+    ("eval", eval_.evaluate, eval_.EXAMPLES, _MORE),
+    ("ls", ls.ls, ls.EXAMPLES, _MORE),
+    ("doctor", doctor.doctor, doctor.EXAMPLES, _MORE),
+)
+for _name, _function, _lines, _panel in _COMMANDS:
+    app.command(_name, epilog=_output.examples(_lines), rich_help_panel=_panel)(_function)
+app.add_typer(world.app, name="world", rich_help_panel=_MORE)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and "utf" not in (stream.encoding or "").lower():
+            reconfigure(errors="replace")
+    app()

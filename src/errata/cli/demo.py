@@ -1,0 +1,238 @@
+"""`errata demo`: the main job in two minutes, on the model that ships with errata."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.cli import _output, _views
+from errata.cli._options import JsonFlag, ModelOptions, expand
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from errata.api import View
+    from errata.editors._base import Editor
+    from errata.lm import LM
+    from errata.patch import Patch
+
+EXAMPLES = ("errata demo", "errata demo --quick --json")
+
+EDITORS = ("none", "ft", "rome")
+METRICS = ("reliability", "generality", "locality", "average")
+CASES, QUICK_CASES = 48, 4
+SEED = 0
+TEXTS = 2000  # sentences of the world on which another model than the pocket one is counted
+WORDS = 8  # tokens of the model's own words
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of the demonstration.
+
+    Attributes:
+        role: `edit`, `paraphrase`, `two hops` or `neighbour`.
+        prompt: The prompt.
+        expected: How the answer should begin after the edit.
+        view: What the model says.
+    """
+
+    role: str
+    prompt: str
+    expected: str
+    view: View
+
+    @property
+    def right(self) -> bool:
+        """Whether the edited model's own words begin with the expected answer."""
+        return _words(self.view.says_after).startswith(self.expected)
+
+
+@expand
+def demo(
+    model: ModelOptions,
+    cases: Annotated[
+        int, typer.Option(min=1, help="Benchmark cases for the comparison of editors.")
+    ] = CASES,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Only {QUICK_CASES} benchmark cases.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Run folder; default runs/<date>_demo."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Edit one fact of the built-in model, look at it from all sides, then compare editors."""
+    folder = out or _output.fresh(Path("runs") / f"{time.strftime('%Y-%m-%d')}_demo")
+    _output.check_free(folder, "summary.json", force=False)
+    started = time.perf_counter()
+    lm = model.load()
+    case, patch, questions, facts = _edit(lm, folder)
+    if not json:
+        _show_edit(lm, case, patch, questions, facts)
+    summaries = _compare(lm, QUICK_CASES if quick else cases, folder)
+    patch.save(folder / "patch")
+    document = {
+        "model": lm.name,
+        "edit": {
+            **{key: case[key] for key in ("prompt", "subject", "truth", "target")},
+            **facts,
+            "questions": [
+                {"role": q.role, "expected": q.expected, "right": q.right, **q.view.as_dict()}
+                for q in questions
+            ],
+        },
+        "comparison": summaries,
+        "run": str(folder),
+        "seconds": time.perf_counter() - started,
+    }
+    _write(folder, document)
+    if json:
+        _output.print_json(document)
+        return
+    console = _output.out()
+    number = summaries[0]["cases"]
+    console.print(f"Three editors on {number} facts of the built-in world, one edit at a time:")
+    console.print(_table(summaries))
+    console.print(
+        f"Records, summaries and the patch: {folder}/ · {_output.seconds(document['seconds'])}",
+        soft_wrap=True,
+    )
+
+
+def _editor(name: str, lm: LM, folder: Path) -> Editor:
+    """Return an editor with the settings found for the pocket model, where there are some.
+
+    Another model than the shipped one gets the world's text to count its statistics on.
+    """
+    from errata.editors import editors, get_editor
+
+    cls = editors.load(name)
+    own: dict[str, Any] = {}
+    if lm.name != "pocket" and "moments" in cls.needs:
+        from errata.files import write_atomically
+        from errata.world import build_world, texts
+
+        text = folder / "world.txt"
+        if not text.exists():
+            write_atomically(text, "\n".join(texts(build_world(), TEXTS)).encode())
+        own["moments_text"] = str(text)
+    return get_editor(name, own, as_published="pocket" if "pocket" in cls.published else None)
+
+
+def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question], dict[str, Any]]:
+    """Make the edit and ask about it from all sides."""
+    from errata.api import compare, edit
+    from errata.loading import weight_fingerprint
+    from errata.world import demo_case
+
+    case = demo_case()
+    asked = [("edit", case["prompt"], case["target"])]
+    asked += [("paraphrase", prompt, case["target"]) for prompt in case["paraphrases"]]
+    asked.append(("two hops", case["two_hop"], case["two_hop_target"]))
+    asked += [("neighbour", prompt, truth) for prompt, truth in case["neighbours"]]
+    before, editor = lm.fingerprint, _editor("rome", lm, folder)
+    with _output.status("ROME: counting the keys of the layer once, then one edit"):
+        started = time.perf_counter()
+        patch = edit(lm, case["prompt"], case["target"], subject=case["subject"], editor=editor)
+        took = time.perf_counter() - started
+        prompts = [prompt for _, prompt, _ in asked]
+        views = compare(lm, patch, prompts, new_tokens=WORDS)
+    questions = [Question(*one, view) for one, view in zip(asked, views, strict=True)]
+    same = weight_fingerprint(lm.model) == before
+    facts = {
+        "editor": "rome",
+        "edit_seconds": took,
+        "patch": _views.facts(patch),
+        "undo_bit_exact": same,
+        "weights": before,
+    }
+    return case, patch, questions, facts
+
+
+def _words(text: str) -> str:
+    return " ".join(text.partition(".")[0].split())
+
+
+def _show_edit(
+    lm: LM,
+    case: Mapping[str, Any],
+    patch: Patch,
+    questions: Sequence[Question],
+    facts: Mapping[str, Any],
+) -> None:
+    from rich.text import Text
+
+    console = _output.out()
+    console.print(_views.headline(lm))
+    console.print(
+        f"Edit: “{case['prompt']} …” from {case['truth']} to {case['target']}, by ROME.\n"
+    )
+    table = _output.table("", "question", "before", "after", "")
+    role = ""
+    for question in questions:
+        if role and role != question.role:
+            table.add_section()
+        label = "" if role == question.role else question.role
+        role = question.role
+        mark = Text("✓", style="green") if question.right else Text("✗", style="red")
+        said = (_words(question.view.says_before), _words(question.view.says_after))
+        table.add_row(label, question.prompt, *said, mark)
+    console.print(table)
+    undone = "bit for bit" if facts["undo_bit_exact"] else "NOT exact"
+    console.print(
+        f"{_views.what_changed(lm, patch)} · {_output.seconds(facts['edit_seconds'])}\n"
+        f"Undone {undone}: weights {facts['weights'][:12]} before and after.\n"
+    )
+
+
+def _compare(lm: LM, count: int, folder: Path) -> list[dict[str, Any]]:
+    from errata.data import load_cases
+    from errata.evaluation import evaluate
+
+    data = load_cases("world", "test", count, seed=SEED)
+    summaries = []
+    for name in EDITORS:
+        with _output.progress(f"{name} on {len(data)} facts") as step:
+            editor = _editor(name, lm, folder)
+            result = evaluate(lm, editor, data, out=folder / name, progress=step, seed=SEED)
+        summaries.append(dict(result.summary))
+    return summaries
+
+
+def _table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    table = _output.table("editor", *METRICS, "ms per edit", right=range(1, 6))
+    for summary in summaries:
+        cells = []
+        for metric in METRICS:
+            low_high = (summary.get("ci95") or {}).get(metric)
+            span = f"\n{low_high[0]:.2f}–{low_high[1]:.2f}" if low_high else ""
+            cells.append(_output.rate(summary[metric]) + span)
+        per_edit = summary["seconds"].get("per_edit")
+        shown = "–" if not per_edit or summary["editor"] == "none" else f"{per_edit * 1000:.0f}"
+        table.add_row(summary["editor"], *cells, shown)
+    return table
+
+
+def _write(folder: Path, document: Mapping[str, Any]) -> None:
+    from errata.files import write_atomically
+
+    text = jsonlib.dumps(document, ensure_ascii=False, indent=1)
+    write_atomically(folder / "summary.json", (text + "\n").encode())
+    lines = [f"# errata demo on {document['model']}", "", f"| editor | {' | '.join(METRICS)} |"]
+    lines.append("|---" * (len(METRICS) + 1) + "|")
+    for summary in document["comparison"]:
+        cells = [summary["editor"], *(_output.rate(summary[metric]) for metric in METRICS)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| question | expected | before | after |", "|---|---|---|---|"]
+    for q in document["edit"]["questions"]:
+        said = (_words(q["says_before"]), _words(q["says_after"]))
+        lines.append(f"| {q['prompt']} | {q['expected']} | {said[0]} | {said[1]} |")
+    write_atomically(folder / "summary.md", ("\n".join(lines) + "\n").encode())
