@@ -1,0 +1,111 @@
+"""Rates and their confidence intervals from one table of sums and counts per record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+LEVEL = 95.0
+"""Percent covered by an interval."""
+
+_BLOCK = 64  # resamples computed together: bounds memory at 64 x records
+
+
+@dataclass(frozen=True)
+class Table:
+    """Per record and column, the sum of the scores and their number.
+
+    Attributes:
+        columns: (metric, sub-metric) of each column.
+        sums: `[records, columns]`.
+        counts: `[records, columns]`.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+    sums: Float[np.ndarray, "R C"]
+    counts: Float[np.ndarray, "R C"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> Table:
+        """Build the table from the scores of each record."""
+        columns = tuple(sorted({column for row in rows for column in row}))
+        sums = np.zeros((len(rows), len(columns)))
+        counts = np.zeros((len(rows), len(columns)))
+        for r, row in enumerate(rows):
+            for c, column in enumerate(columns):
+                scores = row.get(column, ())
+                sums[r, c] = math.fsum(scores)
+                counts[r, c] = len(scores)
+        return cls(columns, sums, counts)
+
+    def rates(self) -> dict[str, float]:
+        """Return every metric: mean over the items of each sub-metric, then over sub-metrics."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = self.sums.sum(0) / self.counts.sum(0)
+        return {metric: float(value[0]) for metric, value in self._metrics(means[None, :])}
+
+    def resampled(self, times: int, seed: int) -> dict[str, Float[np.ndarray, " times"]]:
+        """Return every metric of `times` resamples of the records, drawn with replacement."""
+        rng = np.random.default_rng(seed)
+        n = len(self.sums)
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, times, _BLOCK):
+            weights = np.stack([_draw(rng, n) for _ in range(min(_BLOCK, times - start))])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means = (weights @ self.sums) / (weights @ self.counts)
+            for metric, values in self._metrics(means):
+                parts.setdefault(metric, []).append(values)
+        return {metric: np.concatenate(values) for metric, values in parts.items()}
+
+    def _metrics(
+        self, means: Float[np.ndarray, "B C"]
+    ) -> Iterator[tuple[str, Float[np.ndarray, " B"]]]:
+        found: dict[str, np.ndarray] = {}
+        for metric in dict.fromkeys(metric for metric, _ in self.columns):
+            own = means[:, [c for c, (m, _) in enumerate(self.columns) if m == metric]]
+            found[metric] = _row_means(own)
+        yield from found.items()
+        main = [found[m] for m in ("reliability", "generality", "locality") if m in found]
+        if main:
+            yield "average", _row_means(np.stack(main, 1))
+        if "generality" in found and "locality" in found:
+            yield "f1", _harmonic(np.stack([found["generality"], found["locality"]], 1))
+        for prefix in ("", "before."):
+            names = [prefix + name for name in ("ES", "PS", "NS")]
+            if all(name in found for name in names):
+                yield f"{prefix}S", _harmonic(np.stack([found[name] for name in names], 1))
+
+
+def intervals(table: Table, times: int, seed: int) -> dict[str, list[float]]:
+    """Return the 95 % percentile interval of every metric, over resamples that have items."""
+    if not times or not len(table.sums):
+        return {}
+    tail = (100.0 - LEVEL) / 2
+    found = {}
+    for metric, values in table.resampled(times, seed).items():
+        values = values[~np.isnan(values)]
+        if len(values):
+            low, high = np.percentile(values, [tail, 100.0 - tail])
+            found[metric] = [float(low), float(high)]
+    return found
+
+
+def _draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, " n"]:
+    return np.bincount(rng.integers(0, n, n), minlength=n)
+
+
+def _row_means(values: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
+    """Mean over the columns that are there; NaN where none is."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0.0).sum(1) / there.sum(1)
+
+
+def _harmonic(values: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
+    """Harmonic mean over columns; 0 where one of them is 0."""
+    with np.errstate(divide="ignore"):
+        return values.shape[1] / (1.0 / values).sum(1)

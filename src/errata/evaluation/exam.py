@@ -1,0 +1,271 @@
+"""Asking the questions of cases under their patches, hops included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from errata.edit import Edit
+from errata.errors import EditError, ErrataError, ModelError
+from errata.evaluation.before import Before
+from errata.evaluation.editing import edit_groups
+from errata.evaluation.metrics import answers_with, hits, margin, mean, mean_nll, prefers
+from errata.evaluation.questions import Question
+from errata.evaluation.regimes import chunks
+from errata.evaluation.scoring import Scorer
+from errata.patch import Patch
+
+if TYPE_CHECKING:
+    from errata.editors._base import Editor
+    from errata.lm import RowScore
+    from errata.tokens import Row
+
+SHOWN_TOKENS = 32
+"""Longest answer whose predicted tokens are written into records."""
+
+SPARE_TOKENS = 4
+"""Tokens generated beyond the longest accepted answer, for another spelling of it."""
+
+Clock = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass
+class _Asked:
+    """One question, the patch it is asked under, and what became of its hops."""
+
+    case: str
+    number: int
+    question: Question
+    patch: Patch | None
+    edited: int = 0
+    known: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+class Examiner:
+    """Asks questions as the protocol says.
+
+    Args:
+        scorer: Scores rows under patches.
+        editor: Editor the hops that the edited model does not know.
+        before: The unedited model's answers.
+        known_k: A hop is known if all its target tokens are among this many most probable ones.
+        clock: Measures named parts of the work.
+        generate: Also compare generated answers.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        editor: Editor,
+        before: Mapping[tuple[str, int], Before],
+        *,
+        known_k: int,
+        clock: Clock,
+        generate: bool = False,
+    ) -> None:
+        self.scorer = scorer
+        self.editor = editor
+        self.before = before
+        self.known_k = known_k
+        self.clock = clock
+        self.generate = generate
+
+    def examine(
+        self, items: Sequence[tuple[str, Sequence[Question], Patch | None]]
+    ) -> list[list[dict[str, Any]]]:
+        """Return one entry per question of each (case id, questions, patch), in order."""
+        asked = [
+            _Asked(case, number, question, patch)
+            for case, questions, patch in items
+            for number, question in enumerate(questions)
+        ]
+        self._edit_hops(asked)
+        with self.clock("evaluate"):
+            entries = self._score(asked)
+            if self.generate:
+                self._generate(asked, entries)
+        each = iter(entries)
+        return [[next(each) for _ in questions] for _, questions, _ in items]
+
+    def first_answers(
+        self, items: Sequence[tuple[Sequence[Question], Patch | None]]
+    ) -> list[list[float]]:
+        """Return only the reliability of each request of each (questions, patch)."""
+        pairs = [
+            (i, question, patch)
+            for i, (questions, patch) in enumerate(items)
+            for question in questions
+            if question.kind == "reliability"
+        ]
+        with self.clock("evaluate"):
+            scores = self.scorer.score([q.row for _, q, _ in pairs], [p for _, _, p in pairs])
+        found: list[list[float]] = [[] for _ in items]
+        for (i, question, _), score in zip(pairs, scores, strict=True):
+            found[i].append(mean(hits(score.ranks, score.logprobs, question.k)) or 0.0)
+        return found
+
+    # ------------------------------------------------------------------ hops
+
+    def _edit_hops(self, asked: Sequence[_Asked]) -> None:
+        """Edit unknown hops level by level; every question keeps its own patch."""
+        level = 0
+        while open_now := [one for one in asked if len(one.question.hops) > level]:
+            self._edit_level([(one, one.question.hops[level]) for one in open_now])
+            level += 1
+
+    def _edit_level(self, pairs: Sequence[tuple[_Asked, Edit]]) -> None:
+        """Probe one hop per question, edit unknown ones; equal hops under one patch run once."""
+        same: dict[tuple[int, Edit], list[_Asked]] = {}
+        for one, hop in pairs:
+            same.setdefault((id(one.patch), hop), []).append(one)
+        rows: list[Row] = []
+        probed: list[tuple[Edit, list[_Asked]]] = []
+        for (_, hop), ones in same.items():
+            try:
+                rows.append(self.scorer.lm.row(hop.prompt, hop.target))
+            except (EditError, ModelError) as error:
+                for one in ones:
+                    one.failures.append(error.message)
+            else:
+                probed.append((hop, ones))
+        with self.clock("evaluate"):
+            scores = self.scorer.score(rows, [ones[0].patch for _, ones in probed])
+        unknown = []
+        for (hop, ones), score in zip(probed, scores, strict=True):
+            if not all(hits(score.ranks, score.logprobs, self.known_k)):
+                unknown.append((hop, ones))
+                continue
+            for one in ones:
+                one.known += 1
+        with self.clock("hops"):
+            for part in chunks(unknown, self.scorer.stack_size):
+                outcomes = edit_groups(
+                    self.editor,
+                    self.scorer.lm,
+                    [[hop] for hop, _ in part],
+                    [ones[0].patch for _, ones in part],
+                )
+                for (_, ones), outcome in zip(part, outcomes, strict=True):
+                    for one in ones:
+                        if isinstance(outcome, ErrataError):
+                            one.failures.append(outcome.message)
+                        else:
+                            one.patch = outcome
+                            one.edited += 1
+
+    # ------------------------------------------------------------------ scores
+
+    def _score(self, asked: Sequence[_Asked]) -> list[dict[str, Any]]:
+        rows: list[Row] = []
+        patches: list[Patch | None] = []
+        for one in asked:
+            rows.append(self._supervised(one))
+            if one.question.foil is not None:
+                rows.append(one.question.foil)
+            patches += [one.patch] * (len(rows) - len(patches))
+        scores = iter(self.scorer.score(rows, patches))
+        entries = []
+        for one in asked:
+            score = next(scores)
+            foil = next(scores) if one.question.foil is not None else None
+            entries.append(self._entry(one, score, foil))
+        return entries
+
+    def _supervised(self, one: _Asked) -> Row:
+        """Return the row to score; for locality its labels are the model's own pre-edit tokens.
+
+        Where the answer's probability is wanted as well, the positions are asked twice in one row.
+        """
+        row = one.question.row
+        if one.question.kind != "locality":
+            return row
+        own = self.before[one.case, one.number].argmax
+        if one.question.foil is None:
+            return replace(row, labels=own)
+        return replace(row, positions=row.positions * 2, labels=own + row.labels)
+
+    def _entry(self, one: _Asked, score: RowScore, foil: RowScore | None) -> dict[str, Any]:
+        question = one.question
+        n = len(question.row.labels)
+        hit = hits(score.ranks[:n], score.logprobs[:n], question.k)
+        top1 = hits(score.ranks[:n], score.logprobs[:n], 1)
+        broken = any(map(math.isnan, score.logprobs))
+        entry: dict[str, Any] = {
+            "kind": question.kind,
+            "name": question.name,
+            "prompt": question.prompt,
+            "target": question.target,
+            "k": question.k,
+            "score": mean(hit),
+            "hits": hit,
+            "top1": mean(top1),
+        }
+        if question.criteria:
+            entry["criteria"] = list(question.criteria)
+        if question.kind == "locality":
+            gold = [
+                int(said == label and not broken)
+                for said, label in zip(score.argmax[:n], question.row.labels, strict=True)
+            ]
+            entry["gold"] = mean(gold)
+        if n <= SHOWN_TOKENS:
+            entry["argmax"] = list(score.argmax[:n])
+            entry["predicted"] = self.scorer.lm.tokenizer.decode(list(score.argmax[:n]))
+        if question.hops:
+            entry["hops"] = {
+                "asked": len(question.hops),
+                "known": one.known,
+                "edited": one.edited,
+                "failed": one.failures,
+            }
+        if foil is not None:
+            entry |= self._comparison(one, score, foil)
+        return entry
+
+    def _comparison(self, one: _Asked, score: RowScore, foil: RowScore) -> dict[str, Any]:
+        """Compare the answer with its competitor, after and before the edit."""
+        n = len(one.question.row.labels)
+        nll, foil_nll = mean_nll(score.logprobs[-n:]), mean_nll(foil.logprobs)
+        before = self.before[one.case, one.number]
+        return {
+            "nll": nll,
+            "foil_nll": foil_nll,
+            "prefers": prefers(nll, foil_nll),
+            "margin": margin(nll, foil_nll),
+            "greedy": int(all(hits(score.ranks[-n:], score.logprobs[-n:], 1))),
+            "before": {
+                "nll": before.nll,
+                "foil_nll": before.foil_nll,
+                "prefers": prefers(before.nll, before.foil_nll),
+                "margin": margin(before.nll, before.foil_nll),
+                "greedy": int(before.argmax == one.question.row.labels),
+            },
+        }
+
+    # ------------------------------------------------------------------ generated answers
+
+    def _generate(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
+        """Add the generated continuation and whether it begins with an accepted answer."""
+        spoken = [i for i, one in enumerate(asked) if one.question.answers]
+        texts = self.scorer.generate(
+            [asked[i].question.prompt for i in spoken],
+            [self._limit(asked[i].question) for i in spoken],
+            [asked[i].patch for i in spoken],
+        )
+        for i, text in zip(spoken, texts, strict=True):
+            match = answers_with(text, asked[i].question.answers)
+            entries[i]["generated"] = {"text": text, "match": int(match)}
+
+    def _limit(self, question: Question) -> int:
+        longest = len(question.row.labels)
+        for answer in question.answers[1:]:
+            try:
+                row = self.scorer.lm.row(question.prompt, answer)
+            except (EditError, ModelError):
+                continue
+            longest = max(longest, len(row.labels))
+        return longest + SPARE_TOKENS

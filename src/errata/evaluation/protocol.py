@@ -1,0 +1,215 @@
+"""The evaluation protocol: edit units of cases, ask their questions, record, summarise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata import __version__
+from errata.data import LoadedData, drop_collisions, load_cases
+from errata.edit import Case
+from errata.editors import get_editor
+from errata.errors import ConfigError, DataError
+from errata.evaluation.regimes import Regime, parse_regime, units_of
+from errata.evaluation.result import Result
+from errata.evaluation.session import Session
+from errata.evaluation.summary import summarise
+from errata.runs import UNCOMPARED, RunFolder
+
+if TYPE_CHECKING:
+    from errata.editors._base import Editor
+    from errata.lm import LM
+
+Progress = Callable[[int, int], None]
+SHORT = 16
+"""Hexadecimal digits of a fingerprint in records."""
+
+
+def evaluate(
+    lm: LM,
+    editor: Editor | str,
+    cases: Sequence[Case] | LoadedData | str,
+    *,
+    data_name: str = "",
+    data_version: str = "",
+    regime: str = "single",
+    top_k: int = 5,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    stack_size: int = 16,
+    generate: bool = False,
+    bootstrap: int = 1000,
+    retention: bool = False,
+    step: int = 1,
+    drop_partial: bool = False,
+    keep_collisions: bool = False,
+    config_extra: Mapping[str, Any] | None = None,
+) -> Result:
+    """Evaluate an editor on cases.
+
+    Every unit of the regime is edited from the unedited model, its questions are asked, and the
+    model is left as it was. Rates are means over items inside each named sub-metric, then over
+    sub-metrics.
+
+    Args:
+        lm: The model.
+        editor: An editor, or the name of one with its default settings.
+        cases: Cases, loaded data, or a data set for [`errata.data.load_cases`][]. The order is
+            kept.
+        data_name: Name for records; default that of the loaded data.
+        data_version: Checksum for records; default that of the loaded data, else one over the
+            cases.
+        regime: `single`, `batch:N` or `sequential:N`, N being the number of edits of a unit.
+        top_k: Rank that counts as a hit for generality, locality and known hops.
+        seed: Seed of the bootstrap; written into every record. Cases are not shuffled here.
+        out: Run folder; None keeps everything in memory.
+        resume: Go on with the run in `out`.
+        force: Replace the run in `out`.
+        progress: Called with (cases done, cases in all) after every batch.
+        stack_size: Number of patches that share a forward pass. Changes speed and memory, not
+            numbers.
+        generate: Also compare generated answers.
+        bootstrap: Resamples of the records for confidence intervals; 0 for none.
+        retention: In a sequential regime, also score each edit right after it is made.
+        step: Cases edited together in one step of a sequential regime.
+        drop_partial: Leave out a last unit with fewer edits than N, as the published protocol does.
+        keep_collisions: Keep locality questions that build on a fact some case of the set edits.
+            By default they are left out.
+        config_extra: More settings to keep in the run's configuration (JSON values).
+
+    Returns:
+        Summary and records.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+        DataError: If there is no case, or two have one id.
+        RunError: If the run folder cannot be used.
+    """
+    if isinstance(editor, str):
+        editor = get_editor(editor)
+    if isinstance(cases, str):
+        cases = load_cases(cases)
+    if isinstance(cases, LoadedData):
+        data_name, data_version = data_name or cases.name, data_version or cases.version
+        cases = cases.cases
+    _check(top_k=top_k, stack_size=stack_size, step=step)
+    chosen = parse_regime(regime)
+    kept = list(cases) if keep_collisions else drop_collisions(cases)
+    units = units_of(kept, chosen, drop_partial)
+    _check_cases(kept, units, chosen)
+    data_version = data_version or _digest([_plain_case(case) for case in kept])[:SHORT]
+    protocol = {
+        "regime": str(chosen),
+        "top_k": top_k,
+        "step": step,
+        "drop_partial": drop_partial,
+        "generate": generate,
+        "retention": retention,
+        "bootstrap": bootstrap,
+        "seed": seed,
+    }
+    data = {
+        "name": data_name,
+        "version": data_version,
+        "cases": len(kept),
+        "ids": _digest([case.id for case in kept])[:SHORT],
+        "keep_collisions": keep_collisions,
+    }
+    config = {
+        "model": _model(lm),
+        "editor": {"name": editor.name, "config": _settings(editor)},
+        "data": data,
+        "protocol": protocol,
+        UNCOMPARED: {"stack_size": stack_size, "device": str(lm.device), "errata": __version__},
+        **(config_extra or {}),
+    }
+    stamp = {
+        "editor": editor.name,
+        "model": lm.name,
+        "fingerprint": lm.fingerprint[:SHORT],
+        "data": data_name,
+        "data_version": data_version,
+        "seed": seed,
+        "errata": __version__,
+        "config_hash": _digest({k: v for k, v in config.items() if k != UNCOMPARED})[:SHORT],
+        "regime": str(chosen),
+    }
+    folder = RunFolder.create(out, config, resume=resume, force=force) if out is not None else None
+    with folder or nullcontext():
+        done = {record["id"]: record for record in folder.records} if folder else {}
+        run = Session(lm, editor, chosen, top_k, stack_size, generate, retention, step, stamp)
+        run.prepare(kept, [unit for unit in units if any(case.id not in done for case in unit)])
+        total = sum(len(unit) for unit in units)
+        if progress is not None:
+            progress(len(done), total)
+        for records in run.records(units, done):
+            if folder is not None:
+                folder.append(records)
+            done |= {record["id"]: record for record in records}
+            if progress is not None:
+                progress(len(done), total)
+        records = [done[case.id] for unit in units for case in unit]
+        header = {
+            **stamp,
+            "top_k": top_k,
+            "skipped": len(kept) - total,
+            "collisions": sum(len(case.probes) for case in cases)
+            - sum(len(case.probes) for case in kept),
+        }
+        summary = summarise(records, header, bootstrap=bootstrap, seed=seed)
+        summary["seconds"] |= run.once
+        if folder is not None:
+            folder.finish(summary)
+    return Result(summary, records, Path(out) if out is not None else None)
+
+
+def _check(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+
+
+def _check_cases(cases: Sequence[Case], units: Sequence[Sequence[Case]], regime: Regime) -> None:
+    if not cases:
+        raise DataError("there is no case to evaluate")
+    if not units:
+        raise DataError(
+            f"{len(cases)} cases do not fill one unit of regime {regime}",
+            "Take a smaller unit, or keep partial units.",
+        )
+    seen: set[str] = set()
+    for case in cases:
+        if case.id in seen:
+            raise DataError(f"two cases have the id {case.id!r}; ids have to be unique")
+        seen.add(case.id)
+
+
+def _model(lm: LM) -> dict[str, Any]:
+    return {
+        "name": lm.name,
+        "revision": lm.revision,
+        "fingerprint": lm.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
+
+
+def _settings(editor: Editor) -> dict[str, Any]:
+    config = editor.config
+    if config is None:
+        return {}
+    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(config)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _plain_case(case: Case) -> list[Any]:
+    return [case.id, [repr(edit) for edit in case.edits], [repr(probe) for probe in case.probes]]

@@ -1,0 +1,97 @@
+"""A case as the rows that are asked of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from errata.edit import Case, Edit
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+    from errata.tokens import Row
+
+Kind = Literal["reliability", "generality", "locality"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One tokenised question.
+
+    Attributes:
+        kind: Which metric it serves.
+        name: Sub-metric in which its score is averaged; `edit` for the edits themselves.
+        prompt: The question.
+        target: The answer it is teacher-forced on.
+        row: Prompt and target.
+        k: Rank that counts as a hit.
+        criteria: Flags of the benchmark.
+        hops: Facts the question builds on.
+        foil: Prompt and competing answer, where two probabilities are compared.
+        answers: What a generated answer may say; empty where none is compared.
+    """
+
+    kind: Kind
+    name: str
+    prompt: str
+    target: str
+    row: Row
+    k: int
+    criteria: tuple[str, ...] = ()
+    hops: tuple[Edit, ...] = ()
+    foil: Row | None = None
+    answers: tuple[str, ...] = ()
+
+
+def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question]:
+    """Return the questions of a case: its edits, then generality, then locality.
+
+    Args:
+        lm: Tokenises.
+        case: The case.
+        top_k: Rank that counts as a hit where a probe says nothing else.
+        compare: Compare the probability of each edit's target with that of its `target_true`.
+
+    Raises:
+        EditError: If a target adds no token.
+        ModelError: If a question is longer than the model's context.
+    """
+    questions = [_of_edit(lm, edit, compare) for edit in case.edits]
+    for kind in ("generality", "locality"):
+        for probe in case.of(kind):
+            spoken = kind == "generality"
+            questions.append(
+                Question(
+                    kind=kind,
+                    name=probe.name,
+                    prompt=probe.prompt,
+                    target=probe.target,
+                    row=lm.row(probe.prompt, probe.target),
+                    k=probe.top_k or top_k,
+                    criteria=probe.criteria,
+                    hops=probe.hops if spoken else (),
+                    foil=lm.row(probe.prompt, probe.foil) if probe.foil else None,
+                    answers=(probe.target, *probe.answers) if spoken else (),
+                )
+            )
+    return questions
+
+
+def _of_edit(lm: LM, edit: Edit, compare: bool) -> Question:
+    foil = edit.target_true if compare else None
+    return Question(
+        kind="reliability",
+        name="edit",
+        prompt=edit.prompt,
+        target=edit.target,
+        row=lm.row(edit.prompt, edit.target),
+        k=1,
+        foil=lm.row(edit.prompt, foil) if foil else None,
+        answers=(edit.target,),
+    )
+
+
+def compares(cases: Sequence[Case]) -> bool:
+    """Return whether the data set compares two probabilities, as CounterFact does."""
+    return any(probe.foil for case in cases for probe in case.probes)

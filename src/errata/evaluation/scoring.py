@@ -1,0 +1,111 @@
+"""Rows scored under patches: many patches per forward pass, each row under its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from errata.apply import Stack, applied
+from errata.errors import PatchError
+from errata.evaluation.regimes import chunks
+from errata.patch import Patch
+
+if TYPE_CHECKING:
+    from errata.lm import LM, RowScore
+    from errata.tokens import Row
+
+STACKED_RANK = 64
+"""Patches of a higher rank run in place: stacked, every row would carry a copy of the factors.
+
+The choice depends on the patch alone, so that numbers do not depend on what runs beside it."""
+
+
+class _Ask(Protocol):
+    def __call__(
+        self, which: list[int], stack: Stack | None, groups: list[int] | None
+    ) -> list[Any]: ...
+
+
+class Scorer:
+    """Scores and generates under one patch per row.
+
+    Args:
+        lm: The model; bit-identical after every call.
+        stack_size: Largest number of patches installed side by side.
+    """
+
+    def __init__(self, lm: LM, stack_size: int = 16) -> None:
+        self.lm = lm
+        self.stack_size = stack_size
+
+    def score(self, rows: Sequence[Row], patches: Sequence[Patch | None]) -> list[RowScore]:
+        """Score each row under its patch (None: the base model), in the order of `rows`."""
+
+        def ask(which: list[int], stack: Stack | None, groups: list[int] | None) -> list[Any]:
+            return self.lm.score([rows[i] for i in which], stack=stack, groups=groups)
+
+        return self._each(patches, ask)
+
+    def generate(
+        self, prompts: Sequence[str], limits: Sequence[int], patches: Sequence[Patch | None]
+    ) -> list[str]:
+        """Continue each prompt greedily under its patch by at most its number of tokens."""
+
+        def ask(which: list[int], stack: Stack | None, groups: list[int] | None) -> list[Any]:
+            return self.lm.generate(
+                [prompts[i] for i in which], [limits[i] for i in which], stack=stack, groups=groups
+            )
+
+        return self._each(patches, ask)
+
+    def _each(self, patches: Sequence[Patch | None], ask: _Ask) -> list[Any]:
+        """Ask every row under its patch and return the answers in order."""
+        base: list[int] = []
+        by_patch: dict[int, tuple[Patch, list[int]]] = {}
+        for i, patch in enumerate(patches):
+            if patch is None or patch.is_empty:
+                base.append(i)
+            else:
+                by_patch.setdefault(id(patch), (patch, []))[1].append(i)
+        answers: list[Any] = [None] * len(patches)
+
+        def put(which: list[int], stack: Stack | None, groups: list[int] | None) -> None:
+            for i, answer in zip(which, ask(which, stack, groups), strict=True):
+                answers[i] = answer
+
+        if base:
+            put(base, None, None)
+        light = [entry for entry in by_patch.values() if _is_light(entry[0])]
+        alone = [entry for entry in by_patch.values() if not _is_light(entry[0])]
+        for members in chunks(light, self.stack_size):
+            stack, refused = self._stack([patch for patch, _ in members])
+            alone += [members[at] for at in refused]
+            kept = [entry for at, entry in enumerate(members) if at not in refused]
+            if kept:
+                pairs = [(i, group) for group, (_, which) in enumerate(kept) for i in which]
+                with stack:
+                    put([i for i, _ in pairs], stack, [group for _, group in pairs])
+        for patch, which in alone:
+            with applied(self.lm, patch):
+                put(which, None, None)
+        return answers
+
+    def _stack(self, patches: Sequence[Patch]) -> tuple[Stack, set[int]]:
+        """Stack what can be stacked; return the numbers of those that have to run in place."""
+        try:
+            return Stack(self.lm, patches), set()
+        except PatchError:
+            refused = {at for at, patch in enumerate(patches) if not self._can_stack(patch)}
+            kept = [patch for at, patch in enumerate(patches) if at not in refused]
+            return Stack(self.lm, kept), refused
+
+    def _can_stack(self, patch: Patch) -> bool:
+        try:
+            Stack(self.lm, [patch])
+        except PatchError:
+            return False
+        return True
+
+
+def _is_light(patch: Patch) -> bool:
+    return max(patch.ranks().values(), default=0) <= STACKED_RANK

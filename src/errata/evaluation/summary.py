@@ -1,0 +1,229 @@
+"""From records to a summary: a pure function, so that resumed runs and reports agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from errata.evaluation.bootstrap import Table, intervals
+from errata.evaluation.metrics import mean
+
+Record = Mapping[str, Any]
+Scores = dict[tuple[str, str], list[float]]
+
+METRICS = ("reliability", "generality", "locality", "average")
+COMPARED = {"reliability": ("ES", "EM", "EA"), "generality": ("PS", "PM", "PA")}
+COMPARED["locality"] = ("NS", "NM", "NA")
+AGE_GROUPS = 10
+"""Largest number of age groups in the retention table."""
+
+
+def summarise(
+    records: Sequence[Record], header: Mapping[str, Any], *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Return the summary of an evaluation.
+
+    Args:
+        records: One per case, in the order of the data set.
+        header: What the numbers were made by (`editor`, `model`, `data`, `regime` …); copied to
+            the front.
+        bootstrap: Number of resamples of the records for the confidence intervals; 0 for none.
+        seed: Seed of the resampling.
+    """
+    good = [record for record in records if record.get("error") is None]
+    table = Table.of([scores_of(record) for record in good])
+    rates = table.rates() if good else {}
+    bounds = intervals(table, bootstrap, seed)
+    summary: dict[str, Any] = {
+        **header,
+        "cases": len(records),
+        "edits": sum(record["edits"] for record in good),
+        "failed": len(records) - len(good),
+        "failures": _failures(records),
+        **{metric: rates.get(metric) for metric in METRICS},
+        "f1": rates.get("f1"),
+        "ci95": {metric: bounds[metric] for metric in (*METRICS, "f1") if metric in bounds},
+        "by": _breakdowns(good),
+        "also": {name: rates.get(name) for name in ("generality_top1", "locality_top1")}
+        | {"locality_gold": rates.get("locality_gold")},
+        "hops": _hops(good),
+        "counterfact": _counterfact(rates, bounds),
+        "generated": _generated(rates, bounds, good),
+        "retention": retention(good),
+        "seconds": _seconds(records),
+    }
+    return summary
+
+
+def scores_of(record: Record) -> Scores:
+    """Return the scores of one record, by metric and sub-metric.
+
+    Comparisons of probabilities are averaged inside the record first (CounterFact's rule); all
+    else is pooled over items.
+    """
+    scores: Scores = {}
+
+    def put(metric: str, name: str, value: float) -> None:
+        scores.setdefault((metric, name), []).append(value)
+
+    compared: dict[str, list[float]] = {}
+    for entry in record["questions"]:
+        kind, name = entry["kind"], entry["name"]
+        put(kind, name, entry["score"])
+        if kind != "reliability":
+            put(f"{kind}_top1", name, entry["top1"])
+        if "gold" in entry:
+            put("locality_gold", name, entry["gold"])
+        if "generated" in entry:
+            put(f"generated.{kind}", name, entry["generated"]["match"])
+        if "prefers" in entry:
+            for prefix, values in (("", entry), ("before.", entry["before"])):
+                for metric, field in zip(
+                    COMPARED[kind], ("prefers", "margin", "greedy"), strict=True
+                ):
+                    compared.setdefault(prefix + metric, []).append(values[field])
+    for metric, values in compared.items():
+        put(metric, "", mean(values) or 0.0)
+    return scores
+
+
+def _rates(records: Iterable[Record]) -> dict[str, float]:
+    rows = [scores_of(record) for record in records]
+    return Table.of(rows).rates() if rows else {}
+
+
+def _group(
+    records: Iterable[Record], key: Callable[[Mapping[str, Any]], Iterable[Any]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return mean and number of the entries of each kind, by every value of `key`."""
+    pools: dict[str, dict[Any, list[float]]] = {"generality": {}, "locality": {}}
+    for record in records:
+        for entry in record["questions"]:
+            if entry["kind"] in pools:
+                for value in key(entry):
+                    pools[entry["kind"]].setdefault(value, []).append(entry["score"])
+    return {
+        kind: {
+            str(value): {"mean": mean(pool[value]), "items": len(pool[value])}
+            for value in sorted(pool)
+        }
+        for kind, pool in pools.items()
+    }
+
+
+def _breakdowns(records: Sequence[Record]) -> dict[str, Any]:
+    domains: dict[str, list[Record]] = {}
+    for record in records:
+        if record.get("domain"):
+            domains.setdefault(record["domain"], []).append(record)
+    by_domain = {}
+    for domain in sorted(domains):
+        rates = _rates(domains[domain])
+        by_domain[domain] = {"cases": len(domains[domain])} | {m: rates.get(m) for m in METRICS}
+    hops = _group(records, lambda entry: [entry["hops"]["asked"] if "hops" in entry else 0])
+    return {
+        "name": _group(records, lambda entry: [entry["name"]]),
+        "criteria": _group(records, lambda entry: entry.get("criteria", ())),
+        "domain": by_domain,
+        "hops": hops["generality"],
+    }
+
+
+def _failures(records: Iterable[Record]) -> dict[str, int]:
+    """Return how often each reason kept a case from being edited or asked."""
+    counts: dict[str, int] = {}
+    for record in records:
+        if record.get("error") is not None:
+            counts[record["error"]] = counts.get(record["error"], 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:10])
+
+
+def _hops(records: Iterable[Record]) -> dict[str, int]:
+    total = {"asked": 0, "known": 0, "edited": 0, "failed": 0}
+    for record in records:
+        for entry in record["questions"]:
+            hops = entry.get("hops")
+            if hops:
+                for field in ("asked", "known", "edited"):
+                    total[field] += hops[field]
+                total["failed"] += len(hops["failed"])
+    return total
+
+
+def _counterfact(
+    rates: Mapping[str, float], bounds: Mapping[str, list[float]]
+) -> dict[str, Any] | None:
+    names = [name for trio in zip(*COMPARED.values(), strict=True) for name in trio]
+    if not any(name in rates for name in names):
+        return None
+    names.insert(3, "S")
+    return {
+        **{name: rates.get(name) for name in names},
+        "ci95": {name: bounds[name] for name in names if name in bounds},
+        "before": {name: rates.get(f"before.{name}") for name in names},
+    }
+
+
+def _generated(
+    rates: Mapping[str, float], bounds: Mapping[str, list[float]], records: Sequence[Record]
+) -> dict[str, Any] | None:
+    kinds = ("reliability", "generality")
+    if not any(f"generated.{kind}" in rates for kind in kinds):
+        return None
+    pools: dict[str, list[float]] = {}
+    for record in records:
+        for entry in record["questions"]:
+            if entry["kind"] == "generality" and "generated" in entry:
+                pools.setdefault(entry["name"], []).append(entry["generated"]["match"])
+    return {
+        **{kind: rates.get(f"generated.{kind}") for kind in kinds},
+        "ci95": {k: bounds[f"generated.{k}"] for k in kinds if f"generated.{k}" in bounds},
+        "by": {"name": {n: {"mean": mean(p), "items": len(p)} for n, p in sorted(pools.items())}},
+    }
+
+
+def retention(records: Sequence[Record]) -> dict[str, Any] | None:
+    """Return reliability right after each edit and at the end, by the number of later edits."""
+    points = [
+        (record["age"], mean(record["immediate"]), mean(_reliability(record)))
+        for record in records
+        if record.get("immediate")
+    ]
+    if not points:
+        return None
+    oldest = max(age for age, _, _ in points)
+    width = max(1, -(-(oldest + 1) // AGE_GROUPS))
+    groups: dict[int, list[tuple[float | None, float | None]]] = {}
+    for age, immediate, final in points:
+        groups.setdefault(age // width, []).append((immediate, final))
+
+    def both(pairs: Iterable[tuple[float | None, float | None]]) -> dict[str, Any]:
+        first, last = zip(*pairs, strict=True)
+        return {
+            "cases": len(first),
+            "immediate": mean(x for x in first if x is not None),
+            "final": mean(x for x in last if x is not None),
+        }
+
+    return {
+        **both([(immediate, final) for _, immediate, final in points]),
+        "by_age": [
+            {"age": [group * width, min((group + 1) * width - 1, oldest)], **both(groups[group])}
+            for group in sorted(groups)
+        ],
+    }
+
+
+def _reliability(record: Record) -> list[float]:
+    return [e["score"] for e in record["questions"] if e["kind"] == "reliability"]
+
+
+def _seconds(records: Sequence[Record]) -> dict[str, Any]:
+    """Sum the wall seconds that records carry: the only part that is not repeatable."""
+    total: dict[str, float] = {}
+    for record in records:
+        for part, seconds in record.get("seconds", {}).items():
+            total[part] = total.get(part, 0.0) + seconds
+    edits = sum(record["edits"] for record in records if record.get("error") is None)
+    per_edit = total.get("edit", 0.0) / edits if edits else None
+    return {"edit": 0.0, "hops": 0.0, "evaluate": 0.0, **total, "per_edit": per_edit}

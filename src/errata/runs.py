@@ -1,0 +1,411 @@
+"""Run folders: what was asked, what it ran on, one line per finished case, and a summary.
+
+```
+RUN/config.json     resolved configuration; written before work starts
+RUN/env.json        versions, platform, device, threads, commit
+RUN/command.txt     the command line; one line per start
+RUN/records.jsonl   append-only, one line per case, on disk before the next batch starts
+RUN/summary.json    written at the end, whole or absent
+RUN/lock            held by the process that writes the folder
+```
+
+A killed run loses at most the batch in flight: a half-written last line is recognised and done
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from errata import __version__
+from errata.errors import ErrataError, RunError
+from errata.files import write_atomically
+
+CONFIG, ENV, COMMAND = "config.json", "env.json", "command.txt"
+RECORDS, SUMMARY, LOCK = "records.jsonl", "summary.json", "lock"
+FILES = (CONFIG, ENV, COMMAND, RECORDS, SUMMARY)
+UNCOMPARED = "run"
+"""Section of a configuration that does not change numbers (device, patches run together)."""
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read.
+
+    Attributes:
+        path: The folder.
+        config: Its configuration.
+        records: Its records, in the order in which they were written.
+        summary: Its summary; None while the run is not finished.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises:
+        RunError: If there is none, or a file in it is damaged.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is not a run folder: {CONFIG} is missing")
+    records, _ = _read_records(path / RECORDS)
+    summary = _read_json(path / SUMMARY) if (path / SUMMARY).is_file() else None
+    return Run(path, _read_json(path / CONFIG), records, summary)
+
+
+class RunFolder:
+    """A run folder opened for writing; use it as a context manager.
+
+    Attributes:
+        path: The folder.
+        records: Records found when it was resumed.
+    """
+
+    def __init__(self, path: Path, lock: BinaryIO, records: list[dict[str, Any]]) -> None:
+        self.path = path
+        self.records = records
+        self._lock = lock
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        force: bool = False,
+    ) -> RunFolder:
+        """Open a folder for a run and write what is known before work starts.
+
+        Args:
+            path: Created if missing.
+            config: Resolved configuration, JSON values. Everything outside its section `run` has
+                to be the same when the run is resumed.
+            resume: Go on with the run that is there, if any.
+            force: Replace the run that is there, if any.
+
+        Raises:
+            RunError: If another process writes it, if it holds a run and neither `resume` nor
+                `force` is given, if it holds something else, if the configuration differs, or if
+                it cannot be written.
+        """
+        path = Path(path)
+        with _reported(f"cannot use {path} as run folder"):
+            strange = not (path / LOCK).exists() and not (path / CONFIG).exists()
+            if strange and path.is_dir() and any(path.iterdir()):
+                raise RunError(f"{path} exists and is not a run folder", "Choose another --out.")
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+        try:
+            records = cls._enter(path, _plain(config), resume=resume, force=force)
+        except BaseException:
+            lock.close()
+            raise
+        return cls(path, lock, records)
+
+    @classmethod
+    def _enter(
+        cls, path: Path, config: dict[str, Any], *, resume: bool, force: bool
+    ) -> list[dict[str, Any]]:
+        there = (path / CONFIG).exists()
+        if there and not (resume or force):
+            raise RunError(
+                f"{path} already holds a run",
+                "Go on with it: --resume. Replace it: --force. Or choose another --out.",
+            )
+        if there and resume:
+            _same_config(path, _read_json(path / CONFIG), config)
+            records = _mend_records(path / RECORDS)
+            _write_json(path / ENV, {**_read_env(path), "resumed": environment()})
+            _append_command(path)
+            return records
+        with _reported(f"cannot replace the run in {path}"):
+            for name in FILES:
+                (path / name).unlink(missing_ok=True)
+        _write_json(path / ENV, environment())
+        _append_command(path)
+        _write_json(path / CONFIG, config)
+        return []
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes write the folder."""
+        self._lock.close()
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write finished records; when this returns they are on disk.
+
+        Raises:
+            RunError: If they cannot be written; the file then holds what it held before.
+        """
+        data = b"".join(_line(record) for record in records)
+        file = self.path / RECORDS
+        size = file.stat().st_size if file.exists() else 0
+        try:
+            with file.open("ab") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            _cut(file, size)
+            raise RunError(
+                f"cannot write {file}: {error.strerror or error}",
+                "Make room and go on with --resume; everything finished is kept.",
+            ) from error
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        _write_json(self.path / SUMMARY, summary)
+
+
+# ---------------------------------------------------------------------- files
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn what the system refuses into an error that says what was tried."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{what}: {error.strerror or error}") from error
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration as it will be read back."""
+    return json.loads(json.dumps(config, allow_nan=False))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    try:
+        write_atomically(path, text.encode())
+    except ErrataError as error:
+        raise RunError(error.message, error.hint) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}", "Start the run again with --force."
+        ) from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds no JSON object", "Start the run again with --force.")
+    return value
+
+
+def _read_env(path: Path) -> dict[str, Any]:
+    return _read_json(path / ENV) if (path / ENV).is_file() else {}
+
+
+def _read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of a file and the length of the part that holds them.
+
+    Raises:
+        RunError: If a line before the last is damaged.
+    """
+    if not path.is_file():
+        return [], 0
+    with _reported(f"cannot read {path}"):
+        data = path.read_bytes()
+    records: list[dict[str, Any]] = []
+    good = 0
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        record = _parse(line)
+        if record is None:
+            if number < len(lines):
+                raise RunError(
+                    f"{path}, line {number}: not a record",
+                    "The file was changed by hand or damaged.",
+                )
+            break
+        records.append(record)
+        good += len(line)
+    return records, good
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "id" in record else None
+
+
+def _mend_records(path: Path) -> list[dict[str, Any]]:
+    """Read the records and cut off a half-written last line."""
+    records, good = _read_records(path)
+    if path.is_file() and path.stat().st_size > good:
+        _cut(path, good)
+    return records
+
+
+def _cut(path: Path, size: int) -> None:
+    with _reported(f"cannot mend {path}"):
+        if path.is_file():
+            os.truncate(path, size)
+
+
+def _append_command(path: Path) -> None:
+    with (
+        _reported(f"cannot write {path / COMMAND}"),
+        (path / COMMAND).open("a", encoding="utf-8") as handle,
+    ):
+        handle.write(shlex.join(sys.argv) + "\n")
+
+
+# ---------------------------------------------------------------------- lock
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Take the folder for this process; the system lets go of it when the process ends.
+
+    Raises:
+        RunError: If another process has it.
+    """
+    handle = (path / LOCK).open("a+b")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        owner = handle.read().decode(errors="replace").strip() or "unknown"
+        handle.close()
+        raise RunError(
+            f"another process (pid {owner}) writes {path}",
+            "Wait for it, or choose another --out.",
+        ) from None
+    handle.seek(0)
+    handle.truncate()
+    handle.write(f"{os.getpid()}\n".encode())
+    handle.flush()
+    return handle
+
+
+# ---------------------------------------------------------------------- configuration, environment
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            found |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {prefix: value}
+
+
+def _same_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    left, right = (
+        _flat({key: value for key, value in config.items() if key != UNCOMPARED})
+        for config in (old, new)
+    )
+    differ = [
+        f"{key} was {left.get(key)!r}, is {right.get(key)!r}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+    if differ:
+        raise RunError(
+            f"{path} was started with another configuration: " + "; ".join(differ),
+            "Use the same settings to resume, or another --out.",
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Return what the run ran on: versions, platform, device, threads and the commit of errata."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    found: dict[str, Any] = {
+        "errata": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "cpus": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["threads"] = torch.get_num_threads()
+        available = torch.cuda.is_available()
+        found["cuda"] = torch.version.cuda if available else None
+        found["device"] = torch.cuda.get_device_name() if available else "cpu"
+    return found
+
+
+def _commit() -> str | None:
+    """Return the commit of errata's source if it is in a repository, with `+` if changed."""
+    source = Path(__file__).resolve()
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(source.parent), *words],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", source.name) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "-uno", ".") else commit
