@@ -1,40 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
 from pathlib import Path
 
 import pytest
-import torch
-from tests.tiny_models import TINY, tiny_tokenizer
+from tests.locate.samples import build
 
 from errata.lm import LM
-
-
-def _norm_in_full(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    scale = (hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
-    return hidden * scale * module.weight
-
-
-@cache
-def build(name: str, dtype: str = "float64", bos: bool = False) -> LM:
-    """Return a tiny random model; shared, since nothing may change it.
-
-    Llama and Qwen compute norms and attention weights in float32 whatever the model's type. In
-    float64 they are given a full-precision norm and SDPA, so that exactness can be tested to 1e-10.
-    Matrices are scaled up: at the usual initialisation no vector at the subject moves the logits.
-    """
-    model = TINY[name]().to(getattr(torch, dtype))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(6)
-    if dtype == "float64" and name in {"llama", "qwen3"}:
-        model.set_attn_implementation("sdpa")
-        for module in model.modules():
-            if type(module).__name__ in {"LlamaRMSNorm", "Qwen3RMSNorm"}:
-                module.forward = partial(_norm_in_full, module)
-    return LM(model, tiny_tokenizer(bos), name=f"tiny-{name}")
 
 
 @pytest.fixture(scope="session")

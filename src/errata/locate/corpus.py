@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SHUFFLE_SEED = 1
 """Seed of the choice of documents; the published code uses `random.Random(1)` too."""
 
+SUFFIXES = {".txt", ".json", ".jsonl"}
+
 WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1"
 """What `auto` means for every model but the pocket one: what REP's scripts count moments on."""
 
@@ -57,6 +59,10 @@ def load_corpus(lm: LM, source: str, samples: int) -> Corpus:
     else:
         name = WIKITEXT if source == "auto" else source
         path = Path(name).expanduser()
+        if not path.is_file() and (name[:1] in "/.~" or path.suffix in SUFFIXES):
+            raise DataError(
+                f"no such file: {name}", "Give a file, or a data set of the Hub as owner/name"
+            )
         texts = list(_read_file(path) if path.is_file() else _read_hub(name, samples))
     texts = [text for text in texts if text.strip()]
     if not texts:

@@ -174,11 +174,12 @@ class TuningRows:
         grads = [torch.zeros_like(value) for value in values] if len(self._parts) > 1 else []
         for part in self._parts:
             leaves = [value.detach().requires_grad_() for value in values]
-            loss = self._loss(part, leaves)
-            total += loss.detach()
-            if len(self._parts) == 1 and bool((loss.detach() < stop).all()):
-                return total, [torch.zeros_like(value) for value in values]
-            found = torch.autograd.grad(loss.sum(), leaves)
+            with torch.enable_grad():  # callers may have switched gradients off
+                loss = self._loss(part, leaves)
+                total += loss.detach()
+                if len(self._parts) == 1 and bool((loss.detach() < stop).all()):
+                    break
+                found = torch.autograd.grad(loss.sum(), leaves)
             if len(self._parts) == 1:
                 grads = list(found)
             else:

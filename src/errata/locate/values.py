@@ -144,7 +144,7 @@ def _descend(rows: Rows, settings: ValueSettings) -> Values:
     base: Tensor | None = None
     for step in range(settings.steps):
         last = step == settings.steps - 1
-        with torch.set_grad_enabled(not last):
+        with torch.set_grad_enabled(not last):  # also where callers have switched gradients off
             leaves = [tensor.detach().requires_grad_(not last) for tensor in live]
             nll, essence = rows.losses(dict(zip(places, leaves, strict=True)))
             base = essence.detach() if base is None else base
@@ -161,7 +161,7 @@ def _descend(rows: Rows, settings: ValueSettings) -> Values:
         running = running & (loss.detach() >= settings.stop_loss)
         if last or not bool(running.any()):
             break
-        with torch.enable_grad():  # callers may have switched gradients off
+        with torch.enable_grad():
             grads = torch.autograd.grad(loss[running].sum(), leaves)
         live = [leaf.detach() for leaf in leaves]
         adam.step(live, grads, running)

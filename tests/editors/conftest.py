@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.locate.samples import build
+
+from errata.editors import editors, get_editor
+from errata.editors._base import Editor
+from errata.lm import LM
+
+QUICK: dict[str, Any] = {
+    "contexts": ("{}", "I think so. {}"),
+    "steps": 6,
+    "lr": 0.05,
+    "weight_decay": 0.0,  # would outweigh the likelihood on a model this small
+    "layer": 1,
+    "layers": (1,),
+    "moments_samples": 50,
+    "ridge": 1e-2,  # fifty short texts do not fill the space of keys
+}
+"""Small settings, given to every editor that has a setting of the name."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., LM]:
+    return build
+
+
+@pytest.fixture(scope="session")
+def texts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("texts") / "texts.json"
+    towns = ["Paris", "Rome", "Berlin", "Oslo", "Lima"]
+    texts = [f"The mayor of {a} lives in {b} and works there." for a in towns for b in towns]
+    path.write_text(json.dumps(texts))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(cache_folder))
+
+
+@pytest.fixture(scope="session")
+def make(texts_file: str) -> Callable[..., Editor]:
+    """Build an editor by name with small settings; a new editor needs nothing here."""
+
+    def build_editor(name: str, **settings: Any) -> Editor:
+        known = editors.load(name).Config.model_fields
+        quick = {**QUICK, "moments_text": texts_file}
+        chosen = {key: value for key, value in quick.items() if key in known}
+        return get_editor(name, {**chosen, **settings})
+
+    return build_editor

@@ -1,0 +1,245 @@
+"""ROME against numbers that the published code produced on a fixed model, in float64.
+
+Tolerances are those of the folder's own description: what the published code and another
+implementation can agree on, with an inverse of a moment of condition 1e5 in between.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from errata.edit import Edit
+from errata.editors import get_editor
+from errata.lm import LM
+from errata.loading import load
+from errata.locate import solve
+from errata.locate.contexts import Contexts, given_contexts
+from errata.locate.corpus import Corpus
+from errata.locate.keys import EditKeys, edit_keys, subject_rows
+from errata.locate.moments import count_moments
+from errata.locate.rows import edit_rows
+from errata.locate.values import Values, ValueSettings, optimise_values
+from errata.patch import LowRank
+
+KEYS = 1e-9
+VALUES = 1e-7
+UPDATE = 1e-6
+SOLVE = 1e-10
+MOMENT = 1e-5  # the reference moments are float32 sums
+LAYER = 2
+
+
+@cache
+def golden(reference: Path, item: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    folder = reference / "tiny-gpt2"
+    facts = json.loads((folder / f"{item}.f64.json").read_text())
+    return load_file(folder / f"{item}.f64.safetensors"), facts
+
+
+@pytest.fixture(scope="module")
+def reference(shared: Path) -> Path:
+    folder = shared / "reference"
+    if not folder.is_dir():
+        pytest.skip("needs the golden outputs (ERRATA_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(reference: Path) -> LM:
+    return load(str(reference / "models" / "tiny-gpt2"), dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def requests(reference: Path) -> list[dict[str, Any]]:
+    return json.loads((reference / "inputs" / "requests_AB.json").read_text())["requests"]
+
+
+@pytest.fixture(scope="module")
+def edits(requests: list[dict[str, Any]]) -> list[Edit]:
+    return [Edit(r["prompt_filled"], r["target_new"], r["subject"]) for r in requests]
+
+
+@pytest.fixture(scope="module")
+def ids(requests: list[dict[str, Any]]) -> list[int]:
+    return [r["case_id"] for r in requests]
+
+
+@pytest.fixture(scope="module")
+def templates(reference: Path) -> list[str]:
+    return json.loads((reference / "inputs" / "context_templates.json").read_text())["flat"]
+
+
+@pytest.fixture(scope="module")
+def contexts(templates: list[str]) -> Contexts:
+    return given_contexts(templates)
+
+
+@pytest.fixture(scope="module")
+def keys(lm: LM, edits: list[Edit], contexts: Contexts) -> EditKeys:
+    return edit_keys(lm, edits, contexts, [LAYER])[LAYER]
+
+
+@pytest.fixture(scope="module")
+def values(lm: LM, edits: list[Edit], contexts: Contexts) -> Values:
+    return optimise_values(lm, edits, contexts, LAYER, ValueSettings())
+
+
+@pytest.fixture(scope="module")
+def factor(reference: Path) -> solve.Factor:
+    moments = load_file(reference / "inputs" / "moments_tiny-gpt2.safetensors")
+    return solve.factor(moments[f"mom2.{LAYER}"])
+
+
+def near(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = float((found - expected).norm() / expected.norm())
+    assert error <= tolerance, error
+
+
+def test_rows_are_the_published_ones(
+    reference: Path, lm: LM, edits: list[Edit], contexts: Contexts
+) -> None:
+    published = json.loads((reference / "inputs" / "tokenised_tiny-gpt2.json").read_text())
+    for edit, record in zip(edits, published, strict=True):
+        *rows, essence = edit_rows(lm, edit, contexts)
+        for row, want in zip(rows, record["rows"], strict=True):
+            assert list(row.ids) == want["input_ids"]
+            assert row.subject_last == want["subject_last_index"]
+            assert list(row.positions) == want["label_positions"]
+            assert list(row.labels) == want["labels"]
+        assert list(essence.ids) == record["essence"]["input_ids"]
+        assert essence.subject_last == record["essence"]["subject_last_index"]
+
+
+def test_keys_and_values_before_the_edit(
+    reference: Path, keys: EditKeys, lm: LM, edits: list[Edit], ids: list[int], contexts: Contexts
+) -> None:
+    tensors, _ = golden(reference, "rome")
+    assert len(subject_rows(lm, edits, contexts)) == len(edits) * len(contexts)
+    for i, name in enumerate(ids):
+        near(keys.mean_key[i], tensors[f"{name}.keys_per_context"].mean(0), KEYS)
+        near(keys.key[i], tensors[f"{name}.k_clean"], KEYS)
+        near(keys.value[i], tensors[f"{name}.v_cur"], KEYS)
+
+
+def test_target_values(reference: Path, values: Values, ids: list[int]) -> None:
+    tensors, facts = golden(reference, "rome")
+    for i, name in enumerate(ids):
+        record = facts["requests"][i]
+        assert values.updates[i] == record["adam_updates"]
+        *before, _ = values.losses[i]
+        assert before == pytest.approx(record["loss_at_each_backward"], rel=VALUES)
+        assert values.losses[i] == pytest.approx(record["loss_printed_each_forward"], abs=6e-4)
+        near(values.delta["ffn"][i], tensors[f"{name}.delta"], VALUES)
+        near(values.target("ffn")[i], tensors[f"{name}.v_star"], VALUES)
+
+
+@pytest.mark.parametrize("item", ["rome", "rome_nomom2"])
+def test_the_update(
+    item: str, reference: Path, lm: LM, edits: list[Edit], ids: list[int], templates: list[str]
+) -> None:
+    tensors, facts = golden(reference, item)
+    hparams = facts["hparams"]
+    editor = get_editor(
+        "rome",
+        {
+            "layer": hparams["layers"][0],
+            "steps": hparams["v_num_grad_steps"],
+            "lr": hparams["v_lr"],
+            "weight_decay": hparams["v_weight_decay"],
+            "clamp": hparams["clamp_norm_factor"],
+            "kl_factor": hparams["kl_factor"],
+            "mom2_adjustment": hparams["mom2_adjustment"],
+            "contexts": templates,
+            "moments_file": str(reference / "inputs" / "moments_tiny-gpt2.safetensors"),
+        },
+    )
+    for name, patch in zip(ids, editor.edit(lm, [[edit] for edit in edits]), strict=True):
+        (change,) = patch.changes
+        assert isinstance(change, LowRank)
+        near((change.B @ change.A).T, tensors[f"{name}.delta_weight"], UPDATE)
+
+
+@pytest.mark.parametrize("item", ["rome", "rome_nomom2"])
+def test_only_the_solution(
+    item: str, reference: Path, ids: list[int], factor: solve.Factor
+) -> None:
+    tensors, facts = golden(reference, item)
+
+    def column(kind: str) -> Tensor:
+        return torch.stack([tensors[f"{name}.{kind}"] for name in ids])
+
+    mean = column("keys_per_context").mean(1)
+    moment = factor if facts["hparams"]["mom2_adjustment"] else None
+    B, A = solve.rome(column("v_star"), column("v_cur"), mean, column("k_clean"), moment)
+    direction = solve.unit(solve.whiten(mean, moment))
+    for i, name in enumerate(ids):
+        near(torch.outer(A[i], B[i]), tensors[f"{name}.delta_weight"], SOLVE)
+        near(direction[i], tensors[f"{name}.u"], SOLVE)
+        denominator = float(direction[i] @ tensors[f"{name}.k_clean"])
+        assert denominator == pytest.approx(facts["requests"][i]["denominator"], rel=SOLVE)
+
+
+@pytest.mark.parametrize("variant", ["r_rome", "p_rome"])
+def test_only_the_solution_of_r_rome(
+    variant: str, reference: Path, ids: list[int], factor: solve.Factor
+) -> None:
+    tensors, _ = golden(reference, "r_rome")
+
+    def column(kind: str) -> Tensor:
+        return torch.stack([tensors[f"{variant}.{name}.{kind}"] for name in ids])
+
+    B, A = solve.r_rome(column("v_star"), column("v_cur"), column("k"), factor)
+    for i, name in enumerate(ids):
+        near(torch.outer(A[i], B[i]), tensors[f"{variant}.{name}.delta_weight"], SOLVE)
+
+
+def test_r_rome_from_the_shared_parts(
+    reference: Path, keys: EditKeys, values: Values, ids: list[int], factor: solve.Factor
+) -> None:
+    tensors, _ = golden(reference, "r_rome")
+    B, A = solve.r_rome(values.target("ffn"), keys.mean_value, keys.mean_key, factor)
+    for i, name in enumerate(ids):
+        near(keys.mean_value[i], tensors[f"r_rome.{name}.v_cur"], KEYS)
+        near(torch.outer(A[i], B[i]), tensors[f"r_rome.{name}.delta_weight"], UPDATE)
+
+
+def test_second_moments(reference: Path, shared: Path, lm: LM) -> None:
+    source = shared / "data" / "text" / "wikipedia-paragraphs.json"
+    if not source.is_file():
+        pytest.skip("needs the texts the moments were counted on")
+    texts = tuple(record["text"] for record in json.loads(source.read_text())[:200])
+    published = load_file(reference / "inputs" / "moments_tiny-gpt2.safetensors")
+    layers = [1, 2, 3]
+    found = count_moments(lm, Corpus("texts", texts, ""), layers, 128, dtype=torch.float64)
+    for layer in layers:
+        near(found[layer].matrix, published[f"mom2_raw.{layer}"].double(), MOMENT)
+        assert found[layer].tokens == int(published["token_count"])
+
+
+def test_two_level_means_and_block_values_of_later_methods(
+    reference: Path, lm: LM, edits: list[Edit], ids: list[int], contexts: Contexts
+) -> None:
+    """EMMET's keys and target states at one layer come from the same functions."""
+    tensors, facts = golden(reference, "emmet_batch6")
+    found = edit_keys(lm, edits, contexts, [LAYER], mean="two_level", hidden=True)[LAYER]
+    assert found.hidden is not None
+    near(found.mean_key, tensors["keys"], KEYS)
+    near(found.hidden, tensors["h_current"], KEYS)
+    hparams = facts["hparams"]
+    settings = ValueSettings(
+        steps=hparams["v_num_grad_steps"], lr=hparams["v_lr"],
+        weight_decay=hparams["v_weight_decay"], clamp=hparams["clamp_norm_factor"],
+        kl_factor=hparams["kl_factor"], loss_layer=hparams["v_loss_layer"],
+    )  # fmt: skip
+    values = optimise_values(lm, edits, contexts, LAYER, settings, places=("block",))
+    near(values.delta["block"], tensors["z_delta"], VALUES)
+    near(values.target("block"), tensors["z"], VALUES)
+    assert ids == [request["case_id"] for request in facts["requests"]]
