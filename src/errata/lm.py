@@ -70,6 +70,7 @@ class LM:
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
         self._sites = dict(sites or {})
+        self._finite: dict[str, tuple[int, int]] = {}
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -164,17 +165,21 @@ class LM:
         return sites[layer]
 
     def check_finite(self) -> None:
-        """Refuse a model that holds NaN or infinite weights.
+        """Refuse a model that holds NaN or infinite weights; only what was written since is read.
 
         Raises:
             ModelError: Names the first such parameter.
         """
         for name, parameter in self.model.named_parameters():
+            state = (id(parameter), parameter._version)  # counts in-place writes
+            if self._finite.get(name) == state:
+                continue
             if not torch.isfinite(parameter).all():
                 raise ModelError(
                     f"parameter {name} of {self.name} holds NaN or infinite values",
                     "The checkpoint is damaged; load it again from its source.",
                 )
+            self._finite[name] = state
 
     # ------------------------------------------------------------------ text to batches
 

@@ -19,7 +19,8 @@ class RowScore:
     Attributes:
         logprobs: Natural log-probability of each label.
         argmax: Most probable token at each position.
-        ranks: Rank of each label, 0 for the most probable; ties go to the lower token id.
+        ranks: Rank of each label, 0 for the most probable; ties go to the lower token id. Where the
+            logits are not finite, the size of the vocabulary: never a hit.
     """
 
     logprobs: tuple[float, ...]
@@ -55,6 +56,9 @@ def score_logits(
     ranks = torch.zeros_like(labels)
     for part in (argmax != labels).nonzero()[:, 0].split(lines):  # all others have rank 0
         ranks[part] = _rank(_wide(logits[at[part]]), own[part, None], labels[part, None])
+    # NaN compares false with everything and would pass for the best token: a ruined model must not
+    # score full marks
+    ranks[~torch.isfinite(torch.cat(totals)[at])] = logits.shape[1]
     return (own - torch.cat(totals)[at]).tolist(), argmax.tolist(), ranks.tolist()
 
 

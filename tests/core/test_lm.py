@@ -171,9 +171,15 @@ def test_scores_do_not_depend_on_how_many_positions_are_scored_together(monkeypa
     whole = score_logits(logits, labels, at)
     monkeypatch.setitem(SCORED_AT_ONCE, "cpu", 1)
     assert score_logits(logits, labels, at) == whole
-    order = [sorted(range(40), key=lambda i: (-logits[a, i], i)) for a in at]  # noqa: B023
+    order = [sorted(range(40), key=lambda i: (-logits[a, i], i)) for a in at]
     assert whole[2] == [ids.index(n) for ids, n in zip(order, labels.tolist(), strict=True)]
     assert whole[1] == [ids[0] for ids in order]
+
+
+def test_logits_that_are_not_finite_never_score_a_hit():
+    logits = torch.tensor([[float("nan")] * 4, [0.0, float("inf"), 0.0, 1.0], [0.0, 9.0, 0.0, 0.0]])
+    _, _, ranks = score_logits(logits, torch.tensor([0, 1, 1]))
+    assert ranks == [4, 4, 0]
 
 
 def test_fingerprint_survives_the_dtype_and_notices_an_edit():
