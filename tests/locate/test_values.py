@@ -16,7 +16,7 @@ from errata.lm import LM
 from errata.locate import values as values_module
 from errata.locate.contexts import given_contexts
 from errata.locate.keys import module_of
-from errata.locate.rows import Economy, ffn_adds_to_block
+from errata.locate.rows import Economy, Rows, ffn_adds_to_block
 from errata.locate.values import Values, ValueSettings, optimise_values
 from errata.patch import LowRank, Patch
 from errata.tokens import positions_of
@@ -285,6 +285,22 @@ def test_whether_the_ffn_adds_to_the_block_is_found_out(
     tiny: Callable[..., LM], name: str, adds: bool
 ) -> None:
     assert ffn_adds_to_block(tiny(name), 1) is adds
+
+
+def test_a_loss_that_becomes_nan_is_refused(
+    tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Rows.losses
+    calls = []
+
+    def poisoned(self: Rows, vectors: dict) -> tuple[Tensor, Tensor]:
+        nll, essence = original(self, vectors)
+        calls.append(1)
+        return nll * (float("nan") if len(calls) == 3 else 1.0), essence
+
+    monkeypatch.setattr(Rows, "losses", poisoned)
+    with pytest.raises(EditError, match="NaN or infinite"):
+        optimise_values(tiny("gpt2"), EDITS, CONTEXTS, 1, SETTINGS)
 
 
 def test_an_edit_without_subject_is_refused(tiny: Callable[..., LM]) -> None:

@@ -14,9 +14,20 @@ from errata.errors import ConfigError
 from errata.registry import Registry
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
+    from errata.editors._base import Editor, EditorConfig
+
+__all__ = ["Editor", "EditorConfig", "editors", "get_editor", "published_settings"]
 
 editors = Registry("editor", "errata.editors", Path(__file__).parent, "errata.editors")
+
+
+def __getattr__(name: str) -> Any:
+    # the classes need torch, listing and naming editors does not
+    if name in {"Editor", "EditorConfig"}:
+        from errata.editors import _base
+
+        return getattr(_base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get_editor(

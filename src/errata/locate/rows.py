@@ -227,6 +227,8 @@ def plan_chunks(
 ) -> Iterator[tuple[list[int], list[Row]]]:
     """Split edits into chunks whose rows stay within the token budget and the logit budget.
 
+    Edits of similar length come together, so that padding stays small.
+
     Yields:
         Numbers of the edits, and their rows as `edit_rows` makes them, one edit after the other.
     """
@@ -235,9 +237,10 @@ def plan_chunks(
     chunk: list[int] = []
     held: list[Row] = []
     longest = labels = 0
-    for i, edit in enumerate(edits):
-        rows = edit_rows(lm, edit, contexts)
-        size = max(len(row.ids) for row in rows)
+    tokenised = [edit_rows(lm, edit, contexts) for edit in edits]
+    lengths = [max(len(row.ids) for row in rows) for rows in tokenised]
+    for i in sorted(range(len(edits)), key=lengths.__getitem__):
+        rows, size = tokenised[i], lengths[i]
         count = sum(len(row.labels) for row in rows) + 1
         tokens = max(longest, size) * (len(held) + len(rows))
         if chunk and (tokens > lm.max_tokens or (labels + count) * vocabulary > LOGIT_BUDGET):

@@ -15,6 +15,7 @@ early stop act per edit, so every edit follows the path it would follow alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from errata.config import Settings
 from errata.edit import Edit
+from errata.errors import EditError
 from errata.locate.adam import RowAdam
 from errata.locate.contexts import Contexts
 from errata.locate.keys import Place
@@ -110,10 +112,12 @@ def optimise_values(
         groups: For each edit, its patch in the stack.
 
     Raises:
-        EditError: If an edit has no subject or it is not in the prompt.
+        EditError: If an edit has no subject, it is not in the prompt, or a loss became NaN or
+            infinite.
     """
     economy = economy or Economy()
     parts: list[Values] = []
+    order: list[int] = []
     for chunk, tokens in plan_chunks(lm, edits, contexts):
         rows = build_rows(
             lm, tokens, len(contexts) + 1, layer, places,
@@ -122,11 +126,21 @@ def optimise_values(
             loss_layer=settings.loss_layer,
         )  # fmt: skip
         parts.append(_descend(rows, settings))
+        order += chunk
+    back = sorted(range(len(order)), key=order.__getitem__)
+    losses = [part for values in parts for part in values.losses]
+    for number, seen in zip(order, losses, strict=True):
+        if not math.isfinite(seen[-1]):
+            raise EditError(
+                f"the loss of {edits[number].prompt!r} became NaN or infinite",
+                "The model is untouched. A smaller learning rate or another layer may help.",
+            )
+    updates = [count for values in parts for count in values.updates]
     return Values(
-        {place: torch.cat([part.start[place] for part in parts]) for place in places},
-        {place: torch.cat([part.delta[place] for part in parts]) for place in places},
-        [count for part in parts for count in part.updates],
-        [losses for part in parts for losses in part.losses],
+        {place: torch.cat([part.start[place] for part in parts])[back] for place in places},
+        {place: torch.cat([part.delta[place] for part in parts])[back] for place in places},
+        [updates[i] for i in back],
+        [losses[i] for i in back],
     )
 
 
@@ -153,11 +167,10 @@ def _descend(rows: Rows, settings: ValueSettings) -> Values:
                 leaf.norm(dim=-1) / size**2 for leaf, size in zip(leaves, length, strict=True)
             )
             loss = nll + settings.kl_factor * kl + settings.weight_decay * decay
-        values = loss.detach().tolist()
-        for i, edit in enumerate(alive.tolist()):
-            if running[i]:
-                losses[edit].append(values[i])
-        # "not >=" also stops an edit whose loss is NaN; the editor refuses it by its update
+        for edit, on, value in zip(alive.tolist(), running.tolist(), loss.tolist(), strict=True):
+            if on:
+                losses[edit].append(value)
+        # ">=" also stops an edit whose loss is NaN; it is refused in the end
         running = running & (loss.detach() >= settings.stop_loss)
         if last or not bool(running.any()):
             break
