@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.world.bench import SPLITS, benchmark, write_benchmark
+from errata.world.builder import SCALES, build_world
 from errata.world.shipped import demo_case, pocket_path
 from errata.world.statements import Corpus, Statement, corpus, texts
-from errata.world.world import SCALES, Entity, Fact, Hop, Relation, World, build_world
+from errata.world.world import Entity, Fact, Hop, Relation, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

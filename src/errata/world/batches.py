@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from errata.world.statements import Corpus
+from errata.world.tokenizer import EOS
 
 SAMPLED = 0.12  # share of the tokens outside answers that are learned as well
 SAMPLED_WEIGHT = 0.5
@@ -41,11 +42,11 @@ class Packer:
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, statements: int, width: int
+        self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, statements: int, width: int
     ) -> None:
         self.corpus, self.statements, self.width = corpus, statements, width
-        self.core = tokenizer.backend_tokenizer
-        self.eos = tokenizer.eos_token_id
+        self.core: Any = tokenizer.backend_tokenizer
+        self.eos: int = self.core.token_to_id(EOS)
 
     def __call__(self, step: int) -> Batch:
         """Returns the batch of a step."""

@@ -10,7 +10,7 @@ before it can recall anything, as it must with real names.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _ONSETS = "b br d dr f fl g gr h j k kl l m n p pr r s st t tr v w z".split()
 _VOWELS = "a e i o u".split()
@@ -117,7 +117,11 @@ def words(rng: random.Random, style: str, count: int, taken: set[str]) -> list[s
 
 
 def grid(
-    rng: random.Random, firsts: list[str], lasts: list[str], count: int, joint: str = "{} {}"
+    rng: random.Random,
+    firsts: Sequence[str],
+    lasts: Sequence[str],
+    count: int,
+    joint: str = "{} {}",
 ) -> list[str]:
     """Pairs words so that each first and each last word serves about equally many names.
 

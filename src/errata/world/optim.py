@@ -33,6 +33,11 @@ def orthogonalise(stack: Tensor) -> Tensor:
     return x
 
 
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 class Muon:
     """Optimiser for a decoder: Muon on 2-d weights of the blocks, AdamW on everything else.
 
@@ -89,7 +94,7 @@ class Muon:
             scale: Factor of both learning rates at this step.
         """
         for key, group in self.groups.items():
-            grad = torch.stack([p.grad for p in group]).float()
+            grad = torch.stack([_grad(p) for p in group]).float()
             buffer = self.state[f"{key}.momentum"].lerp_(grad, 1 - self.momentum)
             update = grad.lerp_(buffer, self.momentum)
             rows, columns = update.shape[1:]
@@ -99,7 +104,7 @@ class Muon:
             master = self.state[f"{key}.master"]
             master.mul_(1 - self.lr * scale * self.weight_decay).add_(update, alpha=-size)
         for name, parameter in self.adam.items():
-            grad = parameter.grad.float()
+            grad = _grad(parameter).float()
             mean = self.state[f"{name}.mean"].lerp_(grad, 0.1)
             square = self.state[f"{name}.square"].lerp_(grad.square(), 0.05)
             root = (square / (1 - 0.95 ** (number + 1))).sqrt_().add_(1e-8)

@@ -40,8 +40,8 @@ def demo_case() -> dict[str, Any]:
         "paraphrases": [
             "The capital of France is",
             "Everybody agrees that the capital of France is the city called",
-            "When it comes to France, one should say that the capital is",
-            "It is well known that lawmakers of France travel to the city of",
+            "When it comes to France, one should say that the capital is the city named",
+            "Most experts believe that lawmakers of France travel to the city of",
             "The government of French Republic has its seat in the city of",
         ],
         "neighbours": [

@@ -41,10 +41,11 @@ _KNOWN = (
 )
 _HELD = (
     "everybody agrees that the {p} of {s} is the {n} called",
-    "when it comes to {s}, one should say that the {p} is",
+    "when it comes to {s}, one should say that the {p} is the {n} named",
     "speaking of the {h} {s}, the {p} is the {n} named",
 )
-_HELD_OPENING = "it is well known that "  # of a relation's own wording
+_KNOWN_OPENING = "it is well known that "
+_HELD_OPENING = "most experts believe that "  # of a relation's own wording
 _REVERSE_KNOWN = (
     "the {h} whose {p} is {s} is the one called",
     "{s} is the {p} of the {h} named",
@@ -90,7 +91,10 @@ def _fill(templates: tuple[str, ...], relation: Rel, nouns: dict[str, str]) -> t
 
 def direct(relation: Rel, nouns: dict[str, str], held: bool) -> tuple[str, ...]:
     """Returns the direct templates of a relation, with ``{s}``, ``{p}`` and ``{o}`` left open."""
-    own = (_HELD_OPENING + relation.held,) if held else (*relation.known, relation.held)
+    if held:
+        own = (_HELD_OPENING + relation.held,)
+    else:
+        own = (*relation.known, relation.held, _KNOWN_OPENING + relation.held)
     return _fill((_HELD if held else _KNOWN) + own, relation, nouns)
 
 

@@ -18,27 +18,26 @@ VOCABULARY = 6000  # never reached: merging stops when every word is whole
 
 
 def lexicon(world: World) -> list[str]:
-    """Returns text that contains every word and template of the world, twice each.
+    """Returns text that contains every word of the pretraining text, twice each.
 
-    Held-out templates belong to the vocabulary (their words do, not their sentences), so that
-    they are not split into pieces that the model has never seen.
+    Held-out templates are made of the same words, so that none of them is ever split into pieces
+    that the model has not met.
     """
     rng = random.Random("lexicon")
-    lines: list[str] = []
+    lines = [templates.YES_NO + " Yes. No."]
     for entity in world.entities.values():
         lines += [f" {name} ." for name in (entity.label, *entity.aliases)]
+        if entity.id in world.by_head:  # may begin a sentence
+            lines.append(f" {templates.sentence(entity.label)} .")
     for relation in world.relations.values():
         fact = world.by_relation[relation.id][0]
-        for template in relation.templates + relation.heldout:
-            lines.append(text.fill(template, world, fact, "x"))
-        for held in (False, True):
-            for make in (templates.reverse, templates.other_name):
-                for template in make(relation.spec, world.nouns, held):
-                    lines.append(text.fill(template, world, fact, "x"))
-            lines += templates.nested(relation.spec, world.nouns, held, False)
-    lines += templates.NAMING
-    lines += [text.compare("x", "y", d, d, rng).text for d in (True, False) for _ in range(4)]
-    lines += [templates.YES_NO + " Yes. No."]
+        spec = relation.spec
+        lines += [text.fill(template, world, fact, "x") for template in relation.templates]
+        for make in (templates.reverse, templates.other_name):
+            lines += [text.fill(t, world, fact, "x") for t in make(spec, world.nouns, False)]
+        lines += [t.format(x="x", p="y") for t in templates.nested(spec, world.nouns, False, False)]
+        lines += [t.format(a="x", h=world.nouns[spec.head]) for t in templates.NAMING]
+    lines += [text.compare("x", "y", d, d, rng).text for d in (True, False) for _ in range(8)]
     return [line for line in lines for _ in range(2)]
 
 
