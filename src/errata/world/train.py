@@ -135,7 +135,9 @@ def _save_model(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out
     bpe.save(tokenizer, out)
 
 
-def _save_checkpoint(folder: Path, optimiser: Muon, step: int, spec: dict[str, Any]) -> None:
+def _save_checkpoint(
+    folder: Path, optimiser: Muon, step: int, spent: float, spec: dict[str, Any]
+) -> None:
     """Writes a checkpoint that is either whole or absent, however the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"step-{step}.safetensors"
@@ -143,18 +145,20 @@ def _save_checkpoint(folder: Path, optimiser: Muon, step: int, spec: dict[str, A
     save_file({k: v.contiguous() for k, v in optimiser.state.items()}, partial)
     partial.replace(state)
     index = folder / "index.partial"
-    index.write_text(json.dumps({"step": step, "state": state.name, **spec}, indent=1))
+    index.write_text(
+        json.dumps({"step": step, "spent": spent, "state": state.name, **spec}, indent=1)
+    )
     index.replace(folder / "index.json")
     for old in folder.glob("step-*.safetensors"):
         if old != state:
             old.unlink()
 
 
-def _load_checkpoint(folder: Path, optimiser: Muon, spec: dict[str, Any]) -> int:
-    """Restores the optimiser and returns the next step, 0 where there is no checkpoint."""
+def _load_checkpoint(folder: Path, optimiser: Muon, spec: dict[str, Any]) -> tuple[int, float]:
+    """Restores the optimiser; returns the next step and the CPU-seconds spent so far."""
     index = folder / "index.json"
     if not index.exists():
-        return 0
+        return 0, 0.0
     found = json.loads(index.read_text())
     for key, value in spec.items():
         if found.get(key) != value:
@@ -165,7 +169,7 @@ def _load_checkpoint(folder: Path, optimiser: Muon, spec: dict[str, Any]) -> int
     for key, tensor in load_file(folder / found["state"]).items():
         optimiser.state[key].copy_(tensor)
     optimiser.round()
-    return found["step"]
+    return found["step"], found["spent"]
 
 
 def build(
@@ -214,8 +218,8 @@ def build(
     optimiser = Muon(model.named_parameters())
     spec = {"scale": scale, "seed": seed, "steps": steps, "recipe": asdict(recipe)}
     folder = out / CHECKPOINT
-    begin = _load_checkpoint(folder, optimiser, spec) if resume else 0
-    started, cpu = time.perf_counter(), time.process_time()
+    begin, spent = _load_checkpoint(folder, optimiser, spec) if resume else (0, 0.0)
+    started, cpu = time.perf_counter(), time.process_time() - spent
     _use_fast_norms(model)
     model.train()
     for step in range(begin, steps):
@@ -232,14 +236,14 @@ def build(
                 seconds = time.perf_counter() - started
                 progress({"step": done, "steps": steps, "loss": value, "seconds": seconds})
         if done % CHECKPOINT_EVERY == 0 and done < steps:
-            _save_checkpoint(folder, optimiser, done, spec)
+            _save_checkpoint(folder, optimiser, done, time.process_time() - cpu, spec)
     trained = time.process_time() - cpu
     model.eval()
     scores = measure(model, tokenizer, world)
     _save_model(model, tokenizer, out)
     card = {
         **spec,
-        "command": f"errata world build --scale {scale} --seed {seed}",
+        "command": f"errata world build --out DIR --scale {scale} --seed {seed} --steps {steps}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": len(world.facts),
         "hops": len(world.hops),
