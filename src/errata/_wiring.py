@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from errata._probe import (
@@ -248,7 +248,7 @@ def _measure(cuts: _Cuts, loose: Mapping[str, nn.Parameter], seed: int) -> Wirin
     return wiring
 
 
-def _by_position(tensor: Tensor) -> Float[Tensor, "t width"] | None:
+def _by_position(tensor: Tensor) -> Shaped[Tensor, "t width"] | None:
     """Return the tensor with one row per position, or None if it is not laid out so."""
     if tensor.ndim < 2 or tensor.shape[-2] != TOKENS:
         return None

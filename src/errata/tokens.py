@@ -66,13 +66,13 @@ class Batch:
 
     Attributes:
         input_ids: `[B, T]`.
-        attention_mask: `[B, T]`, 1 on real tokens.
+        attention_mask: `[B, S]`, 1 on real tokens; `S` is `T`, or longer behind a cached prefix.
         position_ids: `[B, T]`, counted from the left.
         index: For each row of the batch, its number in the list it came from.
     """
 
     input_ids: Int[Tensor, "B T"]
-    attention_mask: Int[Tensor, "B T"]
+    attention_mask: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B T"]
     index: tuple[int, ...]
 

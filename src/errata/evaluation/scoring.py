@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from errata.apply import Stack, applied
 from errata.errors import PatchError
@@ -20,6 +20,7 @@ STACKED_RANK = 64
 The choice depends on the patch alone, so that numbers do not depend on what runs beside it."""
 
 
+@runtime_checkable
 class _Ask(Protocol):
     def __call__(
         self, which: list[int], stack: Stack | None, groups: list[int] | None
