@@ -11,6 +11,8 @@ from torch import Tensor
 
 from errata.editors import get_editor
 from errata.editors._base import Editor, recall_layer
+from errata.editors.ft import FineTuning
+from errata.editors.rome import Rome
 from errata.errors import ConfigError, DataError
 from errata.forward import first, hooks
 from errata.lm import LM
@@ -46,9 +48,9 @@ def outputs(lm: LM, edit, layer: int) -> tuple[Tensor, Tensor]:
     return seen["ffn"], seen["block"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gptj", "falcon"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama-bos", "qwen3", "gptj", "falcon"])
 def test_T11_outputs_move_by_the_residual(kind: str, tiny: Tiny, make: Make) -> None:
-    lm = tiny(kind)
+    lm = tiny(kind.removesuffix("-bos"), "float64", kind.endswith("-bos"))
     editor = make("rome", contexts=("{}", "I think so. {}"))
     for edit, patch in zip(EDITS, editor.edit(lm, [[e] for e in EDITS]), strict=True):
         (change,) = patch.changes
@@ -171,6 +173,19 @@ def test_the_automatic_layer_is_the_published_one(
     kind: str, layers: int, published: int, tiny: Tiny
 ) -> None:
     assert recall_layer(Deep(tiny(kind), layers)) == published  # type: ignore[arg-type]
+
+
+def test_automatic_is_as_published_for_a_model_of_that_name(
+    tiny: Tiny, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = LM(tiny("gpt2").model, tiny("gpt2").tokenizer, name="someone/GPT2-Test")
+    monkeypatch.setattr(Rome, "published", {"gpt2-test": {"layer": 2}})
+    monkeypatch.setattr(FineTuning, "published", {"gpt2-test": {"layers": (0,)}})
+    found = [
+        make("rome", layer="auto").edit_one(lm, EDITS[:1]),
+        make("ft", layers="auto").edit_one(lm, EDITS[:1]),
+    ]
+    assert [patch.changes[0].path for patch in found] == [lm.site(2).path, lm.site(0).weight]
 
 
 def test_published_settings_are_a_starting_point() -> None:

@@ -144,6 +144,17 @@ def test_T10_together_is_one_by_one(tiny: Callable[..., LM], name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_T10_a_subject_in_first_place(tiny: Callable[..., LM], bos: bool) -> None:
+    """Nothing stands before the subject's only token, so there is no prefix to keep."""
+    lm = tiny("llama", "float64", bos)
+    edit = Edit("A lives in", "Paris", subject="A")
+    bare = given_contexts([])
+    assert lm.row(edit.prompt, edit.target, "A").subject_last == int(bos)
+    plain = optimise_values(lm, [edit], bare, 1, SETTINGS, economy=PLAIN)
+    same(optimise_values(lm, [edit], bare, 1, SETTINGS), plain)
+
+
 def test_T10_dropping_finished_edits_changes_nothing(
     tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
 ) -> None:

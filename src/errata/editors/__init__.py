@@ -57,6 +57,11 @@ def get_editor(
     return cls(settings)
 
 
+def backbone_of(name: str) -> str:
+    """Return a model's name as the keys of `published` are written: lower case, no owner."""
+    return name.lower().rpartition("/")[2]
+
+
 def published_settings(cls: type[Editor], backbone: str) -> dict[str, Any]:
     """Return the published settings of an editor for a backbone.
 
@@ -65,7 +70,7 @@ def published_settings(cls: type[Editor], backbone: str) -> dict[str, Any]:
     Raises:
         ConfigError: If none are recorded for it.
     """
-    wanted = backbone.lower().rpartition("/")[2]
+    wanted = backbone_of(backbone)
     if wanted not in cls.published:
         raise ConfigError(
             f"no published settings of {cls.name} for {backbone!r}",

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from errata.apply import Stack
 from errata.config import Settings
 from errata.edit import Edit
+from errata.editors import backbone_of
 from errata.errors import ConfigError, EditError, PatchError
 from errata.lm import LM
 from errata.patch import Patch
@@ -119,6 +120,12 @@ class Editor(ABC):
 
         The groups are not empty and have passed `check`; `before` has one patch per group.
         """
+
+    def _automatic(self, lm: LM, setting: str, rule: int) -> int:
+        """Return what `auto` means: the block published for a model of that name, else `rule`."""
+        values = self.published.get(backbone_of(lm.name), {})
+        layer = values.get(setting, rule)
+        return layer if isinstance(layer, int) else rule
 
     def _compose(self, before: Patch, added: Patch) -> Patch:
         """Join the earlier patch and what was added; overridden where the new replaces the old."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from errata.apply import Stack
 from errata.edit import Edit
+from errata.editors import backbone_of
 from errata.editors._base import Editor, EditorConfig, resolve_layer, under
 from errata.lm import LM
 from errata.locate.adam import RowAdam
@@ -27,7 +28,9 @@ class FtConfig(EditorConfig):
     """Settings of fine-tuning; the defaults are those published for LLaMA and GPT-J."""
 
     layers: tuple[int, ...] | Literal["auto"] = Field(
-        default="auto", description="Blocks to tune; auto: the one at three quarters of the depth"
+        default="auto",
+        description="Blocks to tune; auto: as published for this model, else at three quarters of "
+        "the depth",
     )
     objective: Literal["target_new", "prompt_last"] = Field(
         default="target_new",
@@ -96,9 +99,12 @@ class FineTuning(Editor):
 
     def _sites(self, lm: LM) -> list[tuple[int, Site]]:
         if self.config.layers == "auto":
-            wanted = [resolve_layer(lm, "auto", min(lm.n_layers - 1, round(0.75 * lm.n_layers)))]
+            published = self.published.get(backbone_of(lm.name), {}).get("layers")
+            rule = (min(lm.n_layers - 1, round(0.75 * lm.n_layers)),)
+            chosen = published if isinstance(published, tuple) else rule
         else:
-            wanted = sorted({resolve_layer(lm, layer, 0) for layer in self.config.layers})
+            chosen = self.config.layers
+        wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
         return [(layer, lm.site(layer)) for layer in wanted]
 
     def _edit(

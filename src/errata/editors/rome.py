@@ -36,7 +36,8 @@ class RomeConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings, E
     """Settings of ROME; the defaults are those published for GPT-2 XL."""
 
     layer: Layer = Field(
-        default="auto", description="Block to edit; auto: by depth, see docs/methods.md"
+        default="auto",
+        description="Block to edit; auto: as published for this model, else by depth",
     )
     mom2_adjustment: bool = Field(
         default=True,
@@ -97,7 +98,7 @@ class Rome(Editor):
         """Sample the contexts and count the second moment of the layer's keys."""
         if lm in self._prepared:
             return
-        layer = resolve_layer(lm, self.config.layer, recall_layer(lm))
+        layer = resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", recall_layer(lm)))
         moment = None
         if self.config.mom2_adjustment:
             matrix = get_moments(lm, [layer], self.config)[layer].matrix

@@ -42,6 +42,9 @@ TOKENS_PER_UNIT = 20
 """Tokens per FFN unit that are enough: ten keep the quality of 100,000 documents in the study of
 minimal precomputation for ROME, MEMIT and EMMET; twice that for margin."""
 
+PANEL = 512
+"""Columns of `sum k k^T` that are computed together, from the diagonal on."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -217,7 +220,7 @@ def count_moments(
     if not tokens:
         raise DataError(f"{corpus.name} holds no token")
     return {
-        layer: Moment((total / tokens).cpu(), tokens)
+        layer: Moment((_both_halves(total) / tokens).cpu(), tokens)
         for layer, total in zip(layers, sums, strict=True)
     }
 
@@ -232,10 +235,21 @@ def _add_keys(
             real = batch.attention_mask.bool().view(-1)
             keys, _ = capture(lm, batch, inputs=modules)
             for total, key in zip(sums, keys, strict=True):
-                flat = key.reshape(-1, key.shape[-1])[real].to(total.dtype)
-                total.addmm_(flat.T, flat)
+                _add_products(total, key.reshape(-1, key.shape[-1])[real].to(total.dtype))
             count += int(real.sum())
     return count
+
+
+def _add_products(total: Float[Tensor, "f f"], keys: Float[Tensor, "n f"]) -> None:
+    """Add `sum k k^T` to the upper triangle of `total`; the other half would repeat it."""
+    for start in range(0, keys.shape[1], PANEL):
+        panel = keys[:, start : start + PANEL]
+        total[start : start + PANEL, start:].addmm_(panel.T, keys[:, start:])
+
+
+def _both_halves(total: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
+    """Mirror the upper triangle."""
+    return total.triu() + total.triu(1).T
 
 
 @contextmanager

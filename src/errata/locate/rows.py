@@ -227,7 +227,8 @@ def plan_chunks(
 ) -> Iterator[tuple[list[int], list[Row]]]:
     """Split edits into chunks whose rows stay within the token budget and the logit budget.
 
-    Edits of similar length come together, so that padding stays small.
+    Edits of similar length come together, so that padding stays small; what counts most is the
+    length from the subject's last token on, since with cached prefixes only that is run.
 
     Yields:
         Numbers of the edits, and their rows as `edit_rows` makes them, one edit after the other.
@@ -239,7 +240,8 @@ def plan_chunks(
     longest = labels = 0
     tokenised = [edit_rows(lm, edit, contexts) for edit in edits]
     lengths = [max(len(row.ids) for row in rows) for rows in tokenised]
-    for i in sorted(range(len(edits)), key=lengths.__getitem__):
+    tails = [max(len(row.ids) - row.subject_last for row in rows) for rows in tokenised]
+    for i in sorted(range(len(edits)), key=lambda i: (tails[i], lengths[i])):
         rows, size = tokenised[i], lengths[i]
         count = sum(len(row.labels) for row in rows) + 1
         tokens = max(longest, size) * (len(held) + len(rows))
