@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,10 +132,23 @@ class Prefix:
     starts: tuple[int, ...]
 
     def cache(self) -> Any:
-        """Return a fresh key/value cache; a forward pass appends to it, never to this object."""
+        """Return a fresh key/value cache; a forward pass appends to it, never to this object.
+
+        Its layers are shallow copies: appending makes new tensors and leaves these alone.
+        """
+        fresh = copy(self._filled)
+        fresh.layers = [copy(layer) for layer in fresh.layers]
+        return fresh
+
+    @cached_property
+    def _filled(self) -> Any:
         from transformers import DynamicCache
 
-        return DynamicCache(self.layers)
+        filled = DynamicCache(self.layers)
+        for layer, (keys, values) in zip(filled.layers, self.layers, strict=True):
+            kept: Any = layer  # its class depends on the kind of attention
+            kept.keys, kept.values = keys, values  # the constructor copied them
+        return filled
 
 
 @torch.no_grad()

@@ -20,9 +20,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from errata.cache import digest, folder_name, load_tensors, save_tensors
 from errata.config import Settings
 from errata.errors import DataError, EditError
-from errata.locate.cache import cache_root, digest, folder_name, load_tensors, save_tensors
+from errata.files import cache_root
 from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.keys import capture, module_of
 from errata.tokens import Row
@@ -44,6 +45,9 @@ minimal precomputation for ROME, MEMIT and EMMET; twice that for margin."""
 
 PANEL = 512
 """Columns of `sum k k^T` that are computed together, from the diagonal on."""
+
+ADDED_AT_ONCE = 2048
+"""Keys of each layer that are collected before they are added."""
 
 Progress = Callable[[int, int], None]
 
@@ -228,15 +232,32 @@ def count_moments(
 def _add_keys(
     lm: LM, rows: Sequence[Row], modules: Sequence[torch.nn.Module], sums: Sequence[Tensor]
 ) -> int:
-    """Add the keys of all real tokens of the rows to the sums and return their number."""
-    count = 0
+    """Add the keys of all real tokens of the rows to the sums and return their number.
+
+    Keys are collected over forward passes, because adding a few of them to a large sum costs as
+    much as reading and writing that sum.
+    """
+    held: list[list[Tensor]] = [[] for _ in sums]
+    count = waiting = 0
+
+    def add() -> None:
+        for total, parts in zip(sums, held, strict=True):
+            if parts:
+                _add_products(total, torch.cat(parts))
+                parts.clear()
+
     with _exact_products():
         for batch in lm.batches(rows):
             real = batch.attention_mask.bool().view(-1)
             keys, _ = capture(lm, batch, inputs=modules)
-            for total, key in zip(sums, keys, strict=True):
-                _add_products(total, key.reshape(-1, key.shape[-1])[real].to(total.dtype))
-            count += int(real.sum())
+            for total, key, parts in zip(sums, keys, held, strict=True):
+                parts.append(key.reshape(-1, key.shape[-1])[real].to(total.dtype))
+            tokens = int(real.sum())
+            count, waiting = count + tokens, waiting + tokens
+            if waiting >= ADDED_AT_ONCE:
+                add()
+                waiting = 0
+        add()
     return count
 
 

@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from errata.case import Edit
 from errata.config import Settings
-from errata.edit import Edit
 from errata.forward import Prefix, first, hooks, make_prefix, reuse_below, suffix_batch, with_first
 from errata.locate.contexts import Contexts
 from errata.locate.keys import Place, capture, module_of, subject_rows, wide
