@@ -8,7 +8,7 @@ BIN := .venv/bin
 # one thread per process: two test processes on two cores are faster than two threads each
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lint types ci bench docs clean
+.PHONY: help demo test test-slow lint types ci bench docs readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make lint       ruff                             make types      pyright"
 	@echo "make ci         what .ci/run does                make bench      speed ratios"
 	@echo "make docs       write the command line's help into docs/cli.md"
+	@echo "make readme     run the README's commands again and write down their output"
 	@echo "make clean      remove caches and build products (.venv and runs stay)"
 
 $(READY): pyproject.toml constraints.txt .ci/environment.py
@@ -43,12 +44,13 @@ types: $(READY)
 ci: lint types test
 
 bench: $(READY)
-	@for file in benchmarks/[a-z]*.py; do \
-	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
-	done
+	@$(BIN)/python -m benchmarks
 
 docs: $(READY)
 	@$(BIN)/python -m tests.cli.help_blocks docs/cli.md
+
+readme: $(READY)
+	@$(BIN)/python docs/refresh.py README.md
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

@@ -50,7 +50,9 @@ def complete(python: Path) -> bool:
     """Return whether the environment of that interpreter has everything."""
     if not python.exists():
         return False
-    result = subprocess.run([python, __file__, "--check"], cwd=ROOT, capture_output=True)
+    result = subprocess.run(
+        [python, __file__, "--check"], cwd=ROOT, capture_output=True, check=False
+    )
     return result.returncode == 0
 
 
@@ -58,7 +60,12 @@ def run(step: str, *command: str | Path) -> None:
     """Run one step of the set-up; stop with its output if it fails."""
     print(f"  {step}", flush=True)
     result = subprocess.run(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if result.returncode:
         sys.exit(f"{result.stdout}\nset-up failed: {step}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -239,3 +241,27 @@ def test_help_blocks_of_the_documentation() -> None:
         assert shown in plain(document), f"run `make docs`: help of {' '.join(words) or 'errata'}"
     named = {(command.name,) for command in app.registered_commands}
     assert named <= commands_in(document)
+
+
+def advertised() -> list[str]:
+    """Every line that starts with `errata` in the help's examples and in the documents."""
+    from errata.cli import demo, doctor, edit, export, ls, verify
+    from errata.cli import eval as eval_
+
+    root = Path(__file__).resolve().parents[2]
+    lines = [
+        line
+        for module in (demo, doctor, edit, eval_, export, ls, verify)
+        for line in module.EXAMPLES
+    ]
+    lines += export.IMPORT_EXAMPLES
+    for name in ("README.md", "docs/cli.md"):
+        text = (root / name).read_text(encoding="utf-8").replace("\\\n> ", "")
+        lines += re.findall(r"^(?:\$ )?(errata [^\n|]+)", text, re.MULTILINE)
+    return sorted(set(lines))
+
+
+@pytest.mark.parametrize("line", advertised())
+def test_advertised_commands_exist(errata: Errata, line: str) -> None:
+    words = shlex.split(line)[1:]
+    assert errata(*words, "--help").code == 0

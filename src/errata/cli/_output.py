@@ -102,7 +102,8 @@ def status(label: str) -> Iterator[None]:
 def progress(label: str) -> Iterator[Progress]:
     """Show how far work has come: yields a function to call with (done, total).
 
-    A bar on a terminal; otherwise a line when it starts to take long and then every few seconds.
+    A bar on a terminal, drawn from the first call on, as preparations draw their own before it;
+    otherwise a line when it takes long, and then every few seconds.
     """
     if not sys.stderr.isatty():
         yield _LogProgress(label)
@@ -111,13 +112,17 @@ def progress(label: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task(label, total=None)
+    bar = Bar(*columns, console=err(), transient=True)
+    task = bar.add_task(label, total=None)
 
-        def step(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+    def step(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield step
+    finally:
+        bar.stop()
 
 
 class _LogProgress:

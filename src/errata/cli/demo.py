@@ -26,7 +26,7 @@ EXAMPLES = ("errata demo", "errata demo --quick --json")
 
 EDITORS = ("none", "ft", "rome")
 METRICS = ("reliability", "generality", "locality", "average")
-CASES, QUICK_CASES = 48, 4
+CASES, QUICK_CASES = 40, 4
 SEED = 0
 TEXTS = 2000  # sentences of the world on which another model than the pocket one is counted
 WORDS = 8  # tokens of the model's own words
@@ -139,12 +139,12 @@ def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question
     asked.append(("two hops", case["two_hop"], case["two_hop_target"]))
     asked += [("neighbour", prompt, truth) for prompt, truth in case["neighbours"]]
     before, editor = lm.fingerprint, _editor("rome", lm, folder)
-    with _output.status("ROME: counting the keys of the layer once, then one edit"):
-        started = time.perf_counter()
+    started = time.perf_counter()
+    editor.prepare(lm)  # draws its own progress
+    with _output.status("one edit by ROME"):
         patch = edit(lm, case["prompt"], case["target"], subject=case["subject"], editor=editor)
         took = time.perf_counter() - started
-        prompts = [prompt for _, prompt, _ in asked]
-        views = compare(lm, patch, prompts, new_tokens=WORDS)
+        views = compare(lm, patch, [prompt for _, prompt, _ in asked], new_tokens=WORDS)
     questions = [Question(*one, view) for one, view in zip(asked, views, strict=True)]
     same = weight_fingerprint(lm.model) == before
     facts = {
