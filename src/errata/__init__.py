@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Case": "errata.edit",
-    "Edit": "errata.edit",
-    "Probe": "errata.edit",
+    "Case": "errata.case",
+    "Edit": "errata.case",
+    "Probe": "errata.case",
     "ErrataError": "errata.errors",
     "LM": "errata.lm",
     "load": "errata.loading",
@@ -65,12 +65,12 @@ __all__ = [
 if TYPE_CHECKING:
     from errata.api import edit as edit
     from errata.apply import Stack as Stack
+    from errata.case import Case as Case
+    from errata.case import Edit as Edit
+    from errata.case import Probe as Probe
     from errata.data import load_cases as load_cases
     from errata.data import load_edits as load_edits
     from errata.data import save_cases as save_cases
-    from errata.edit import Case as Case
-    from errata.edit import Edit as Edit
-    from errata.edit import Probe as Probe
     from errata.editors import Editor as Editor
     from errata.editors import get_editor as get_editor
     from errata.errors import ErrataError as ErrataError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors._base import Editor
 from errata.errors import EditError

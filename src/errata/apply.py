@@ -110,19 +110,19 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     patch.check(lm)
     patch.check_finite()
     saved: list[tuple[nn.Parameter, Tensor]] = []
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         stack.callback(_restore, saved)
-        for name, delta in weight_deltas(lm, patch.changes).items():
-            parameter = _parameter(lm, name)
-            saved.append((parameter, parameter.detach().clone()))
-            wide = torch.promote_types(parameter.dtype, delta.dtype)
-            parameter.copy_(parameter.to(wide) + delta.to(wide))
+        with torch.no_grad():
+            for name, delta in weight_deltas(lm, patch.changes).items():
+                parameter = _parameter(lm, name)
+                saved.append((parameter, parameter.detach().clone()))
+                wide = torch.promote_types(parameter.dtype, delta.dtype)
+                parameter.copy_(parameter.to(wide) + delta.to(wide))
         for change in patch.changes:
             if isinstance(change, Module):
                 network = change.build().to(lm.device)
                 stack.enter_context(hooks(_hook(_module(lm, change.path), change, network)))
-        with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-            yield
+        yield
 
 
 @torch.no_grad()

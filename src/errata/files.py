@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes and checksums."""
+"""Files that are whole or absent: atomic writes, checksums, the cache folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import tempfile
 from pathlib import Path
 
 from errata.errors import ErrataError
+
+
+def cache_root() -> Path:
+    """Return the folder of caches: `$ERRATA_CACHE`, else `errata` in the user's cache folder."""
+    given = os.environ.get("ERRATA_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "errata"
 
 
 def sha256_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from errata import __version__
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import PatchError
 
 if TYPE_CHECKING:

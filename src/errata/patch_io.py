@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import ErrataError, PatchError
 from errata.files import sha256_of, write_atomically
 from errata.patch import Change, Dense, LowRank, Module, Patch

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_models import gpt2, llama, tiny_tokenizer
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import ErrataError, PatchError
 from errata.lm import LM
 from errata.patch import Dense, LowRank, Module, Patch
@@ -60,6 +60,17 @@ def test_undo_is_bit_exact_after_an_exception(tiny):
         _ = 1 / 0
     assert same_tensors(before, weights(lm))
     assert not lm.module(lm.spec.blocks[2])._forward_hooks
+
+
+def test_gradients_flow_inside_the_block_as_outside(tiny):
+    lm = tiny("llama")
+    vector = torch.ones(lm.spec.d_model, requires_grad=True)
+    shift = Module(lm.spec.blocks[2], "shift", {}, {"vector": vector})
+    batch = lm.batch([lm.row("The capital of France is")], [0])
+    with Patch((shift,)).applied(lm):
+        lm.run(batch).logits.logsumexp(-1).sum().backward()
+    assert vector.grad is not None
+    assert vector.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.tiny_models import tiny_tokenizer
 
-from errata.edit import Case, Edit, Probe
+from errata.case import Case, Edit, Probe
 from errata.errors import DataError, EditError, ModelError
 from errata.tokens import (
     Row,

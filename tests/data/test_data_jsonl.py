@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 import pytest
 
+from errata.case import Case, Edit, Probe
 from errata.data import load_cases, load_edits, save_cases, save_edits
-from errata.edit import Case, Edit, Probe
 from errata.errors import ConfigError, DataError
 
 LINE = {"id": "a", "edits": [{"prompt": "p", "target": "t"}]}

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from errata.case import Edit
 from errata.data import DOMAINS, SECTORS, drop_collisions, load_cases
-from errata.edit import Edit
 from errata.errors import ConfigError, DataError
 
 

@@ -17,8 +17,8 @@ from tests.locate.samples import EDITS
 from tests.tiny_models import TINY, tiny_tokenizer
 from torch import Tensor
 
+from errata.case import Edit
 from errata.config import settings_from
-from errata.edit import Edit
 from errata.editors import editors
 from errata.editors._base import Editor
 from errata.errors import EditError, ErrataError, ModelError, PatchError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors._base import Editor
 from errata.errors import EditError
 from errata.lm import LM

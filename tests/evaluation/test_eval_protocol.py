@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.edit import Case, Edit, Probe
+from errata.case import Case, Edit, Probe
 from errata.errors import ConfigError, DataError, PatchError
 from errata.evaluation import evaluate
 from errata.patch import Patch

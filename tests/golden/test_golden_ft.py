@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.ft import FineTuning
 from errata.lm import LM

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors import get_editor
 from errata.lm import LM
 from errata.loading import load

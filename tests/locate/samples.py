@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 from tests.tiny_models import TINY, tiny_tokenizer
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.lm import LM
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.locate.samples import EDITS
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import ConfigError, EditError
 from errata.lm import LM
 from errata.locate import contexts as contexts_module

@@ -9,7 +9,7 @@ import torch
 from tests.locate.samples import EDITS
 from torch import Tensor
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import EditError
 from errata.forward import first, hooks, with_first
 from errata.lm import LM

@@ -98,7 +98,7 @@ def _machine() -> list[Check]:
 def _folders() -> list[Check]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from errata.locate.cache import cache_root
+    from errata.files import cache_root
 
     named = {
         "errata's cache": (cache_root(), "ERRATA_CACHE"),

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from errata.case import Case
 from errata.config import did_you_mean
 from errata.data._base import Dataset, LoadedData, NotUsed, Opened
 from errata.data._records import Record
 from errata.data.jsonl import check_new, load_edits, save_cases, save_edits
 from errata.data.uniedit import DOMAINS, SECTORS, drop_collisions
-from errata.edit import Case
 from errata.errors import ConfigError, DataError
 from errata.registry import Registry
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from errata.case import Case
 from errata.config import Settings, did_you_mean, settings_from
 from errata.data._download import fetch
 from errata.data._records import Record
-from errata.edit import Case
 from errata.errors import ConfigError, DataError
 from errata.files import sha256_of
 

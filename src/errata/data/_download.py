@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from errata.errors import DataError
-from errata.files import sha256_of, write_atomically
+from errata.files import cache_root, sha256_of, write_atomically
 
 _BLOCK = 1 << 20
 _NETWORK = (
@@ -28,15 +28,6 @@ _NETWORK = (
     ConnectionError,
 )
 _SECONDS = 30  # without a byte before a connection counts as dead
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloads: below `ERRATA_CACHE`, else below the user's cache folder."""
-    given = os.environ.get("ERRATA_CACHE")
-    if given:
-        return Path(given).expanduser() / "data"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "errata" / "data"
 
 
 @contextlib.contextmanager
@@ -73,7 +64,7 @@ def fetch(
         DataError: If it cannot be fetched, or what was fetched has another checksum.
     """
     filename = filename or urllib.parse.urlsplit(url).path.rpartition("/")[2]
-    path = cache_folder() / filename
+    path = cache_root() / "data" / filename
     sidecar = path.with_name(path.name + ".sha256")
     recorded = _recorded(sidecar)
     expected = sha256 or recorded

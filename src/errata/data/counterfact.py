@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from errata.case import Case, Edit, Probe
 from errata.data._base import Dataset
 from errata.data._records import Record, freeze, read_list
-from errata.edit import Case, Edit, Probe
 
 _KEPT = ("relation_id", "target_new.id", "target_true.id")
 

@@ -8,10 +8,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from errata.case import Case, Edit, Probe, ProbeKind
 from errata.config import did_you_mean
 from errata.data._base import Dataset
 from errata.data._records import SKIP_HINT, Record, describe, freeze, read_lines, thaw
-from errata.edit import Case, Edit, Probe, ProbeKind
 from errata.errors import ConfigError, DataError
 from errata.files import write_atomically
 

@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from errata.case import Case, Edit, Probe
 from errata.config import Settings
 from errata.data._base import Dataset
 from errata.data._records import Record, freeze, read_list
-from errata.edit import Case, Edit, Probe
 
 _URL = "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/main/datasets/"
 

@@ -10,11 +10,11 @@ from types import MappingProxyType
 
 from pydantic import Field
 
+from errata.case import Case, Edit, Probe, ProbeKind
 from errata.config import Settings, did_you_mean
 from errata.data import _criteria as criteria
 from errata.data._base import Dataset, Opened
 from errata.data._records import Record, describe, freeze, read_json
-from errata.edit import Case, Edit, Probe, ProbeKind
 from errata.errors import ConfigError, DataError
 
 SECTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(

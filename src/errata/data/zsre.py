@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from errata.case import Case, Edit, Probe
 from errata.config import Settings
 from errata.data._base import Dataset, NotUsed
 from errata.data._records import Record, freeze, read_lines, read_list
-from errata.edit import Case, Edit, Probe
 from errata.errors import DataError
 
 

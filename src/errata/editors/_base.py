@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import ClassVar, Literal
 
 from errata.apply import Stack
+from errata.case import Edit
 from errata.config import Settings
-from errata.edit import Edit
 from errata.editors import backbone_of
 from errata.errors import ConfigError, EditError, PatchError
 from errata.lm import LM

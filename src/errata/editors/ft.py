@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.apply import Stack
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors import backbone_of
 from errata.editors._base import Editor, EditorConfig, resolve_layer, under
 from errata.lm import LM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors._base import Editor
 from errata.lm import LM
 from errata.patch import Patch

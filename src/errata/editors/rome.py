@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.apply import Stack
-from errata.edit import Edit
+from errata.case import Edit
 from errata.editors._base import (
     Editor,
     EditorConfig,

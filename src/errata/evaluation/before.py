@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from errata.cache import load_json, save_json
 from errata.errors import ErrataError
 from errata.evaluation.metrics import mean_nll
 from errata.evaluation.questions import Question
-from errata.locate.cache import cache_root, load_json, save_json
+from errata.files import cache_root
 
 if TYPE_CHECKING:
     from errata.lm import LM

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from errata.edit import Case, Edit
+from errata.case import Case, Edit
 from errata.errors import EditError, ErrataError, ModelError, PatchError
 from errata.patch import Patch
 

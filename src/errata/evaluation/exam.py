@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import EditError, ErrataError, ModelError
 from errata.evaluation.before import Before
 from errata.evaluation.editing import edit_groups

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata import __version__
+from errata.case import Case
 from errata.data import LoadedData, drop_collisions, load_cases
-from errata.edit import Case
 from errata.editors import get_editor
 from errata.errors import ConfigError, DataError
 from errata.evaluation.regimes import Regime, parse_regime, units_of

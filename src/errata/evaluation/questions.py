@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from errata.edit import Case, Edit
+from errata.case import Case, Edit
 
 if TYPE_CHECKING:
     from errata.lm import LM

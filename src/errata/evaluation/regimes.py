@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from errata.edit import Case
+from errata.case import Case
 from errata.errors import ConfigError
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from errata.edit import Case
+from errata.case import Case
 from errata.errors import EditError, ModelError
 from errata.evaluation.before import Before, ask_before
 from errata.evaluation.editing import edit_cases

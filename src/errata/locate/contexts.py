@@ -16,9 +16,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from errata.cache import digest, load_json, save_json
 from errata.config import Settings
 from errata.errors import ConfigError
-from errata.locate.cache import cache_root, digest, load_json, save_json
+from errata.files import cache_root
 from errata.tokens import Row
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from errata.edit import Edit
+from errata.case import Edit
 from errata.errors import EditError
 from errata.forward import first, hooks
 from errata.locate.contexts import Contexts, Mean

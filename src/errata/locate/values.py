@@ -25,8 +25,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from errata.case import Edit
 from errata.config import Settings
-from errata.edit import Edit
 from errata.errors import EditError
 from errata.locate.adam import RowAdam
 from errata.locate.contexts import Contexts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +18,6 @@ from errata.files import write_atomically
 log = logging.getLogger(__name__)
 
 CHECKSUM = "sha256"
-
-
-def cache_root() -> Path:
-    """Return the folder of caches: `$ERRATA_CACHE`, else `errata` in the user's cache folder."""
-    given = os.environ.get("ERRATA_CACHE")
-    if given:
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "errata"
 
 
 def digest(*parts: object) -> str:

@@ -1,6 +1,6 @@
 """What should become true, and the questions that test it: frozen data without torch.
 
-An [`Edit`][errata.edit.Edit] is one fact to write into a model. A `Probe` is one question asked of
+An [`Edit`][errata.case.Edit] is one fact to write into a model. A `Probe` is one question asked of
 the edited model. A `Case` joins them: one benchmark record, edited as one unit and scored by its
 probes.
 """
