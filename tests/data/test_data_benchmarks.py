@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from errata.case import Edit, Probe
 from errata.data import datasets, load_cases
-from errata.edit import Edit, Probe
 from errata.errors import ConfigError, DataError
 
 MEND = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from errata.case import Edit
 from errata.cli import _output
-from errata.edit import Edit
 
 if TYPE_CHECKING:
     from rich.table import Table

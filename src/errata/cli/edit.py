@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from errata.case import Edit
 from errata.cli import _output, _views
 from errata.cli._options import DryRunFlag, EditorOptions, ForceFlag, JsonFlag, ModelOptions, expand
-from errata.edit import Edit
 from errata.errors import ConfigError, DataError, EditError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def edit(
         _plan(lm, chosen, requests, out, json)
         return
     started = time.perf_counter()
+    chosen.prepare(lm)  # draws its own progress
     with _output.status(f"{editor.editor}: {len(requests)} edit{'s'[: len(requests) > 1]}"):
         patch = _make(lm, chosen, requests, earlier, regime)
     took = time.perf_counter() - started
