@@ -209,6 +209,6 @@ def test_the_optimiser_rounds_its_masters_into_the_model() -> None:
 def test_the_schedule_warms_up_and_decays_to_zero() -> None:
     rates = [schedule(step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01)
-    assert rates[100] == rates[599] == 1.0
-    assert rates[999] == pytest.approx(1 / 400)
+    assert rates[100] == rates[374] == 1.0
+    assert rates[999] == pytest.approx(1 / 625)
     assert max(rates) == 1.0

@@ -124,7 +124,7 @@ class Muon:
             parameter.grad = None
 
 
-def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.4) -> float:
+def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.625) -> float:
     """Returns the learning-rate factor: linear warm-up, constant, then linear decay to zero."""
     start = steps * (1 - decay)
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, steps - start))
