@@ -128,7 +128,7 @@ def test_packed_statements_do_not_see_each_other(small_world: ew.World) -> None:
     tokenizer = bpe.train(small_world)
     torch.manual_seed(0)
     model = train.new_model(TINY, len(tokenizer), tokenizer.eos_token_id, 0).float()
-    batch = Packer(ew.corpus(small_world), tokenizer, 12, 40)(3)
+    batch = Packer(ew.Corpus(small_world), tokenizer, 12, 40)(3)
     packed = model.model(
         batch.ids,
         position_ids=batch.positions,
@@ -146,7 +146,7 @@ def test_learned_positions_are_the_answers_and_a_sample(small_world: ew.World) -
     from errata.world import tokenizer as bpe
 
     tokenizer = bpe.train(small_world)
-    source = ew.corpus(small_world)
+    source = ew.Corpus(small_world)
     batch = Packer(source, tokenizer, 20, 40)(0)
     full = batch.target[batch.weight == 1.0].tolist()
     expected: list[int] = []

@@ -137,7 +137,7 @@ def test_unstated_hops_are_never_in_the_text(small_world: ew.World) -> None:
 
 
 def test_stated_hops_and_all_facts_are_in_the_text(small_world: ew.World) -> None:
-    source = ew.corpus(small_world)
+    source = ew.Corpus(small_world)
     rounds = {kind: -(-len(pool) // text.MIX[kind]) for kind, pool in source._pools.items()}
     made = {source[n] for n in range(100 * rounds["direct"])}
     prompts = {(s.answer, s.prompt) for s in made}
@@ -164,15 +164,18 @@ def test_held_out_templates_are_never_in_the_text(pocket_world: ew.World) -> Non
 
 
 def test_statement_n_does_not_depend_on_what_was_read_before(small_world: ew.World) -> None:
-    forward = [ew.corpus(small_world)[n] for n in range(500)]
-    source = ew.corpus(small_world)
+    forward = [ew.Corpus(small_world)[n] for n in range(500)]
+    source = ew.Corpus(small_world)
     backward = [source[n] for n in reversed(range(500))]
     assert forward == backward[::-1]
-    assert forward == list(itertools.islice(ew.corpus(small_world), 500))
+    assert forward == list(itertools.islice(ew.Corpus(small_world), 500))
+    sentences = list(itertools.islice(ew.corpus(small_world), 500))
+    assert sentences == [statement.text for statement in forward]
+    assert sentences[:20] == ew.texts(small_world, 20)
 
 
 def test_every_class_of_statement_is_balanced(small_world: ew.World) -> None:
-    answers = Counter(ew.corpus(small_world)[n].answer for n in range(6000))
+    answers = Counter(ew.Corpus(small_world)[n].answer for n in range(6000))
     assert 0.8 < answers["Yes"] / answers["No"] < 1.25
     assert len(ew.texts(small_world, 10)) == 10
     assert ew.texts(small_world, 50, seed=1) != ew.texts(small_world, 50, seed=2)

@@ -204,9 +204,9 @@ def compare(x: str, y: str, different: bool, yes: bool, rng: random.Random) -> S
     return Statement(prompt, "Yes" if yes else "No")
 
 
-def corpus(world: World, seed: int = 0) -> Corpus:
-    """Returns the pretraining text of a world, indexable by statement and endlessly iterable."""
-    return Corpus(world, seed)
+def corpus(world: World, seed: int = 0) -> Iterator[str]:
+    """Yields the sentences of the pretraining text, without end; Corpus gives them by number."""
+    return (statement.text for statement in Corpus(world, seed))
 
 
 def texts(world: World, limit: int | None = None, seed: int = 0) -> list[str]:
