@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from errata.errors import ErrataError
@@ -34,20 +35,34 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ErrataError: If the folder cannot be written or the disk is full; nothing is left behind.
     """
-    temporary = None
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files; if one of them cannot be written, all the old ones stay as they are.
+
+    Everything is written beside its place first and only then moved there, in the given order.
+
+    Raises:
+        ErrataError: If a folder cannot be written or the disk is full; nothing is left behind.
+    """
+    staged: list[tuple[Path, Path]] = []
+    path = next(iter(files))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as handle:
-            temporary = Path(handle.name)
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{path.name}.", delete=False
+            ) as handle:
+                staged.append((Path(handle.name), path))
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+        for temporary, path in staged:
+            temporary.chmod(0o644)
+            temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
+        for temporary, _ in staged:
             temporary.unlink(missing_ok=True)
         raise ErrataError(
             f"cannot write {path}: {error.strerror or error}",

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from errata.apply import is_transposed
 from errata.errors import ErrataError, PatchError
-from errata.files import write_atomically
+from errata.files import write_together
 from errata.loading import quiet_transformers
 from errata.patch import Dense, LowRank, Module, Patch
-from errata.patch_io import write_tensors
+from errata.patch_io import pack
 
 if TYPE_CHECKING:
     from errata.lm import LM
@@ -176,8 +176,8 @@ def to_lora(
         "target_modules": list(modules),
         "inference_mode": True,
     }
-    write_tensors(folder / WEIGHTS_NAME, tensors)
-    write_atomically(folder / CONFIG_NAME, json.dumps(config, indent=2).encode())
+    text = json.dumps(config, indent=2)
+    write_together({folder / WEIGHTS_NAME: pack(tensors), folder / CONFIG_NAME: text.encode()})
     return LoraReport(folder, lm.name, rank, modules, lost)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from errata.case import Edit
-from errata.errors import ErrataError, PatchError
-from errata.files import sha256_of, write_atomically
+from errata.errors import PatchError
+from errata.files import sha256_of, write_together
 from errata.patch import Change, Dense, LowRank, Module, Patch
 
 FORMAT = 1
@@ -24,31 +25,18 @@ JSON_NAME = "patch.json"
 TENSOR_NAME = "patch.safetensors"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically.
-
-    Raises:
-        ErrataError: If the folder cannot be written or the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        save_file(own, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise ErrataError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
-            "Choose a folder you may write to, with enough free space.",
-        ) from error
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file."""
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return to_bytes(own)  # clones, since safetensors refuses tensors that share memory
 
 
 def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     """Write a patch folder.
 
-    The tensor file is written first and its checksum stands in the JSON file, so a folder whose
-    writer was killed is recognised when it is read.
+    Both files are complete before either takes its place, so a full disk costs nothing that was
+    there. The JSON file holds the checksum of the tensor file: a folder whose writer was killed in
+    between is recognised when it is read.
 
     Args:
         patch: What to write.
@@ -74,22 +62,17 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
             tensors[f"state.{name}"] = value
         else:
             plain[name] = value
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ErrataError(f"cannot create {folder}: {error.strerror}") from error
-    (folder / JSON_NAME).unlink(missing_ok=True)
-    write_tensors(folder / TENSOR_NAME, tensors)
+    packed = pack(tensors)
     document = {
         "format": FORMAT,
         "meta": dict(patch.meta),
         "changes": [change.describe() for change in patch.changes],
         "edits": [{k: v for k, v in asdict(e).items() if v is not None} for e in patch.edits],
         "state": plain,
-        "sha256": sha256_of(folder / TENSOR_NAME),
+        "sha256": hashlib.sha256(packed).hexdigest(),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
-    write_atomically(folder / JSON_NAME, text.encode())
+    write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -204,9 +206,34 @@ def test_damaged_folders_are_recognised(tiny, tmp_path):
 def test_an_unwritable_folder_is_a_clear_error(tiny, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(ErrataError, match="cannot create"):
+    with pytest.raises(ErrataError, match="cannot write"):
         patch_of(tiny("gpt2")).save(blocked / "p")
     assert blocked.read_text() == "in the way"
+
+
+def test_a_full_disk_costs_nothing_that_was_there(tiny, tmp_path):
+    """A process whose files may not grow past 512 bytes stands in for a full disk."""
+    lm = tiny("gpt2")
+    small = Patch.for_model(lm, patch_of(lm).changes[:1], editor="test")
+    folder = small.save(tmp_path / "p")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code = (
+        "import resource, signal, sys\n"
+        "from errata.patch import Patch\n"
+        "from errata.errors import ErrataError\n"
+        "patch = Patch.load(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))\n"
+        "try:\n"
+        "    (patch + patch).save(sys.argv[1], force=True)\n"
+        "except ErrataError as error:\n"
+        "    sys.exit(f'ErrataError: {error.message}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert "ErrataError: cannot write" in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_unknown_kinds_of_module_are_named(tiny):
