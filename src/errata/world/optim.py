@@ -56,7 +56,7 @@ class Muon:
     def __init__(
         self,
         named: Iterable[tuple[str, Tensor]],
-        lr: float = 0.02,
+        lr: float = 0.008,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         adam_lr: float = 3e-3,

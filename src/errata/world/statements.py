@@ -17,7 +17,7 @@ from typing import NamedTuple
 from errata.world import templates
 from errata.world.world import Fact, Hop, World
 
-MIX = {"direct": 50, "hop": 33, "reverse": 6, "other_name": 5, "naming": 2, "compare": 4}
+MIX = {"direct": 46, "hop": 38, "reverse": 6, "other_name": 5, "naming": 2, "compare": 3}
 """Statements of each class in a block of one hundred."""
 
 ALIAS_RATE = 0.25  # how often a subject with an alias is called by it
