@@ -115,7 +115,7 @@ def evaluate(
     ] = False,
     stack: Annotated[
         int, typer.Option(min=1, help="Edits evaluated side by side in one forward pass.")
-    ] = 16,
+    ] = 32,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -43,7 +43,7 @@ def evaluate(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
-    stack_size: int = 16,
+    stack_size: int = 32,
     generate: bool = False,
     bootstrap: int = 1000,
     retention: bool = False,

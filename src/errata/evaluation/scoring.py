@@ -35,7 +35,7 @@ class Scorer:
         stack_size: Largest number of patches installed side by side.
     """
 
-    def __init__(self, lm: LM, stack_size: int = 16) -> None:
+    def __init__(self, lm: LM, stack_size: int = 32) -> None:
         self.lm = lm
         self.stack_size = stack_size
 
