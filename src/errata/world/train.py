@@ -58,7 +58,7 @@ class Recipe:
 
 
 RECIPES = {
-    "pocket": Recipe(7, 3, 2, 192, 3, 512, steps=6000, statements=128),
+    "pocket": Recipe(7, 3, 2, 192, 3, 512, steps=7000, statements=128),
     "test": Recipe(4, 1, 2, 128, 2, 384, steps=320, statements=64),
 }
 

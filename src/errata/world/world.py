@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from errata.world import schema
 from errata.world.schema import Rel
 
 HELD_HOPS = 0.15  # share of two-hop questions that the text never states
+SUPPORT = {"pocket": 5, "test": 3}  # two-hop questions that share their second fact, at least
 TEST_SHARE = 0.08  # share of heads whose facts are only edited in the test split
 VAL_SHARE = 0.04
 
@@ -145,8 +147,14 @@ class World:
 
     @cached_property
     def hops(self) -> tuple[Hop, ...]:
-        """All two-hop questions with one answer, whether stated in the text or not."""
-        return tuple(self._iter_hops())
+        """Two-hop questions with one answer, whether stated in the text or not.
+
+        Their second fact is the second fact of several of them (SUPPORT). A model cannot compose
+        over a fact that it has hardly ever met at the end of a chain.
+        """
+        chains = list(self._iter_hops())
+        support = Counter(hop.second for hop in chains)
+        return tuple(hop for hop in chains if support[hop.second] >= SUPPORT[self.scale])
 
     @cached_property
     def unstated_hops(self) -> frozenset[Hop]:
