@@ -1,10 +1,11 @@
 """Run the console sessions of a document again and write down what they print now.
 
-python docs/refresh.py README.md [FIRST-WORDS]
+python docs/refresh.py README.md [FIRST-WORDS …]
 
 In a fence marked `console`, a line `$ command` (continued by lines `> …`) is followed by its
 output. Commands run one after another in one scratch folder, with `errata` of this environment.
-Only what goes to stdout is shown. With FIRST-WORDS only the commands that begin so run again.
+Only what goes to stdout is shown. With FIRST-WORDS, only commands that begin with one of them run
+again.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def run(command: list[str], folder: Path) -> list[str]:
     )
     if done.returncode not in (0, 3):
         sys.exit(f"failed with {done.returncode}: {text}")
-    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    lines = [line.rstrip().replace(f"{ROOT}/", "") for line in done.stdout.splitlines()]
     while lines and not lines[0]:
         lines.pop(0)
     while lines and not lines[-1]:
@@ -62,7 +63,7 @@ def run(command: list[str], folder: Path) -> list[str]:
     return lines
 
 
-def main(path: Path, first: str) -> None:
+def main(path: Path, first: tuple[str, ...]) -> None:
     """Refresh one document."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "errata"
@@ -82,4 +83,4 @@ def main(path: Path, first: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
+    main(Path(sys.argv[1]), tuple(sys.argv[2:]) or ("",))

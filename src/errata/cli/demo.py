@@ -39,7 +39,7 @@ class Question:
     Attributes:
         role: `edit`, `paraphrase`, `two hops` or `neighbour`.
         prompt: The prompt.
-        expected: How the answer should begin after the edit.
+        expected: How the answer should begin after the edit; for a neighbour, the true answer.
         view: What the model says.
     """
 
@@ -50,7 +50,12 @@ class Question:
 
     @property
     def right(self) -> bool:
-        """Whether the edited model's own words begin with the expected answer."""
+        """Whether the edited model's own words begin with the expected answer.
+
+        For a neighbour: whether they are what they were, be that right or wrong.
+        """
+        if self.role == "neighbour":
+            return _words(self.view.says_after) == _words(self.view.says_before)
         return _words(self.view.says_after).startswith(self.expected)
 
 
@@ -186,6 +191,7 @@ def _show_edit(
         said = (_words(question.view.says_before), _words(question.view.says_after))
         table.add_row(label, question.prompt, *said, mark)
     console.print(table)
+    console.print("✓ follows the edit; for a neighbour: is what it was.")
     undone = "bit for bit" if facts["undo_bit_exact"] else "NOT exact"
     console.print(
         f"{_views.what_changed(lm, patch)} · {_output.seconds(facts['edit_seconds'])}\n"
