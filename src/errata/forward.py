@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,22 @@ class Prefix:
     mask: Int[Tensor, "B P"]
     starts: tuple[int, ...]
 
+    def above(self, skipped: int) -> Prefix:
+        """Return the same without the keys and values of the first blocks, which will not run.
+
+        Transformers asks the first block for the length, so all of them keep its tensors.
+        """
+        return replace(self, layers=self.layers[:1] * skipped + self.layers[skipped:])
+
+    def rows(self, rows: Int[Tensor, " R"]) -> Prefix:
+        """Return the prefixes of some of the rows."""
+        picked: dict[int, tuple[Tensor, Tensor]] = {}
+        for keys, values in self.layers:
+            if id(keys) not in picked:
+                picked[id(keys)] = (keys[rows], values[rows])
+        layers = tuple(picked[id(keys)] for keys, _ in self.layers)
+        return Prefix(layers, self.mask[rows], tuple(self.starts[i] for i in rows.tolist()))
+
     def cache(self) -> Any:
         """Return a fresh key/value cache; a forward pass appends to it, never to this object.
 
@@ -185,6 +201,7 @@ def make_prefix(lm: LM, rows: Sequence[Row], starts: Sequence[int], run: Any = N
         kept: Any = layer  # its class depends on the kind of attention
         keys, values = kept.keys, kept.values
         picked = index.expand(-1, keys.shape[1], -1, keys.shape[3])
+        kept.keys = kept.values = None  # let go of them layer by layer
         keys = keys.gather(2, picked)
         values = values.gather(2, index.expand(-1, values.shape[1], -1, values.shape[3]))
         layers.append((keys, values))

@@ -172,9 +172,10 @@ class LM:
         """
         for name, parameter in self.model.named_parameters():
             state = (id(parameter), parameter._version)  # counts in-place writes
-            if self._finite.get(name) == state:
+            if self._finite.get(name) == state or not parameter.numel():
                 continue
-            if not torch.isfinite(parameter).all():
+            low, high = torch.aminmax(parameter.detach())  # unlike isfinite, needs no memory
+            if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise ModelError(
                     f"parameter {name} of {self.name} holds NaN or infinite values",
                     "The checkpoint is damaged; load it again from its source.",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,12 +181,7 @@ class Rows:
             tuple(range(len(rows))),
         )  # fmt: skip
         if self.prefix is not None:
-            self.prefix = replace(
-                self.prefix,
-                layers=tuple((k[rows], v[rows]) for k, v in self.prefix.layers),
-                mask=self.prefix.mask[rows],
-                starts=tuple(self.prefix.starts[i] for i in rows.tolist()),
-            )
+            self.prefix = self.prefix.rows(rows)
         if self.hidden is not None:
             self.hidden = self.hidden[rows]
         if self.routes is not None:
@@ -308,6 +303,9 @@ def build_rows(
     modules = [module_of(lm, layer, place) for place in places]
     below = [] if cut is None else [module_of(lm, cut, "block")]
     _, outputs = capture(lm, batch, outputs=[*modules, *below], **extra)
+    extra.clear()
+    if prefix is not None and cut is not None:
+        prefix = prefix.above(cut + 1)
     bare = torch.arange(0, len(rows), per_edit, device=device)
     columns = torch.tensor(column, device=device)
     shape = (len(rows), batch.input_ids.shape[1], -1)
