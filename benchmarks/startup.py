@@ -1,39 +1,51 @@
-"""How long `import errata` and `errata --help` take, against an empty Python of the same machine.
-
-python -m benchmarks.startup
-"""
+"""Start-up: `import errata` and `errata --help`, against importing torch and transformers."""
 
 from __future__ import annotations
 
-import statistics
+import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-RUNS = 9
-ERRATA = str(Path(sys.executable).with_name("errata"))
-COMMANDS = {
-    "python (empty)": [sys.executable, "-c", "pass"],
-    "import errata": [sys.executable, "-c", "import errata"],
-    "errata --help": [ERRATA, "--help"],
-    "import transformers": [sys.executable, "-c", "import torch, transformers"],
-}
+from benchmarks import _common as common
+
+LIMITS = {"import errata": 0.3, "errata --help": 0.5}
 
 
-def seconds(command: list[str]) -> float:
-    """Return the median wall time of a command."""
-    taken = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+def run(code: str, *words: str) -> tuple[float, float]:
+    """Run Python code in a fresh process; return wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
+    return time.perf_counter() - wall, used
+
+
+def main() -> None:
+    args = common.options(__doc__, repeats=5)
+    ways = {
+        "python": ("pass",),
+        "eager": ("import torch, transformers",),
+        "import errata": ("import errata",),
+        "errata --help": ("from errata.cli.app import main; main()", "--help"),
+    }
+    timings = {name: common.Timing() for name in ways}
+    for _ in range(args.repeats + 1):  # the first run fills the file cache
+        for name, command in ways.items():
+            wall, cpu = run(*command)
+            timings[name].wall.append(wall)
+            timings[name].cpu.append(cpu)
+    for timing in timings.values():
+        del timing.wall[0], timing.cpu[0]
+    lines = [
+        common.line(
+            what, "–", "import torch, transformers", timings["eager"], timings[what], "cpu",
+            note=f"aim: below {limit} s; bare interpreter {min(timings['python'].cpu):.3f} s",
+        )
+        for what, limit in LIMITS.items()
+    ]  # fmt: skip
+    common.finish("startup", args, lines)
 
 
 if __name__ == "__main__":
-    empty = None
-    for name, command in COMMANDS.items():
-        took = seconds(command)
-        empty = empty or took
-        print(f"{name:22} {took:6.3f} s   {took / empty:5.1f} x an empty python")
+    main()

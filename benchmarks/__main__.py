@@ -1,0 +1,27 @@
+"""Run all benchmarks, small by default: `python -m benchmarks [--full] [options]`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks import _common as common
+
+SCRIPTS = ("startup", "evaluation", "rome_edit", "moments", "memory", "bf16")
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    full = "--full" in words
+    words = [word for word in words if word != "--full"] + ([] if full else ["--quick"])
+    for script in SCRIPTS:
+        command = [sys.executable, "-m", f"benchmarks.{script}", *words]
+        code = subprocess.run(command, cwd=common.ROOT, check=False).returncode
+        if code:
+            raise SystemExit(code)
+    if full:
+        subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=common.ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
