@@ -8,13 +8,14 @@ BIN := .venv/bin
 # one thread per process: two test processes on two cores are faster than two threads each
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lint types ci bench docs readme clean
+.PHONY: help demo test shapes test-slow lint types ci bench docs readme clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       an edit shown before and after, then a small comparison of editors"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
 	@echo "make lint       ruff                             make types      pyright"
+	@echo "make shapes     tensor shapes in signatures, checked while tests run"
 	@echo "make ci         what .ci/run does                make bench      speed ratios"
 	@echo "make docs       write the command line's help into docs/cli.md"
 	@echo "make readme     run the README's commands again and write down their output"
@@ -31,6 +32,13 @@ demo: $(READY)
 test: $(READY)
 	@$(TEST) -n $(WORKERS)
 
+# shapes in signatures are checked at run time, by a run of their own: the checker draws random
+# numbers, which tests of the random state would notice
+SHAPES := errata.apply,errata.forward,errata.lm,errata.lora,errata.scores,errata.tokens,errata.locate
+
+shapes: $(READY)
+	@$(TEST) -n $(WORKERS) tests/core tests/locate --jaxtyping-packages=$(SHAPES),beartype.beartype
+
 test-slow: $(READY)
 	@$(TEST) -m slow
 
@@ -41,7 +49,7 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/pyright
 
-ci: lint types test
+ci: lint types shapes test
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks

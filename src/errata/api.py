@@ -43,7 +43,7 @@ def edit(
         EditError: If the request cannot be carried out.
     """
     if isinstance(editor, str):
-        editor = get_editor(editor, settings, as_published=as_published)
+        editor = get_editor(editor, settings, as_published=as_published, model=lm.name)
     return editor.edit_one(lm, [Edit(prompt, target, subject)], after)
 
 

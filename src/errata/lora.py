@@ -37,7 +37,7 @@ class LoraReport:
 
     Attributes:
         folder: The adapter folder.
-        base: Name of the base model.
+        base: The base model as a server can load it: a folder or a Hub id.
         rank: The one rank of all modules (`lora_alpha` equals it, so the scaling is 1).
         modules: Paths of the adapted modules.
         lost_energy: Per module, the share of `||ΔW||²` that truncation to `rank` left out.
@@ -178,7 +178,7 @@ def to_lora(
     }
     text = json.dumps(config, indent=2)
     write_together({folder / WEIGHTS_NAME: pack(tensors), folder / CONFIG_NAME: text.encode()})
-    return LoraReport(folder, lm.name, rank, modules, lost)
+    return LoraReport(folder, config["base_model_name_or_path"], rank, modules, lost)
 
 
 def from_lora(lm: LM, folder: str | Path) -> Patch:
@@ -247,8 +247,14 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
                 f"the {change.name} module at {change.path} cannot be merged: it changes no weight",
                 "Keep the patch folder and apply it with errata.",
             )
-    if folder.exists() and any(folder.iterdir()) and not force:
-        raise PatchError(f"{folder} is not empty", "Choose another folder, or add --force.")
+    if folder.exists() and any(folder.iterdir()):
+        if not force:
+            raise PatchError(f"{folder} is not empty", "Choose another folder, or add --force.")
+        if not (folder / "config.json").is_file():
+            raise PatchError(
+                f"{folder} holds files that are no model checkpoint; they would be lost",
+                "Choose a new or empty folder.",
+            )
     beside = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)

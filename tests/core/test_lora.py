@@ -130,6 +130,11 @@ def test_merged_checkpoint_loads_with_transformers(saved, tmp_path, name):
     assert errata.load(str(tmp_path / "merged")).fingerprint != lm.fingerprint
     with pytest.raises(PatchError, match="not empty"):
         to_merged(lm, patch, tmp_path / "merged")
+    to_merged(lm, patch, tmp_path / "merged", force=True)
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary" / "monday.txt").write_text("keep me")
+    with pytest.raises(PatchError, match="would be lost"):
+        to_merged(lm, patch, tmp_path / "diary", force=True)
 
 
 def test_what_lora_cannot_carry_is_refused(saved, tmp_path):

@@ -158,8 +158,8 @@ class EditorOptions:
         ),
     ] = None
 
-    def build(self) -> Editor:
-        """Return the editor.
+    def build(self, model: str) -> Editor:
+        """Return the editor, with the settings that suit the model.
 
         Raises:
             ConfigError: If the editor or a setting is unknown, or a value out of range.
@@ -167,7 +167,10 @@ class EditorOptions:
         from errata.editors import get_editor
 
         return get_editor(
-            self.editor, overrides=self.settings or (), as_published=self.as_published
+            self.editor,
+            overrides=self.settings or (),
+            as_published=self.as_published,
+            model=model,
         )
 
 

@@ -78,7 +78,7 @@ def edit(
         raise ConfigError(f"unknown regime {regime!r}", "Known: joint, sequential")
     if out is not None:
         _output.check_free(out, "patch.json", force)
-    chosen = editor.build()
+    chosen = editor.build(model.model)
     lm = model.load()
     earlier = _earlier(lm, after)
     if dry_run:

@@ -144,7 +144,7 @@ def evaluate(
     from errata.evaluation.regimes import parse_regime
 
     parse_regime(regime)
-    chosen = editor.build()
+    chosen = editor.build(model.model)
     if shuffle is None:
         shuffle = data.partition(":")[0] in SORTED_BY_DOMAIN
     loaded = _load(data, split, limit, seed if shuffle else None, skip_bad, data_set)

@@ -116,15 +116,14 @@ def _to_lora(lm: LM, patch: Patch, out: Path, max_rank: int | None, force: bool)
     from errata.lora import to_lora
 
     report = to_lora(lm, patch, out, max_rank=max_rank, force=force)
-    base = lm.model.name_or_path or lm.name  # a folder, where the name is one of errata's own
     return {
         "to": "lora",
         "folder": str(report.folder),
-        "base": base,
+        "base": report.base,
         "rank": report.rank,
         "modules": list(report.modules),
         "lost_energy": dict(report.lost_energy),
-        "serve": report.serve.replace(f" {report.base} ", f" {base} ", 1),
+        "serve": report.serve,
     }
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Editor", "EditorConfig", "editors", "get_editor", "published_settings"]
 
+OWN_MODELS = ("pocket",)
+"""Models that ship with errata: nobody published settings for them, so they are found here."""
+
 editors = Registry("editor", "errata.editors", Path(__file__).parent, "errata.editors")
 
 
@@ -35,6 +38,7 @@ def get_editor(
     config: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
     as_published: str | None = None,
+    model: str | None = None,
 ) -> Editor:
     """Build an editor by name.
 
@@ -44,12 +48,16 @@ def get_editor(
         overrides: `key=value` strings; they win over `config`.
         as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings are the
             starting point; `config` and `overrides` win over them.
+        model: Name of the model to be edited. For errata's own models (`pocket`) the settings found
+            for them are the starting point, unless `as_published` names another.
 
     Raises:
         ConfigError: If the editor, the backbone or a setting is unknown, or a value out of range.
     """
     cls: type[Editor] = editors.load(name)
     values: dict[str, Any] = {}
+    if as_published is None and model in OWN_MODELS and model in cls.published:
+        as_published = model
     if as_published is not None:
         values |= published_settings(cls, as_published)
     values |= dict(config or {})

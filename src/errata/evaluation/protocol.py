@@ -60,7 +60,7 @@ def evaluate(
 
     Args:
         lm: The model.
-        editor: An editor, or the name of one with its default settings.
+        editor: An editor, or the name of one with its default settings for this model.
         cases: Cases, loaded data, or a data set for [`errata.data.load_cases`][]. The order is
             kept.
         data_name: Name for records; default that of the loaded data.
@@ -93,7 +93,7 @@ def evaluate(
         RunError: If the run folder cannot be used.
     """
     if isinstance(editor, str):
-        editor = get_editor(editor)
+        editor = get_editor(editor, model=lm.name)
     if isinstance(cases, str):
         cases = load_cases(cases)
     if isinstance(cases, LoadedData):
