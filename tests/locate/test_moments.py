@@ -50,6 +50,21 @@ def test_T14_streaming_is_one_shot(tiny: Callable[..., LM], name: str) -> None:
         assert found[layer].tokens == tokens
 
 
+@pytest.mark.parametrize(("panel", "together"), [(7, 1), (33, 50), (80, 10_000), (1, 100)])
+def test_T14_panels_and_collected_keys_change_nothing(
+    tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch, panel: int, together: int
+) -> None:
+    lm = tiny("qwen3")
+    monkeypatch.setattr(moments_module, "PANEL", panel)
+    monkeypatch.setattr(moments_module, "ADDED_AT_ONCE", together)
+    found = count_moments(lm, CORPUS, LAYERS, 256, dtype=torch.float64, every=5)
+    for layer in LAYERS:
+        matrix, tokens = one_by_one(lm, layer)
+        torch.testing.assert_close(found[layer].matrix, matrix, rtol=TOLERANCE, atol=TOLERANCE)
+        assert torch.equal(found[layer].matrix, found[layer].matrix.T)
+        assert found[layer].tokens == tokens
+
+
 def test_T14_padding_counts_nothing(
     tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
 ) -> None:

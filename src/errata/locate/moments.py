@@ -214,7 +214,7 @@ def count_moments(
         rows = lm.text_rows(corpus.texts[done : done + every], max_length)
         tokens += _add_keys(lm, rows, modules, sums)
         done = min(done + every, len(corpus.texts))
-        if not all(bool(torch.isfinite(total).all()) for total in sums):
+        if not all(bool(torch.isfinite(end)) for total in sums for end in total.aminmax()):
             raise EditError("keys hold NaN or inf on ordinary text; the moments are useless")
         if progress is not None:
             progress(done, len(corpus.texts))
@@ -224,7 +224,7 @@ def count_moments(
     if not tokens:
         raise DataError(f"{corpus.name} holds no token")
     return {
-        layer: Moment((_both_halves(total) / tokens).cpu(), tokens)
+        layer: Moment(_mirror(total).div_(tokens).cpu(), tokens)
         for layer, total in zip(layers, sums, strict=True)
     }
 
@@ -268,9 +268,12 @@ def _add_products(total: Float[Tensor, "f f"], keys: Float[Tensor, "n f"]) -> No
         total[start : start + PANEL, start:].addmm_(panel.T, keys[:, start:])
 
 
-def _both_halves(total: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
-    """Mirror the upper triangle."""
-    return total.triu() + total.triu(1).T
+def _mirror(total: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
+    """Copy the upper triangle over the lower one, in place; panels begin with a full square."""
+    for start in range(0, len(total), PANEL):
+        end = start + PANEL
+        total[end:, start:end] = total[start:end, end:].T
+    return total
 
 
 @contextmanager
