@@ -42,8 +42,7 @@ def test_every_criterion_occurs():
 
 
 def test_its_files_are_read_like_those_of_uniedit(tmp_path):
-    from errata.world.bench import write_benchmark
-    from errata.world.world import build_world
+    from errata.world import build_world, write_benchmark
 
     counts = write_benchmark(build_world("test", 0), tmp_path)
     for split, count in counts.items():
