@@ -107,6 +107,11 @@ class LM:
         """Number of blocks."""
         return len(self.spec.blocks)
 
+    @property
+    def pass_cost(self) -> int:
+        """What a forward pass costs by itself, in tokens: as much padding is worth avoiding one."""
+        return PASS_COST.get(self.device.type, PASS_COST["cuda"])
+
     @cached_property
     def pad_id(self) -> int:
         """Id used for padding; masked everywhere, so any valid id serves."""
@@ -217,8 +222,7 @@ class LM:
 
     def batches(self, rows: Sequence[Row], max_tokens: int | None = None) -> Iterator[Batch]:
         """Yield length-bucketed batches under the token budget, with little padding."""
-        padding = PASS_COST.get(self.device.type, PASS_COST["cuda"])
-        for index in bucket(rows, max_tokens or self.max_tokens, max_padding=padding):
+        for index in bucket(rows, max_tokens or self.max_tokens, max_padding=self.pass_cost):
             yield self.batch(rows, index)
 
     # ------------------------------------------------------------------ forward passes

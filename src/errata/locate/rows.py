@@ -232,7 +232,7 @@ def plan_chunks(
     vocabulary = lm.model.get_input_embeddings().get_parameter("weight").shape[0]
     chunk: list[int] = []
     held: list[Row] = []
-    longest = labels = 0
+    longest = labels = run = 0
     tokenised = [edit_rows(lm, edit, contexts) for edit in edits]
     lengths = [max(len(row.ids) for row in rows) for rows in tokenised]
     tails = [max(len(row.ids) - row.subject_last for row in rows) for rows in tokenised]
@@ -240,12 +240,17 @@ def plan_chunks(
         rows, size = tokenised[i], lengths[i]
         count = sum(len(row.labels) for row in rows) + 1
         tokens = max(longest, size) * (len(held) + len(rows))
-        if chunk and (tokens > lm.max_tokens or (labels + count) * vocabulary > LOGIT_BUDGET):
+        padding = tails[i] * len(held) - run
+        if chunk and (
+            tokens > lm.max_tokens
+            or (labels + count) * vocabulary > LOGIT_BUDGET
+            or padding > lm.pass_cost
+        ):
             yield chunk, held
-            chunk, held, longest, labels = [], [], 0, 0
+            chunk, held, longest, labels, run = [], [], 0, 0, 0
         chunk.append(i)
         held += rows
-        longest, labels = max(longest, size), labels + count
+        longest, labels, run = max(longest, size), labels + count, run + tails[i] * len(rows)
     if chunk:
         yield chunk, held
 
