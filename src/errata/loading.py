@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,6 +163,8 @@ def _why_not(model: str, error: Exception) -> tuple[str, str]:
         )
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
         return f"{model!r} is not a causal language model: {text}", "Use a decoder-only model."
+    if difflib.get_close_matches(model, ["pocket"]):
+        return f"cannot load model {model!r}: {text}", "Did you mean 'pocket'?"
     return (
         f"cannot load model {model!r}: {text}",
         "Give a Hub id (check spelling and network), a local folder, or: pocket",
