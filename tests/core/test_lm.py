@@ -157,6 +157,23 @@ def test_generation_equals_transformers(tiny, name):
     assert lm.generate(prompts, [0, 2])[0] == ""
 
 
+@pytest.mark.parametrize(("dtype", "grad", "fused"), [
+    ("bfloat16", True, False), ("bfloat16", False, True), ("float32", True, True),
+])  # fmt: skip
+def test_fused_attention_is_avoided_where_its_backward_pass_is_slow(tiny, dtype, grad, fused):
+    lm = tiny("qwen3", dtype)
+    seen = []
+    head = lm.module(lm.spec.head)
+    batch = lm.batch([lm.row("The river")], [0])
+    look = head.register_forward_pre_hook(
+        lambda m, args: seen.append(torch.backends.cuda.flash_sdp_enabled())
+    )
+    with hooks(look), torch.set_grad_enabled(grad):
+        lm.run(batch)
+    assert seen == [fused]
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_ranks_count_better_tokens_and_break_ties_by_id():
     logits = torch.tensor([[0.0, 3.0, 2.0, 3.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
     logprobs, argmax, ranks = score_logits(logits, torch.tensor([3, 2]))
