@@ -197,7 +197,7 @@ def main() -> None:
     lines = []
     for model in args.models:
         lm = common.build_model(model, args)
-        cases = common.records(model, args.records)
+        cases = common.records(model, args.records * (4 if model == POCKET else 1))
         if model == POCKET:
             lines += measure(args, lm, model, cases, "world (UniEdit schema)", 5.0)
             continue
