@@ -70,12 +70,15 @@ def test_a_teacher_forced_hit_is_what_generate_says(
 
 
 def run(out: Path, **options: Any) -> dict[str, Any]:
-    return train.build(out, "test", steps=6, device="cpu", recipe=TINY, **options)
+    options = {"steps": 6, "recipe": TINY, **options}
+    return train.build(out, "test", device="cpu", **options)
 
 
+@pytest.mark.parametrize("steps", [6, 4, 3], ids=["one", "at-encore", "in-encore"])
 def test_a_killed_build_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
+    cut: dict[str, Any] = {"steps": steps, "recipe": replace(TINY, encore=6 - steps)}
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "PROGRESS_EVERY", 5)
 
@@ -83,11 +86,11 @@ def test_a_killed_build_resumes_to_the_same_bits(
         raise Killed
 
     with pytest.raises(Killed):
-        run(tmp_path / "killed", progress=die)
+        run(tmp_path / "killed", progress=die, **cut)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    card = run(tmp_path / "killed", resume=True)
+    card = run(tmp_path / "killed", resume=True, **cut)
     assert card["resumed_at"] == 4
-    run(tmp_path / "whole")
+    run(tmp_path / "whole", **cut)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)

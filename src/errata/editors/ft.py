@@ -93,7 +93,7 @@ class FineTuning(Editor):
         "uniedit-gpt2-xl": {"layers": (21,), "bias": True, **_UNIEDIT},
         "uniedit-gpt-j-6b": {"layers": (21,), **_UNIEDIT},
         "uniedit-llama-3-8b": {"layers": (21,), **_UNIEDIT},
-        "pocket": {"layers": (2,), "lr": 5e-3},
+        "pocket": {"layers": (5,), "lr": 5e-3},
     }
     config: FtConfig
 

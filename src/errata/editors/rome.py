@@ -86,7 +86,16 @@ class Rome(Editor):
         "qwen2.5-7b": _LLAMA,
         "llama-3.2-3b": _LLAMA,
         "qwen-7b": _settings(5),
-        "pocket": {"layer": 0},
+        # measured in docs/world.md: the middle block works once the clamp is out of the way
+        "pocket": {
+            "layer": 3,
+            "contexts": "bare",
+            "lr": 0.1,
+            "steps": 80,
+            "clamp": 100,
+            "weight_decay": 0.1,
+            "kl_factor": 1.0,
+        },
     }
     config: RomeConfig
 

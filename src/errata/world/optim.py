@@ -128,3 +128,8 @@ def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.625) -> 
     """Returns the learning-rate factor: linear warm-up, constant, then linear decay to zero."""
     start = steps * (1 - decay)
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, steps - start))
+
+
+def second_cycle(step: int, steps: int, warmup: int = 50, peak: float = 0.5) -> float:
+    """Returns the factor of a short second cycle: warm-up to `peak`, then linear decay to zero."""
+    return peak * min(1.0, (step + 1) / warmup) * (1 - step / steps)
