@@ -31,12 +31,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "loading",
     ),
     ("patch", "patch_io", "apply", "lora"),
-    ("locate",),
+    ("locate", "nets"),
     ("editors",),
     ("data", "world"),
-    ("evaluation", "runs"),
+    ("evaluation", "runs", "training"),
     ("api",),
-    ("cli",),
+    ("sweeping",),
+    ("cli", "__main__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,22 @@ class Stack:
                     )
         for path, by_group in low.items():
             self._add_low_rank(path, by_group)
+
+    @classmethod
+    def of_factors(cls, lm: LM, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Stack:
+        """Stack low-rank changes that are not patches yet: what a hypernetwork is trained through.
+
+        Args:
+            lm: The model.
+            factors: Per module `A` of shape `[G, r, d_in]` and `B` of shape `[G, d_out, r]`.
+        """
+        groups = next(iter(factors.values()))[0].shape[0]
+        stack = cls(lm, [None] * groups)
+        where = torch.cat([torch.arange(groups), torch.tensor([-1])]).to(lm.device)
+        for path, (A, B) in factors.items():
+            site = stack._site(path)
+            site.A, site.B, site.groups = A, B, where
+        return stack
 
     def _site(self, path: str) -> _Site:
         if path not in self._sites:

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from tests.locate.samples import build
+from tests.nets.samples import SMALL, briefly_trained, untrained
 
 from errata.editors import editors, get_editor
 from errata.editors._base import Editor
+from errata.editors._trained import TrainedEditor
 from errata.lm import LM
+from errata.nets.update import FactorNetwork
 
 QUICK: dict[str, Any] = {
     "contexts": ("{}", "I think so. {}"),
@@ -55,8 +58,31 @@ def make(texts_file: str) -> Callable[..., Editor]:
 
     def build_editor(name: str, **settings: Any) -> Editor:
         known = editors.load(name).Config.model_fields
-        quick = {**QUICK, "moments_text": texts_file}
+        quick = {**SMALL, **QUICK, "moments_text": texts_file}
         chosen = {key: value for key, value in quick.items() if key in known}
-        return get_editor(name, {**chosen, **settings})
+        editor = get_editor(name, {**chosen, **settings})
+        return _with_networks(editor) if isinstance(editor, TrainedEditor) else editor
 
     return build_editor
+
+
+_networks: dict[tuple[str, str, str], FactorNetwork] = {}
+
+
+def _with_networks(editor: TrainedEditor) -> TrainedEditor:
+    """Let an editor adopt small networks for whatever model it is given.
+
+    They are trained for a few steps on a float64 model, once, and used for its other types too.
+    """
+
+    def prepare(lm: LM) -> None:
+        kind = lm.name.removeprefix("tiny-")
+        key = (editor.name, editor.config.model_dump_json(), kind)
+        if key not in _networks:
+            _networks[key] = briefly_trained(editor, build(kind))
+        made = untrained(editor, lm)
+        made.load_state_dict(_networks[key].state_dict())
+        editor.adopt(lm, made.requires_grad_(False).eval())
+
+    editor.prepare = prepare
+    return editor

@@ -34,6 +34,9 @@ TOGETHER = 1e-8
 SAVED = 0.0
 """A patch from disk is the patch: not one bit may differ."""
 
+WITHOUT_ADDRESS = {"none", "ibke"}
+"""Editors without a paper, or whose paper has no public address."""
+
 Make = Callable[..., Editor]
 Tiny = Callable[..., LM]
 
@@ -322,7 +325,7 @@ def test_it_introduces_itself(name: str) -> None:
     for fact in ("name", "title", "paper", "needs", "weights"):
         assert entry.facts[fact] == getattr(cls, fact)  # literals, readable without an import
     assert set(cls.needs) <= {"subject", "moments", "training"}
-    assert name == "none" or "arXiv" in cls.paper or "http" in cls.paper
+    assert name in WITHOUT_ADDRESS or "arXiv" in cls.paper or "http" in cls.paper
     assert entry.summary
     for field, info in cls.Config.model_fields.items():
         assert info.description, field

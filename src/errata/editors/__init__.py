@@ -1,6 +1,7 @@
 """Editors: one file per method, and the folder is the registry.
 
-`get_editor("rome", overrides=["layer=3"])` builds one; nothing heavy is imported before.
+`get_editor("rome", overrides=["layer=3"])` builds one, `get_editor("runs/ibke")` one with networks
+that were trained; nothing heavy is imported before.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.config import did_you_mean, settings_from
-from errata.errors import ConfigError
+from errata.config import did_you_mean, parse_overrides, settings_from
+from errata.errors import ConfigError, ModelError
 from errata.registry import Registry
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ def get_editor(
     as_published: str | None = None,
     model: str | None = None,
 ) -> Editor:
-    """Build an editor by name.
+    """Build an editor by name, or from a folder of trained networks.
 
     Args:
-        name: As listed by `errata ls editors`.
+        name: As listed by `errata ls editors`; or a folder that `errata train` wrote, or the Hub id
+            (`owner/name`) of one: the networks say which editor they belong to.
         config: Settings by name.
         overrides: `key=value` strings; they win over `config`.
         as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings are the
@@ -53,16 +55,45 @@ def get_editor(
 
     Raises:
         ConfigError: If the editor, the backbone or a setting is unknown, or a value out of range.
+        ModelError: If a folder holds no trained networks, or is damaged.
     """
+    values = dict(config or {})
+    if name not in editors and ("/" in name or Path(name).expanduser().is_dir()):
+        name, values["weights"] = _of_networks(name, [*values, *parse_overrides(overrides)])
     cls: type[Editor] = editors.load(name)
-    values: dict[str, Any] = {}
-    if as_published is None and model in OWN_MODELS and model in cls.published:
-        as_published = model
+    suggested: dict[str, Any] = {}
     if as_published is not None:
-        values |= published_settings(cls, as_published)
-    values |= dict(config or {})
-    settings = settings_from(cls.Config, values, where=f"editor {name}", overrides=overrides)
+        values = published_settings(cls, as_published) | values
+    elif model in OWN_MODELS and model in cls.published:
+        suggested = dict(cls.published[model])
+    settings = settings_from(
+        cls.Config, suggested | values, where=f"editor {name}", overrides=overrides
+    )
+    # what nobody asked for gives way to the settings that networks were trained with
+    asked = values.keys() | parse_overrides(overrides).keys()
+    settings.model_fields_set.intersection_update(asked)
     return cls(settings)
+
+
+def _of_networks(given: str, settings: Iterable[str]) -> tuple[str, str]:
+    """Return the editor that the networks in a folder belong to, and the folder.
+
+    Raises:
+        ConfigError: If there is no such folder, or other networks are named as well.
+        ModelError: If it holds no networks, or networks of an editor that is not known.
+    """
+    from errata.nets.weights import locate, read_config
+
+    known = f"Editors: {', '.join(editors.entries)}; or a folder that `errata train` wrote."
+    if "weights" in settings:
+        raise ConfigError(
+            f"--editor {given} and the setting weights both name networks", "Give one of them."
+        )
+    folder = locate(given, known)
+    name = read_config(folder)["editor"]
+    if name not in editors:
+        raise ModelError(f"{folder} holds networks of an unknown editor {name!r}", known)
+    return name, str(folder)
 
 
 def backbone_of(name: str) -> str:

@@ -54,6 +54,10 @@ class Editor(ABC):
     def prepare(self, lm: LM) -> None:  # noqa: B027 -- optional
         """Make what is needed once per model (moments, templates); cached, progress on stderr."""
 
+    def made_of(self, lm: LM) -> dict[str, str]:
+        """Return what results depend on besides model and settings, for the records of a run."""
+        return {}
+
     def edit(
         self,
         lm: LM,

@@ -1,0 +1,1 @@
+"""What trained editors share: gradient factors, normalisers and blocks of hypernetworks."""

@@ -1,0 +1,229 @@
+"""Trained networks as folders: `config.json`, `model.safetensors` and a card.
+
+`config.json` names the editor, its settings and the base model's fingerprint; the card holds the
+exact command, the data's hashes and the scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from errata import __version__
+from errata.errors import ConfigError, ModelError
+from errata.files import write_together
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)
+
+SHIPPED = Path(__file__).parent.parent / "world" / "pocket_editors"
+"""Networks that come with the package, all for the pocket model."""
+
+
+def is_trained_editor(folder: Path) -> bool:
+    """Whether a folder holds the trained networks of an editor."""
+    try:
+        return "editor" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def find(editor: str, given: str | None, model: str) -> Path:
+    """Return the folder of an editor's networks.
+
+    Args:
+        editor: Name of the editor.
+        given: A folder, a Hub id, `pocket`, or None for those that come with the model.
+        model: Name of the model to be edited.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    train = f"Train them: errata train {editor} --model {model} --data world --out DIR"
+    if given is None and model != "pocket":
+        raise ConfigError(
+            f"{editor} needs trained networks for {model}",
+            f"{train}, then: --set weights=DIR",
+        )
+    if given in {None, "pocket"}:
+        folder = SHIPPED / editor
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"no trained {editor} comes with the pocket model", train)
+        return folder
+    assert given is not None
+    return locate(given, train)
+
+
+def locate(given: str, hint: str = "") -> Path:
+    """Return the folder of networks that were named by a folder or a Hub id.
+
+    Args:
+        given: A folder of networks or of a training run, or a Hub id (`owner/name`).
+        hint: What to type if nothing is there.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    hint = hint or "Expected a folder that `errata train` wrote, or a Hub id (owner/name)."
+    path = Path(given).expanduser()
+    if path.is_dir():
+        if (path / "best" / CONFIG).is_file():  # the folder of a training run
+            return path / "best"
+        if (path / "lock").is_file() and not (path / WEIGHTS).is_file():
+            raise ConfigError(
+                f"the training run in {path} has kept no networks yet",
+                "It keeps the first ones when it validates; --resume goes on with it.",
+            )
+        return path
+    if given.startswith((".", "/", "~")) or given.count("/") != 1:
+        raise ConfigError(f"no folder of trained networks at {given}", hint)
+    return _download(given)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"no folder {name}, and no such networks from the Hub: {reason}",
+            "Expected a folder, a Hub id (owner/name) or: pocket",
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a folder of trained networks.
+
+    Raises:
+        ModelError: If it is missing or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelError(
+            f"{folder} holds no {CONFIG}", "Expected a folder that `errata train` wrote."
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}", "Train or download it again.") from None
+    kinds = {"editor": str, "settings": dict, "fingerprint": str}
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise ModelError(
+            f"{path} does not describe a trained editor",
+            "Expected a folder that `errata train` wrote.",
+        )
+    return config
+
+
+def read_card(folder: Path, editor: str, lm: LM) -> dict[str, Any]:
+    """Return the configuration, having checked that it fits editor and model.
+
+    Raises:
+        ModelError: If it belongs to another editor or another base model.
+    """
+    config = read_config(folder)
+    if config["editor"] != editor:
+        raise ModelError(
+            f"{folder} holds networks of {config['editor']}, not of {editor}",
+            f"Use --editor {config['editor']}.",
+        )
+    if config["fingerprint"] != lm.fingerprint:
+        raise ModelError(
+            f"the networks in {folder} were trained on {config.get('model')} "
+            f"(weights {config['fingerprint'][:12]}), "
+            f"not on {lm.name} (weights {lm.fingerprint[:12]})",
+            f"Train them for this model: errata train {editor} --model {lm.name} …",
+        )
+    return config
+
+
+def save(
+    folder: Path,
+    network: nn.Module,
+    *,
+    editor: str,
+    settings: Mapping[str, Any],
+    lm: LM,
+    card: str,
+    facts: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write the networks of an editor; the old ones stay if anything goes wrong.
+
+    Args:
+        folder: Created if missing.
+        network: The networks.
+        editor: Name of the editor.
+        settings: Its settings.
+        lm: The base model.
+        card: What stands in README.md.
+        facts: Further JSON values for `config.json` (command, data, scores).
+        dtype: Store floating-point parameters in this type; float64 statistics keep theirs.
+    """
+    from safetensors.torch import save as to_bytes
+
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        if dtype is not None and tensor.dtype == torch.float32 and tensor.numel() > 1:
+            tensor = tensor.to(dtype)
+        tensors[name] = tensor
+    config = {
+        "editor": editor,
+        "settings": {k: v for k, v in settings.items() if k != "weights"},
+        "model": lm.name,
+        "revision": lm.revision,
+        "fingerprint": lm.fingerprint,
+        "errata": __version__,
+        **(facts or {}),
+    }
+    write_together(
+        {
+            folder / WEIGHTS: to_bytes(tensors),
+            folder / CARD: card.encode(),
+            folder / CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        }
+    )
+    return folder
+
+
+def load_into(network: nn.Module, folder: Path) -> None:
+    """Load saved tensors into networks of the same settings.
+
+    Raises:
+        ModelError: If the file is missing or damaged, or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no {WEIGHTS}", "Train or download it again.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ModelError(f"{path} is damaged: {error}", "Train or download it again.") from None
+    own = network.state_dict()
+    fits = own.keys() == tensors.keys() and all(own[k].shape == t.shape for k, t in tensors.items())
+    if not fits:
+        strange = sorted(own.keys() ^ tensors.keys()) or sorted(
+            k for k in own if own[k].shape != tensors[k].shape
+        )
+        raise ModelError(
+            f"{path} does not fit the settings in {CONFIG}: {', '.join(strange[:3])}",
+            "Train or download it again.",
+        )
+    network.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})
