@@ -38,6 +38,7 @@ _EXPORTS = {
     "load_cases": "errata.data",
     "load_edits": "errata.data",
     "save_cases": "errata.data",
+    "train": "errata.training",
 }
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "load_cases",
     "load_edits",
     "save_cases",
+    "train",
 ]
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from errata.patch import LowRank as LowRank
     from errata.patch import Module as Module
     from errata.patch import Patch as Patch
+    from errata.training import train as train
 
 
 def __getattr__(name: str) -> Any:

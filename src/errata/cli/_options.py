@@ -134,7 +134,8 @@ class EditorOptions:
         typer.Option(
             "--editor",
             "-e",
-            help="See `errata ls editors`.",
+            metavar="NAME|FOLDER|HUB-ID",
+            help="See `errata ls editors`; or a folder that `errata train` wrote.",
             rich_help_panel=_EDITOR,
         ),
     ] = "rome"

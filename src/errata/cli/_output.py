@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from errata.errors import ErrataError
 
-Progress = Callable[[int, int], None]
+Progress = Callable[..., None]
+"""Called with (done, total) and, if there is something to say, a short text."""
 
 LOG_SECONDS = 10.0  # time between two lines of progress in a log
 LOG_WIDTH = 100  # columns when the output is not a terminal
@@ -100,7 +101,7 @@ def status(label: str) -> Iterator[None]:
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
-    """Show how far work has come: yields a function to call with (done, total).
+    """Show how far work has come: yields a function to call with (done, total) and maybe a text.
 
     A bar on a terminal, drawn from the first call on, as preparations draw their own before it;
     otherwise a line when it takes long, and then every few seconds.
@@ -112,12 +113,17 @@ def progress(label: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Bar(*columns, console=err(), transient=True)
-    task = bar.add_task(label, total=None)
+    bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=err(), transient=True)
+    task = bar.add_task(label, total=None, text="")
+    begun = False
 
-    def step(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
+    def step(done: int, total: int, text: str = "") -> None:
+        nonlocal begun
+        if not begun:  # what was done before, by an earlier run, says nothing about speed
+            bar.start()
+            bar.reset(task, completed=max(done - 1, 0), total=total)
+            begun = True
+        bar.update(task, completed=done, total=total, text=text)
 
     try:
         yield step
@@ -135,15 +141,19 @@ class _LogProgress:
     def __init__(self, label: str) -> None:
         self.label = label
         self.started = self.last = time.monotonic()
+        self.first: int | None = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, text: str = "") -> None:
         """Report `done` of `total`."""
         now = time.monotonic()
+        if self.first is None:  # what an earlier run did says nothing about speed
+            self.first = max(done - 1, 0)
         if done >= total or now - self.last < LOG_SECONDS:
             return
         self.last = now
-        left = (now - self.started) / max(done, 1) * (total - done)
-        note(f"{self.label}: {done}/{total}, about {left:.0f} s left")
+        left = (now - self.started) / max(done - self.first, 1) * (total - done)
+        more = f"; {text}" if text else ""
+        note(f"{self.label}: {done}/{total}, about {left:.0f} s left{more}")
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) -> Table:

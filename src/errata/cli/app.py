@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from errata import __version__
-from errata.cli import _output, demo, doctor, edit, export, ls, verify, world
+from errata.cli import _output, demo, doctor, edit, export, ls, sweep, train, verify, world
 from errata.cli import eval as eval_
 from errata.errors import ErrataError
 
@@ -47,7 +47,7 @@ class _Group(TyperGroup):
             _output.print_error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            _output.note("interrupted; `errata eval … --resume` continues a saved run")
+            _output.note("interrupted")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -94,6 +94,8 @@ _COMMANDS = (
     ("export", export.export, export.EXAMPLES, _PATCH),
     ("import", export.import_adapter, export.IMPORT_EXAMPLES, _PATCH),
     ("eval", eval_.evaluate, eval_.EXAMPLES, _MORE),
+    ("sweep", sweep.sweep, sweep.EXAMPLES, _MORE),
+    ("train", train.train, train.EXAMPLES, _MORE),
     ("ls", ls.ls, ls.EXAMPLES, _MORE),
     ("doctor", doctor.doctor, doctor.EXAMPLES, _MORE),
 )

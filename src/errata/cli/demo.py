@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = ("errata demo", "errata demo --quick --json")
 
 EDITORS = ("none", "ft", "rome")
+NUMBERS = {3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven"}
 METRICS = ("reliability", "generality", "locality", "average")
 CASES, QUICK_CASES = 40, 4
 SEED = 0
@@ -104,7 +105,8 @@ def demo(
         return
     console = _output.out()
     number = summaries[0]["cases"]
-    console.print(f"Three editors on {number} facts of the built-in world, one edit at a time:")
+    count = NUMBERS.get(len(summaries), str(len(summaries)))
+    console.print(f"{count} editors on {number} facts of the built-in world, one edit at a time:")
     console.print(_table(summaries))
     console.print(
         f"Records, summaries and the patch: {folder}/ · {_output.seconds(document['seconds'])}",
@@ -129,7 +131,16 @@ def _editor(name: str, lm: LM, folder: Path) -> Editor:
         if not text.exists():
             write_atomically(text, "\n".join(texts(build_world(), TEXTS)).encode())
         own["moments_text"] = str(text)
-    return get_editor(name, own, as_published="pocket" if "pocket" in cls.published else None)
+    return get_editor(name, own, model="pocket")
+
+
+def _compared(lm: LM) -> list[str]:
+    """Return the editors of the comparison: also those whose networks ship with the model."""
+    from errata.editors import editors
+    from errata.nets.weights import CONFIG, SHIPPED
+
+    there = [name for name in editors.entries if (SHIPPED / name / CONFIG).is_file()]
+    return [*EDITORS, *(there if lm.name == "pocket" else [])]
 
 
 def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question], dict[str, Any]]:
@@ -205,7 +216,7 @@ def _compare(lm: LM, count: int, folder: Path) -> list[dict[str, Any]]:
 
     data = load_cases("world", "test", count, seed=SEED)
     summaries = []
-    for name in EDITORS:
+    for name in _compared(lm):
         with _output.progress(f"{name} on {len(data)} facts") as step:
             editor = _editor(name, lm, folder)
             result = evaluate(lm, editor, data, out=folder / name, progress=step, seed=SEED)

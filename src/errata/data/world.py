@@ -21,6 +21,12 @@ class WorldOptions(UniEditOptions):
 
     scale: str = Field("pocket", description="size of the world: pocket or test")
     seed: int = Field(0, description="seed of the world")
+    variants: int | None = Field(
+        None,
+        ge=1,
+        description="records per fact, each with another new object and other questions; none: "
+        "one, and four in the small splits of the test world",
+    )
 
 
 class World(UniEdit):
@@ -42,7 +48,7 @@ class World(UniEdit):
         from errata.world import benchmark, build_world
 
         world = build_world(self.options.scale, self.options.seed)
-        domains: Mapping[str, Mapping[str, Any]] = benchmark(world, split)
+        domains: Mapping[str, Mapping[str, Any]] = benchmark(world, split, self.options.variants)
         text = json.dumps(domains, ensure_ascii=False)
         digest = hashlib.sha256(text.encode()).hexdigest()
         source = f"errata.world (scale {self.options.scale}, seed {self.options.seed})"

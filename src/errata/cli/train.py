@@ -1,0 +1,339 @@
+"""`errata train`: train the networks of an editor; resumable, and checked before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.cli import _output, _summary
+from errata.cli._options import ForceFlag, JsonFlag, ModelOptions, expand, key_values
+from errata.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from errata.editors._trained import TrainedEditor
+    from errata.training import TrainConfig
+    from errata.training.loop import Trained
+    from errata.training.sources import Sources
+
+EXAMPLES = (
+    "errata train ibke --model pocket --data world --out runs/ibke --steps 200",
+    "errata train ibke --model pocket --data world --out runs/ibke --steps 200 --resume",
+    "errata train mend --model gpt2-xl --as-published gpt2-xl --out runs/mend "
+    "--data uniedit,counterfact:counterfact-train.json:512,zsre:zsre-train.json:512",
+)
+
+SORTED_BY_DOMAIN = ("uniedit", "world")
+_DATA, _EDITOR, _RUN = "Data", "Editor", "Run"
+
+
+@expand
+def train(
+    editor: Annotated[str, typer.Argument(help="A trained editor; see `errata ls editors`.")],
+    model: ModelOptions,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="SPEC[,SPEC…]",
+            help="NAME, NAME:PATH, NAME:PATH:N or NAME::N (N records, drawn by --seed); the first"
+            " is the main data set, the others are mixed in.",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="RUN",
+            help="Run folder; best/ holds the result.",
+            rich_help_panel=_RUN,
+        ),
+    ],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the optimiser; short for --train steps=N.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of everything that is drawn; short for --train seed=K."),
+    ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(metavar="tensorboard|trackio", help="Log there too, besides log.jsonl."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="A setting of the networks, e.g. layers=[2,3]. Repeatable.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = None,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train",
+            "-t",
+            metavar="KEY=VALUE",
+            help="A setting of the loop, e.g. lr=1e-3; see docs/training.md. Repeatable.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = None,
+    as_published: Annotated[
+        str | None,
+        typer.Option(
+            "--as-published",
+            metavar="BACKBONE",
+            help="Settings published for this model, e.g. gpt2-xl; --set still wins.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Part of the main data set; default train.", rich_help_panel=_DATA),
+    ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="Part of it that chooses the best networks; default val, else held out.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Records of the main data set.", rich_help_panel=_DATA),
+    ] = None,
+    shuffle: Annotated[
+        bool | None,
+        typer.Option(
+            "--shuffle/--no-shuffle",
+            help="Draw those of --limit by the seed, or take the first. Sets whose files are sorted"
+            " by domain (world, uniedit) are drawn unless told otherwise.",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    data_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-set",
+            metavar="KEY=VALUE",
+            help="A setting of the main data set. Repeatable.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave broken records out instead of stopping.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where the run in --out stopped.", rich_help_panel=_RUN
+        ),
+    ] = False,
+    force: ForceFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train the networks of an editor (IBKE, MEND …) for one model, which stays as it is.
+
+    Interrupted or killed, the same command with --resume goes on and ends with the same weights.
+    Several processes: accelerate launch --num_processes 2 -m errata train …
+    """
+    if resume and force:
+        raise ConfigError(
+            "--resume goes on with the run, --force replaces it", "Give one or the other."
+        )
+    short = {"steps": steps, "seed": seed, "tracker": tracker}
+    chosen, config = _settings(editor, model.model, settings, training, short, as_published)
+    if (out / "config.json").exists() and not (force or resume):
+        raise RunError(
+            f"{out} already holds a run",
+            "Go on with it: --resume. Replace it: --force. Or choose another --out.",
+        )
+    _output.check_free(out, "config.json", force=True)
+    sources = _read(data, split, validation, limit, shuffle, data_set, skip_bad, config.seed)
+    lm = _on_own_device(model).load()
+    from errata.training import train as run
+
+    with _Show(f"{editor}: ", quiet=not _is_main()) as show:
+        try:
+            made = run(
+                lm,
+                chosen,
+                [pool.cases for pool in sources.pools],
+                out,
+                validation=None if sources.validation is None else sources.validation.cases,
+                config=config,
+                resume=resume,
+                force=force,
+                about=sources.about,
+                report=show.report,
+                watch=show.watch,
+            )
+        except KeyboardInterrupt:
+            show.close()
+            if _is_main():
+                _output.note(f"stopped; the same command with --resume goes on with {out}")
+            raise
+    if _is_main():
+        _print(made, model.model, json)
+
+
+def _is_main() -> bool:
+    """Whether this is the first of the processes that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _on_own_device(model: ModelOptions) -> ModelOptions:
+    """Give each process that a launcher started its own GPU, unless a device was named."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or model.device is not None:
+        return model
+    import torch
+
+    return replace(model, device=f"cuda:{local}") if torch.cuda.is_available() else model
+
+
+def _settings(
+    editor: str,
+    model: str,
+    networks: list[str] | None,
+    loop: list[str] | None,
+    short: Mapping[str, Any],
+    as_published: str | None,
+) -> tuple[TrainedEditor, TrainConfig]:
+    """Return the untrained editor and the settings of the loop.
+
+    Raises:
+        ConfigError: If the editor has nothing to train, or a setting is wrong.
+    """
+    given = key_values(loop, "--train", "lr=1e-3")
+    from errata.training.config import settings_for, trainable
+
+    chosen = trainable(editor, model, overrides=networks or (), as_published=as_published)
+    values = {key: value for key, value in short.items() if value is not None}
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    return chosen, settings_for(chosen, model, values, overrides)
+
+
+def _read(
+    data: str,
+    split: str | None,
+    validation: str | None,
+    limit: int | None,
+    shuffle: bool | None,
+    data_set: list[str] | None,
+    skip_bad: bool,
+    seed: int,
+) -> Sources:
+    from errata.training.sources import parse_sources, read_sources
+
+    options = key_values(data_set, "--data-set", "suffix=")
+    if shuffle is None:
+        shuffle = limit is not None and parse_sources(data)[0].name in SORTED_BY_DOMAIN
+    with _output.status(f"reading {data}"):
+        sources = read_sources(
+            data,
+            split=split,
+            validation=validation,
+            limit=limit,
+            shuffle=shuffle,
+            seed=seed,
+            skip_bad=skip_bad,
+            options=options or None,
+        )
+    if _is_main():
+        for pool in sources.pools:
+            _summary.say_notes(pool)
+    return sources
+
+
+class _Show:
+    """Progress of a run on stderr: what is being done, how far it is, and the last losses.
+
+    Args:
+        label: Put before what is being done.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, label: str, quiet: bool) -> None:
+        self.label, self.quiet = label, quiet
+        self.stack = ExitStack()
+        self.what: str | None = None
+        self.losses = ""
+        self.step: _output.Progress = lambda done, total, text="": None
+
+    def __enter__(self) -> _Show:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.stack.close()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` is done of what is going on."""
+        if self.quiet:
+            return
+        if what != self.what:
+            self.stack.close()
+            self.what = what
+            self.step = self.stack.enter_context(_output.progress(f"{self.label}{what}"))
+        self.step(done, total, self.losses)
+
+    def watch(self, entry: Mapping[str, Any]) -> None:
+        """Remember the losses of an entry of the log; say those of a validation at once."""
+        names = ("total", "sg", "il", "penalty")
+        text = ", ".join(f"{key} {entry[key]:.3f}" for key in names if entry.get(key) is not None)
+        if entry["kind"] == "train":
+            self.losses = text
+        elif not self.quiet:
+            _output.note(f"step {entry['step']}: validation {text}")
+
+
+def _print(made: Trained, model: str, json: bool) -> None:
+    from errata.nets.weights import read_config
+
+    losses = read_config(made.best).get("validation") or {}
+    use = f"errata eval --editor {made.folder} --model {model} --data world"
+    if json:
+        _output.print_json(
+            {
+                **made.summary,
+                "validation": losses or None,
+                "run": str(made.folder),
+                "best_folder": str(made.best),
+                "use": use,
+            }
+        )
+        return
+    summary = made.summary
+    table = _output.table("what", "value")
+    stopped = " (stopped early)" if summary["stopped_early"] else ""
+    table.add_row("steps", f"{summary['step']:,}{stopped}")
+    table.add_row("best step", f"{summary['best_step']:,}")
+    for name, value in losses.items():
+        table.add_row(f"validation {name}", f"{value:.4f}")
+    table.add_row("parameters", f"{summary['parameters']:,}")
+    table.add_row("time", _output.seconds(summary["seconds"]))
+    console = _output.out()
+    console.print(f"{summary['editor']} for {summary['model']}")
+    console.print(table)
+    console.print(f"Saved {made.best}/. Use it: {use}", soft_wrap=True)

@@ -1,0 +1,147 @@
+"""Training groups: edits that are applied together, questions that should follow, and others.
+
+A group is one data set record: its edits, and the hops its questions build on, are edited jointly;
+its generality questions should then be answered as the edit says, its locality questions as before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from errata.case import Case, Edit
+from errata.errors import EditError, ModelError
+from errata.lm import LM
+from errata.nets.capture import edit_rows
+from errata.tokens import Row
+
+if TYPE_CHECKING:
+    from errata.editors._trained import TrainedEditor
+
+
+@dataclass(frozen=True)
+class Group:
+    """One training group, tokenised.
+
+    Attributes:
+        id: Of the case it was made from.
+        edits: Main edits, then those hops that are edited with them.
+        edit_rows: The same, tokenised.
+        gens: Questions that should follow the edits.
+        locs: Questions whose answer must not move.
+        main: Number of main edits.
+    """
+
+    id: str
+    edits: tuple[Edit, ...]
+    edit_rows: tuple[Row, ...]
+    gens: tuple[Row, ...]
+    locs: tuple[Row, ...]
+    main: int
+
+
+def unknown_hops(lm: LM, cases: Sequence[Case], top_k: int = 5) -> set[tuple[str, str]]:
+    """Return prompt and target of the hops that the model does not know before any edit.
+
+    Known means that every target token is among the `top_k`, as the protocol asks.
+    """
+    hops = {(h.prompt, h.target) for c in cases for p in c.of("generality") for h in p.hops}
+    asked = sorted(hops)
+    scores = lm.score([lm.row(prompt, target) for prompt, target in asked])
+    return {
+        key for key, score in zip(asked, scores, strict=True)
+        if any(rank >= top_k for rank in score.ranks)
+    }  # fmt: skip
+
+
+def make_groups(
+    lm: LM,
+    cases: Sequence[Case],
+    *,
+    hops: str,
+    generality: str = "all",
+    seed: int = 0,
+) -> list[Group]:
+    """Turn cases into training groups.
+
+    Args:
+        lm: The model, for its tokenizer and for what it knows.
+        cases: Records with edits and probes.
+        hops: Which hops are edited with the main edit: `all`, `unknown` to the model, `mixed`
+            (all of them in half the groups, drawn once, else the unknown ones) or `none`.
+        generality: `all` questions, or only `rephrase` (no hop, no reversal, no comparison).
+        seed: For `mixed`.
+
+    Raises:
+        EditError: If a record cannot be tokenised; names the record.
+    """
+    unknown = unknown_hops(lm, cases) if hops in {"unknown", "mixed"} else set()
+    groups = []
+    for case in cases:
+        draw = random.Random(f"{seed} {case.id}").random() < 0.5
+        everything = hops == "all" or (hops == "mixed" and draw)
+        wanted = None if everything else set() if hops == "none" else unknown
+        try:
+            groups.append(_group(lm, case, wanted, generality == "rephrase"))
+        except (EditError, ModelError) as error:
+            raise EditError(
+                f"record {case.id!r} cannot be trained on: {error.message}",
+                "Mend or remove it, or draw others with --limit.",
+            ) from None
+    return groups
+
+
+def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: bool) -> Group:
+    """Tokenise one case; hops are edited with it if they are wanted, all of them for None."""
+    edits = list(case.edits)
+    seen = {(e.prompt, e.target) for e in edits}
+    gens = []
+    for probe in case.of("generality"):
+        plain = not (set(probe.criteria) & {"MH", "RR", "SER"} or probe.hops)
+        if plain_only and not plain:
+            continue
+        gens.append(lm.row(probe.prompt, probe.target))
+        for hop in probe.hops:
+            key = (hop.prompt, hop.target)
+            if (wanted is None or key in wanted) and key not in seen:
+                seen.add(key)
+                edits.append(hop)
+    return Group(
+        case.id,
+        tuple(edits),
+        tuple(edit_rows(lm, edits)),
+        tuple(gens),
+        tuple(lm.row(p.prompt, p.target) for p in case.of("locality")),
+        len(case.edits),
+    )
+
+
+def complete(lm: LM, editor: TrainedEditor, groups: Sequence[Group]) -> list[Group]:
+    """Fill in what an editor's networks want to read beside the edits; all groups at once."""
+    asked = [editor.with_others(group.edits) for group in groups]
+    others = [edits[len(group.edits) :] for edits, group in zip(asked, groups, strict=True)]
+    full = iter(editor.completed(lm, [edit for edits in asked for edit in edits]))
+    return [
+        replace(
+            group,
+            edits=tuple(next(full) for _ in edits),
+            edit_rows=(*group.edit_rows, *(edit_rows(lm, other) if other else ())),
+        )
+        for group, edits, other in zip(groups, asked, others, strict=True)
+    ]
+
+
+def merged(groups: Sequence[Group]) -> Group:
+    """Return several records as one group, main edits first."""
+    mains = [(g.edits[: g.main], g.edit_rows[: g.main]) for g in groups]
+    hops = [(g.edits[g.main :], g.edit_rows[g.main :]) for g in groups]
+    return Group(
+        "+".join(g.id for g in groups),
+        tuple(e for edits, _ in (*mains, *hops) for e in edits),
+        tuple(r for _, rows in (*mains, *hops) for r in rows),
+        tuple(r for g in groups for r in g.gens),
+        tuple(r for g in groups for r in g.locs),
+        sum(g.main for g in groups),
+    )

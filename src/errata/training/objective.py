@@ -1,0 +1,199 @@
+"""The losses of trained editors, for many edit groups in one stacked pass.
+
+Generality (eq. 34): negative log-likelihood of the new answers. Locality (eq. 35): divergence
+between the edited and the unedited model on other questions. Edited weights are never formed: the
+low-rank factors go into the forward pass, and only their gradients come back to the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.apply import Stack
+from errata.nets.capture import Signals
+from errata.nets.update import Update
+from errata.tokens import Row, bucket, positions_of
+from errata.training.config import TrainConfig
+from errata.training.groups import Group
+from errata.training.prepared import Prepared
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the losses are divided by: numbers over all processes of a step.
+
+    Attributes:
+        gen: Tokens (or answers) of generality questions.
+        loc: Tokens of locality questions.
+        edits: Edits.
+    """
+
+    gen: int
+    loc: int
+    edits: int
+
+
+@dataclass(frozen=True)
+class _Question:
+    row: Row
+    group: int
+    base: Tensor | None  # log-probabilities of the unedited model: a locality question
+
+
+class Objective:
+    """Losses of a batch of groups and their gradients.
+
+    Args:
+        lm: The frozen model.
+        prepared: What was computed beforehand.
+        config: Weights, reductions and directions.
+    """
+
+    def __init__(self, lm: LM, prepared: Prepared, config: TrainConfig) -> None:
+        self.lm, self.prepared, self.config = lm, prepared, config
+        self._sites = [site for _, site in prepared.sites]
+
+    def gens(self, group: Group) -> tuple[Row, ...]:
+        """Return the rows of a group that count as generality questions."""
+        own = group.edit_rows[: group.main] if self.config.include_edit else ()
+        return (*own, *group.gens)
+
+    def counts(self, groups: Sequence[Group]) -> Counts:
+        """Return the denominators of these groups."""
+        by_token = self.config.reduction == "token_mean"
+        gens = [row for g in groups for row in self.gens(g)]
+        return Counts(
+            sum(len(row.labels) if by_token else 1 for row in gens),
+            sum(len(row.labels) for g in groups for row in g.locs),
+            sum(len(g.edits) for g in groups),
+        )
+
+    def run(
+        self,
+        network: Callable[..., Update],
+        groups: Sequence[Group],
+        *,
+        counts: Counts | None = None,
+        noise: Any = None,
+        backward: Callable[[Tensor], None] | None = None,
+        share: float = 1.0,
+        observe: Callable[[Signals], None] | None = None,
+    ) -> dict[str, float]:
+        """Return the losses of these groups, and let their gradients flow into the networks.
+
+        Args:
+            network: Signals and noise in, update out.
+            groups: Groups edited independently.
+            counts: Denominators; default: those of `groups`.
+            noise: Draws for the bottleneck; None: none.
+            backward: Takes a scalar whose gradient is the total loss'; None: no gradient.
+            share: Factor of that gradient (the number of processes, where they are averaged).
+            observe: Called with the signals before the networks are.
+
+        Returns:
+            `total`, `sg`, `il`, `penalty` and what the network reports. Terms without data are
+            zero.
+        """
+        counts = counts or self.counts(groups)
+        prepared = self.prepared.of(groups)
+        signals = prepared.signals_of(groups)
+        if observe is not None:
+            observe(signals)
+        with torch.set_grad_enabled(backward is not None):
+            update = network(signals, noise)
+            made = update.factors(self._sites)
+        leaves = {
+            path: tuple(t.detach().requires_grad_(backward is not None) for t in pair)
+            for path, pair in made.items()
+        }
+        sg, il = self._ask(prepared, groups, leaves, counts, backward is not None)
+        penalty = update.penalty
+        total_penalty = penalty.sum() / max(counts.edits, 1) if penalty is not None else None
+        if backward is not None:
+            # also without any question: other processes wait for this one's gradients
+            grads = [
+                (t * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)).sum()
+                for path, pair in made.items()
+                for t, leaf in zip(pair, leaves[path], strict=True)
+            ]
+            if total_penalty is not None:
+                grads.append(total_penalty)
+            backward(torch.stack(grads).sum() * share)
+        extra = float(total_penalty.detach()) if total_penalty is not None else 0.0
+        found = {"total": float(sg + il) + extra, "sg": float(sg), "il": float(il)}
+        found["penalty"] = extra
+        return found | {name: float(value) for name, value in (update.report or {}).items()}
+
+    def _questions(self, prepared: Prepared, groups: Sequence[Group]) -> list[_Question]:
+        asked = []
+        if self.config.sg_weight:
+            asked += [_Question(r, at, None) for at, g in enumerate(groups) for r in self.gens(g)]
+        if self.config.il_weight:
+            locs = [(at, row) for at, g in enumerate(groups) for row in g.locs]
+            answers = prepared.answers_of([row for _, row in locs])
+            asked += [_Question(r, at, a) for (at, r), a in zip(locs, answers, strict=True)]
+        return asked
+
+    def _ask(
+        self,
+        prepared: Prepared,
+        groups: Sequence[Group],
+        leaves: dict[str, tuple[Tensor, ...]],
+        counts: Counts,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Run all questions under their group's update; gradients are added up in the leaves."""
+        questions = self._questions(prepared, groups)
+        rows = [q.row for q in questions]
+        sg, il = (torch.zeros((), device=self.lm.device) for _ in range(2))
+        if not questions:
+            return sg, il
+        stack = Stack.of_factors(self.lm, {path: (a, b) for path, (a, b) in leaves.items()})
+        _ = self.lm.block_returns_tuple  # established before the stack is active
+        for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
+            batch = self.lm.batch(rows, index)
+            stack.route([questions[i].group for i in index])
+            with torch.set_grad_enabled(learn), prepared.below(rows, batch), stack:
+                at = positions_of(rows, index, self.lm.device)
+                logits = self.lm.logits(batch, at)
+                gen, loc = self._loss([questions[i] for i in index], logits, counts)
+                if learn:
+                    (gen + loc).backward()
+            sg, il = sg + gen.detach(), il + loc.detach()
+        return sg, il
+
+    def _loss(
+        self, questions: Sequence[_Question], logits: Float[Tensor, "N V"], counts: Counts
+    ) -> tuple[Tensor, Tensor]:
+        """Return the shares of these questions in the generality and the locality loss."""
+        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        gens, locs, labels, start = [], [], [], 0
+        for q in questions:
+            end = start + len(q.row.labels)
+            (gens if q.base is None else locs).extend(range(start, end))
+            if q.base is None:
+                labels += q.row.labels
+            start = end
+        device = logprobs.device
+        gen = loc = logprobs.new_zeros(())
+        if gens:
+            picked = logprobs[
+                torch.tensor(gens, device=device), torch.tensor(labels, device=device)
+            ]
+            gen = -picked.sum() * (self.config.sg_weight / max(counts.gen, 1))
+        if locs:
+            base = torch.cat([q.base for q in questions if q.base is not None]).to(logprobs)
+            edited = logprobs[torch.tensor(locs, device=device)]
+            p, q = (edited, base) if self.config.kl == "edited_first" else (base, edited)
+            divergence = (p.exp() * (p - q)).sum()
+            loc = divergence * (self.config.il_weight / max(counts.loc, 1))
+        return gen, loc

@@ -1,0 +1,251 @@
+"""What a frozen model says about training groups: computed once, used at every step.
+
+Hidden states below the lowest edited block, gradient factors of the edits and the unedited
+model's answers do not depend on the networks. If they fit the memory budget they are computed in
+fixed batches before training starts, so that a resumed run sees the same bits; otherwise they are
+computed anew at every step, each of them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.locate.keys import capture as capture_outputs
+from errata.locate.keys import module_of
+from errata.nets.capture import Factors, Signals, capture
+from errata.spec import Site
+from errata.tokens import Batch, Row, bucket, positions_of
+from errata.training.groups import Group
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+CHUNK = 256
+"""Rows of one batch of the preparation; fixed, because results depend on it in the last bit."""
+
+
+Split = Callable[[Sequence[Row]], Iterable[list[int]]]
+
+
+class _Ragged:
+    """Rows of different length in one tensor, filled in place: no second copy while it grows.
+
+    Args:
+        lengths: Number of tokens of each row.
+        like: Gives width, type and device.
+    """
+
+    def __init__(self, lengths: Sequence[int], like: Tensor) -> None:
+        self.lengths = list(lengths)
+        starts = torch.tensor([0, *self.lengths]).cumsum(0)
+        self.starts: list[int] = starts[:-1].tolist()
+        self.flat = like.new_empty(int(starts[-1]), like.shape[-1])
+
+    def put(self, i: int, value: Float[Tensor, "n d"]) -> None:
+        """Fill in one row."""
+        self.flat[self.starts[i] : self.starts[i] + self.lengths[i]] = value
+
+    def get(self, i: int) -> Tensor:
+        return self.flat[self.starts[i] : self.starts[i] + self.lengths[i]]
+
+    def padded(self, index: Sequence[int], length: int) -> Float[Tensor, "N length d"]:
+        out = self.flat.new_zeros(len(index), length, self.flat.shape[-1])
+        for at, i in enumerate(index):
+            out[at, : self.lengths[i]] = self.get(i)
+        return out
+
+
+class Prepared:
+    """Everything about a model's groups that training does not change.
+
+    Args:
+        lm: The frozen model.
+        sites: Edited matrices.
+        groups: Training groups.
+        memory_gb: Budget for keeping results; nothing is kept if they would need more.
+        progress: Called with (done, total) while they are computed.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        sites: Sequence[tuple[int, Site]],
+        groups: Sequence[Group],
+        memory_gb: float = 4.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.lm, self.sites = lm, list(sites)
+        self.lowest = min(layer for layer, _ in sites)
+        self.hidden: _Ragged | None = None
+        self.number: dict[tuple[int, ...], int] = {}
+        self.signals: dict[Row, int] = {}
+        self.factors: list[tuple[_Ragged, _Ragged]] = []
+        self.base: dict[Row, Tensor] = {}
+        if groups and _bytes(lm, sites, groups, self.lowest) <= memory_gb * 1e9:
+            self._fill(groups, _fixed, progress or (lambda done, total: None))
+
+    # ------------------------------------------------------------------ computed once
+
+    def _fill(
+        self, groups: Sequence[Group], split: Split, progress: Callable[[int, int], None]
+    ) -> None:
+        texts = {row.ids: row for g in groups for row in (*g.edit_rows, *g.gens, *g.locs)}
+        edits = list(dict.fromkeys(row for g in groups for row in g.edit_rows))
+        locs = list(dict.fromkeys(row for g in groups for row in g.locs))
+        jobs = len(texts) * bool(self.lowest) + len(edits) + len(locs)
+        done = 0
+        if self.lowest:
+            rows = list(texts.values())
+            for index in split(rows):
+                out = self._compute_below(self.lm.batch(rows, index))
+                if self.hidden is None:
+                    self.hidden = _Ragged([len(row.ids) for row in rows], out)
+                for at, i in enumerate(index):
+                    self.hidden.put(i, out[at, : len(rows[i].ids)])
+                done += len(index)
+                progress(done, jobs)
+            self.number = {row.ids: i for i, row in enumerate(rows)}
+        lengths = [len(row.ids) for row in edits]
+        for index in split(edits):
+            some = [edits[i] for i in index]
+            made = self._capture(some)
+            if not self.factors:
+                keep = self.lm.dtype
+                self.factors = [
+                    (_Ragged(lengths, f.h.to(keep)), _Ragged(lengths, f.u)) for f in made
+                ]
+            for (hs, us), f in zip(self.factors, made, strict=True):
+                for at, i in enumerate(index):
+                    hs.put(i, f.h[at, : lengths[i]])
+                    us.put(i, f.u[at, : lengths[i]])
+            done += len(index)
+            progress(done, jobs)
+        self.signals = {row: i for i, row in enumerate(edits)}
+        for index in split(locs):
+            some = [locs[i] for i in index]
+            for row, logprobs in zip(some, self._answers(some), strict=True):
+                self.base[row] = logprobs
+            done += len(index)
+            progress(done, jobs)
+
+    @torch.no_grad()
+    def _compute_below(self, batch: Batch) -> Float[Tensor, "B T d"]:
+        _, (hidden,) = capture_outputs(
+            self.lm, batch, outputs=[module_of(self.lm, self.lowest - 1, "block")]
+        )
+        return hidden
+
+    def _capture(self, rows: Sequence[Row]) -> tuple[Factors, ...]:
+        below = (lambda batch: self._lookup(rows, batch)) if self.lowest else None
+        return capture(self.lm, self.sites, rows, below=below)
+
+    def _lookup(self, rows: Sequence[Row], batch: Batch) -> Float[Tensor, "B T d"]:
+        index = [self.number.get(rows[i].ids) for i in batch.index]
+        known = [number for number in index if number is not None]
+        if self.hidden is None or len(known) < len(index):
+            return self._compute_below(batch)
+        return self.hidden.padded(known, batch.input_ids.shape[1])
+
+    @torch.no_grad()
+    def _answers(self, rows: Sequence[Row]) -> list[Float[Tensor, "n V"]]:
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
+            batch = self.lm.batch(rows, index)
+            with self.below(rows, batch):
+                at = positions_of(rows, index, self.lm.device)
+                logprobs = _wide(self.lm.logits(batch, at)).log_softmax(-1)
+            sizes = [len(rows[i].positions) for i in index]
+            for i, piece in zip(index, logprobs.split(sizes), strict=True):
+                found[i] = piece
+        return found
+
+    # ------------------------------------------------------------------ used at every step
+
+    def of(self, groups: Sequence[Group]) -> Prepared:
+        """Return what these groups need: this object, or a new one if it keeps nothing of theirs.
+
+        Texts that occur as edit, generality question and locality question then pass the lower
+        blocks once, not once for each purpose.
+        """
+        edits = (row for g in groups for row in g.edit_rows)
+        locs = (row for g in groups for row in g.locs)
+        texts = (row.ids for g in groups for row in (*g.edit_rows, *g.gens, *g.locs))
+        if (
+            all(row in self.signals for row in edits)
+            and all(row in self.base for row in locs)
+            and (not self.lowest or all(ids in self.number for ids in texts))
+        ):
+            return self
+        made = Prepared(self.lm, self.sites, [])
+
+        def split(rows: Sequence[Row]) -> Iterable[list[int]]:
+            return bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost)
+
+        made._fill(groups, split, lambda done, total: None)
+        return made
+
+    def below(self, rows: Sequence[Row], batch: Batch):
+        """Return a context in which the blocks below the lowest edited one are skipped."""
+        from contextlib import nullcontext
+
+        from errata.forward import reuse_below
+
+        if not self.lowest:
+            return nullcontext()
+        return reuse_below(self.lm, self.lowest - 1, self._lookup(rows, batch))
+
+    def signals_of(self, groups: Sequence[Group]) -> Signals:
+        """Return the gradient factors of the groups' edits."""
+        rows = [row for g in groups for row in g.edit_rows]
+        edits = tuple(edit for g in groups for edit in g.edits)
+        owner = torch.tensor(
+            [at for at, g in enumerate(groups) for _ in g.edits], device=self.lm.device
+        )
+        if rows and all(row in self.signals for row in rows):
+            index = [self.signals[row] for row in rows]
+            length = max(len(row.ids) for row in rows)
+            sizes = torch.tensor([len(row.ids) for row in rows], device=self.lm.device)
+            real = torch.arange(length, device=self.lm.device)[None] < sizes[:, None]
+            factors = []
+            for h, u in self.factors:
+                us = u.padded(index, length)
+                hs = h.padded(index, length).to(us.dtype)
+                factors.append(Factors(hs, us, (us != 0).any(-1), real))
+            return Signals(tuple(factors), owner, edits, tuple(rows))
+        return Signals(self._capture(rows), owner, edits, tuple(rows))
+
+    def answers_of(self, rows: Sequence[Row]) -> list[Float[Tensor, "n V"]]:
+        """Return the unedited model's log-probabilities at the supervised positions of each row."""
+        missing = [row for row in rows if row not in self.base]
+        fresh = dict(zip(missing, self._answers(missing), strict=True)) if missing else {}
+        return [self.base[row] if row in self.base else fresh[row] for row in rows]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _fixed(rows: Sequence[Row]) -> Iterable[list[int]]:
+    """Chunks of rows of similar length; they depend on the rows alone."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids))
+    for start in range(0, len(order), CHUNK):
+        yield order[start : start + CHUNK]
+
+
+def _bytes(lm: LM, sites: Sequence[tuple[int, Site]], groups: Sequence[Group], lowest: int) -> int:
+    """Bytes that keeping everything would take."""
+    half = lm.dtype.itemsize
+    full = max(4, half)
+    texts = {row.ids for g in groups for row in (*g.edit_rows, *g.gens, *g.locs)}
+    width = lm.embedding.shape[-1]
+    total = sum(len(ids) for ids in texts) * width * half if lowest else 0
+    edits = {row for g in groups for row in g.edit_rows}
+    per_token = sum(site.d_in * half + site.d_out * full for _, site in sites)
+    total += sum(len(row.ids) for row in edits) * per_token
+    locs = {row for g in groups for row in g.locs}
+    return total + sum(len(row.positions) for row in locs) * lm.embedding.shape[0] * full
