@@ -116,7 +116,7 @@ class RunFolder:
             if strange and path.is_dir() and any(path.iterdir()):
                 raise RunError(f"{path} exists and is not a run folder", "Choose another --out.")
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            lock = take_lock(path)
         try:
             records = cls._enter(path, _plain(config), resume=resume, force=force)
         except BaseException:
@@ -300,7 +300,7 @@ def _append_command(path: Path) -> None:
 # ---------------------------------------------------------------------- lock
 
 
-def _lock(path: Path) -> BinaryIO:
+def take_lock(path: Path) -> BinaryIO:
     """Take the folder for this process; the system lets go of it when the process ends.
 
     Raises:

@@ -124,7 +124,7 @@ def evaluate(
     }
     config = {
         "model": _model(lm),
-        "editor": {"name": editor.name, "config": _settings(editor)},
+        "editor": {"name": editor.name, **_made_of(lm, editor), "config": _settings(editor)},
         "data": data,
         "protocol": protocol,
         UNCOMPARED: {"stack_size": stack_size, "device": str(lm.device), "errata": __version__},
@@ -198,6 +198,12 @@ def _model(lm: LM) -> dict[str, Any]:
         "fingerprint": lm.fingerprint,
         "dtype": str(lm.dtype).removeprefix("torch."),
     }
+
+
+def _made_of(lm: LM, editor: Editor) -> dict[str, Any]:
+    """Return what an editor is made of besides settings; asked first, as it may complete them."""
+    made_of = getattr(editor, "made_of", None)
+    return made_of(lm) if made_of is not None else {}
 
 
 def _settings(editor: Editor) -> dict[str, Any]:

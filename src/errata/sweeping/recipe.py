@@ -1,0 +1,226 @@
+"""Recipes: what to sweep over, as a checked TOML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from errata.config import S, Settings, did_you_mean, read_toml, settings_from
+from errata.errors import ConfigError
+
+Value = bool | int | float | str | tuple[Any, ...]
+"""A setting as TOML knows it."""
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class Hardware(Settings):
+    """What units run on; `cpus` and `gpus` for Ray, the rest for estimates."""
+
+    device_tflops: float | dict[str, float] = Field(
+        default=10.0,
+        description="10¹² floating-point operations per second that a device sustains, as one "
+        "number or per dtype (float32 = 15, float16 = 50)",
+    )
+    device_memory_gb: float | None = Field(
+        default=None, gt=0, description="Memory of one device; a dry run marks what exceeds it"
+    )
+    devices: int = Field(default=1, ge=1, description="Units that run at the same time")
+    startup_seconds: float = Field(
+        default=60.0, ge=0, description="From the start of a unit until its model is loaded"
+    )
+    cpus: float = Field(default=1.0, gt=0, description="Cores that Ray reserves for a unit")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for a unit")
+
+
+class ModelEntry(Settings):
+    """A backbone. Sizes are needed only for estimates, and known for the paper's backbones."""
+
+    id: str = Field(description="pocket, a folder, or a Hub id")
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="As --dtype"
+    )
+    device: str | None = Field(default=None, description="cpu, cuda, …")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub")
+    label: str | None = Field(default=None, description="Name in tables")
+    parameters: float | None = Field(default=None, gt=0, description="Parameters of the model")
+    layers: int | None = Field(default=None, ge=1, description="Blocks")
+    hidden: int | None = Field(default=None, ge=1, description="Width of the hidden state")
+    inner: int | None = Field(default=None, ge=1, description="Width inside the FFN")
+
+
+class DataEntry(Settings):
+    """A data set that every editor is evaluated on."""
+
+    spec: str = Field(description="As --data: NAME, NAME:PATH or FILE.jsonl")
+    split: str | None = Field(default=None, description="As --split")
+    limit: int | None = Field(default=None, ge=1, description="Cases per cell, as --limit")
+    shuffle: bool | None = Field(default=None, description="Whether the seed draws the cases")
+    skip_bad: bool = Field(default=False, description="Leave broken records out")
+    options: dict[str, Value] = Field(default_factory=dict, description="As --data-set")
+    label: str | None = Field(default=None, description="Name in tables")
+    cases: int | None = Field(
+        default=None, ge=1, description="Cases of the whole set, for estimates without a limit"
+    )
+    tokens: tuple[float, float, float] = Field(
+        default=(20.0, 40.0, 20.0),
+        description="Tokens of a case's edits, generality questions with their hops, and locality "
+        "questions; for estimates",
+    )
+
+
+class Training(Settings):
+    """How an editor's networks are trained before its cells run, per model and seed."""
+
+    data: tuple[str, ...] = Field(
+        min_length=1, description="As `errata train --data`, one entry per data set"
+    )
+    split: str | None = Field(default=None, description="As --split; default train")
+    validation: str | None = Field(default=None, description="As --validation")
+    limit: int | None = Field(default=None, ge=1, description="As --limit")
+    skip_bad: bool = Field(default=False, description="Leave broken records out")
+    data_options: dict[str, Value] = Field(default_factory=dict, description="As --data-set")
+    steps: int | None = Field(default=None, ge=1, description="As --steps")
+    options: dict[str, Value] = Field(
+        default_factory=dict, description="Settings of the loop, as --train"
+    )
+
+
+class EditorRow(Settings):
+    """A row of the table: an editor, its settings, and its training if it has one.
+
+    With a training, `settings` belong to it, and cells take them from the trained networks.
+    """
+
+    editor: str = Field(description="See `errata ls editors`")
+    label: str | None = Field(default=None, description="Name in tables")
+    settings: dict[str, Value] = Field(default_factory=dict, description="As --set")
+    on: dict[str, dict[str, Value]] = Field(
+        default_factory=dict, description="Further settings for one model of [models]"
+    )
+    as_published: str | dict[str, str] | None = Field(
+        default=None, description="Backbone whose published settings to start from, or per model"
+    )
+    edit_settings: dict[str, Value] = Field(
+        default_factory=dict, description="Settings of cells whose editor has a training"
+    )
+    train: Training | None = Field(default=None, description="Train networks first")
+    models: tuple[str, ...] | None = Field(default=None, description="Only on these models")
+    data: tuple[str, ...] | None = Field(default=None, description="Only on these data sets")
+    grid: dict[str, tuple[Value, ...]] = Field(
+        default_factory=dict,
+        description="One row per combination of settings.NAME, edit_settings.NAME or train.NAME",
+    )
+
+
+class Recipe(Settings):
+    """Everything that a sweep runs over."""
+
+    name: str = Field(description="Name of the sweep and of its folder")
+    about: str = Field(default="", description="One sentence")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Seeds")
+    train_seeds: Literal["each", "first"] = Field(
+        default="each", description="One training per seed, or one for all seeds"
+    )
+    regime: str = Field(default="single", description="As `errata eval --regime`")
+    top_k: int = Field(default=5, ge=1, description="As `errata eval --top-k`")
+    retries: int = Field(default=2, ge=0, description="How often a unit that failed starts again")
+    hardware: Hardware = Field(default_factory=Hardware)
+    models: dict[str, ModelEntry]
+    data: dict[str, DataEntry]
+    editors: dict[str, EditorRow]
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: If the file is missing or broken, or a name or value in it is wrong.
+    """
+    return recipe_from(read_toml(path), str(path))
+
+
+def recipe_from(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Build a recipe from a parsed document.
+
+    Raises:
+        ConfigError: If a name or value in it is wrong; names the table that holds it.
+    """
+    values = dict(document)
+    if "hardware" in values:
+        table = _table(values["hardware"], where, "hardware")
+        values["hardware"] = _read(Hardware, table, f"{where} [hardware]")
+    kinds = {"models": ModelEntry, "data": DataEntry, "editors": EditorRow}
+    for section, kind in kinds.items():
+        entries = _table(values.get(section, {}), where, section)
+        if not entries:
+            raise ConfigError(
+                f"{where}: no [{section}.NAME]", f"A sweep needs at least one table [{section}.…]"
+            )
+        made = {}
+        for name, entry in entries.items():
+            place = f"{where} [{section}.{name}]"
+            if not NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{place}: {name!r} cannot name a folder",
+                    "Use letters, digits, . _ and -; the name in tables is `label`.",
+                )
+            table = dict(_table(entry, where, f"{section}.{name}"))
+            if kind is EditorRow and "train" in table:
+                inner = _table(table["train"], where, f"{section}.{name}.train")
+                table["train"] = _read(Training, inner, f"{where} [{section}.{name}.train]")
+            made[name] = _read(kind, table, place)
+        values[section] = made
+    recipe = _read(Recipe, values, where)
+    if not NAME.fullmatch(recipe.name):
+        raise ConfigError(f"{where}: name {recipe.name!r} cannot name a folder")
+    if len(set(recipe.seeds)) != len(recipe.seeds):
+        raise ConfigError(f"{where}: a seed stands twice in {list(recipe.seeds)}")
+    for name, row in recipe.editors.items():
+        _check_row(row, recipe, f"{where} [editors.{name}]")
+    return recipe
+
+
+def _read(kind: type[S], table: Mapping[str, Any], where: str) -> S:
+    """Build settings; an unknown name is reported before one that is missing."""
+    for name in table:
+        if name not in kind.model_fields:
+            raise ConfigError(
+                f"{where}: unknown setting {name!r}", did_you_mean(name, kind.model_fields)
+            )
+    for name, field in kind.model_fields.items():
+        if field.is_required() and name not in table:
+            raise ConfigError(f"{where}: {name!r} is missing", f"{name}: {field.description}")
+    return settings_from(kind, table, where=where)
+
+
+def _table(value: Any, where: str, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {name} is {value!r}; expected a table [{name}]")
+    return value
+
+
+def _check_row(row: EditorRow, recipe: Recipe, place: str) -> None:
+    published = row.as_published if isinstance(row.as_published, dict) else {}
+    for key, names, known in (
+        ("on", row.on, recipe.models),
+        ("as_published", published, recipe.models),
+        ("models", row.models or (), recipe.models),
+        ("data", row.data or (), recipe.data),
+    ):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{place} {key}: {name!r} is not in this recipe", did_you_mean(name, known)
+                )
+    if row.edit_settings and row.train is None:
+        raise ConfigError(
+            f"{place}: edit_settings belong to rows with a training", "Write them as settings."
+        )
+    for key, choices in row.grid.items():
+        if not choices:
+            raise ConfigError(f"{place} grid: {key!r} has no values")

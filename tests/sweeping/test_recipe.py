@@ -1,0 +1,229 @@
+"""Recipes, and the units that they become."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.editors import editors
+from errata.errors import ConfigError
+from errata.sweeping.check import check
+from errata.sweeping.recipe import read_recipe, recipe_from
+from errata.sweeping.units import MISSING, PLANNED, as_word, expand
+from tests.sweeping.conftest import small
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+OUT = Path("/out")
+
+
+def test_table_two_has_208_cells() -> None:
+    recipe = read_recipe(RECIPES / "ibke-table2.toml")
+    units = expand(recipe, OUT)
+    cells = [unit for unit in units if unit.kind == "eval"]
+    trainings = [unit for unit in units if unit.kind == "train"]
+    assert len(cells) == len({unit.name for unit in cells}) == 208
+    assert len(recipe.editors) == 13
+    assert Counter(unit.model for unit in cells) == dict.fromkeys(recipe.models, 52)
+    assert Counter(unit.data for unit in cells) == dict.fromkeys(recipe.data, 52)
+    # SERAC, MEND, IBKE, and each of them with samples of the other benchmarks
+    assert len(trainings) == 6 * 4
+    names = {unit.name for unit in trainings}
+    trained = [unit for unit in cells if unit.entry.train is not None]
+    assert len(trained) == 6 * 4 * 4
+    assert all(len(unit.needs) == 1 and set(unit.needs) <= names for unit in trained)
+
+
+def test_layers_of_table_two() -> None:
+    units = {unit.name: unit for unit in expand(read_recipe(RECIPES / "ibke-table2.toml"), OUT)}
+    words = units["train/ibke-star/gpt2-xl/seed0"].words
+    assert words[:4] == ("train", "ibke", "--model", "openai-community/gpt2-xl")
+    assert "layers=[15, 16, 17]" in words
+    assert words[words.index("--data") + 1].split(",")[1].endswith("counterfact-train.json:512")
+    assert words[words.index("--steps") + 1] == "1000000"
+    for model in ("gpt-j", "qwen3-1b7", "qwen3-8b"):
+        assert "layers=[6, 7, 8]" in units[f"train/ibke/{model}/seed0"].words
+    assert "layer=17" in units["gpt2-xl/rome/zsre/seed0"].words
+    assert "float16" in units["gpt-j/none/zsre/seed0"].words
+    cell = units["gpt2-xl/ibke-star/zsre/seed0"].words
+    assert f"weights={OUT}/trainings/ibke-star/gpt2-xl/seed0" in cell
+    assert not any(word.startswith("layers=") for word in cell)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "trainings"),
+    [
+        ("ibke-table2", 208, 24),
+        ("ibke-table2-pocket", 20, 3),
+        ("ibke-ablation", 16, 4),
+        ("ibke-ablation-pocket", 8, 4),
+        ("ibke-latents", 80, 20),
+        ("ibke-latents-pocket", 24, 12),
+        ("ibke-domains", 10, 10),
+    ],
+)
+def test_every_recipe_is_right(name: str, cells: int, trainings: int) -> None:
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    assert recipe.name == name
+    units = expand(recipe, OUT)
+    kinds = Counter(unit.kind for unit in units)
+    assert kinds == {"eval": cells, "train": trainings}
+    check(recipe, units, files=False)
+
+
+def test_no_recipe_is_untested() -> None:
+    (mark,) = test_every_recipe_is_right.pytestmark  # type: ignore[attr-defined]
+    assert {path.stem for path in RECIPES.glob("*.toml")} == {row[0] for row in mark.args[1]}
+
+
+def test_editors_of_later_versions_are_marked() -> None:
+    later = next(name for name in PLANNED if name not in editors)
+    recipe = recipe_from(small(editors={"a": {"editor": later}, "b": {"editor": "ft"}}))
+    assert [unit.missing for unit in expand(recipe, OUT)] == [MISSING, None]
+
+
+def test_a_grid_is_one_row_per_combination() -> None:
+    row = {
+        "editor": "ibke",
+        "label": "IBKE",
+        "grid": {"settings.l_m": [1, 4], "train.lr": [1e-3], "train.split": ["train/data science"]},
+        "train": {"data": ["world"]},
+    }
+    units = expand(recipe_from(small(editors={"ibke": row})), OUT)
+    trainings = [unit for unit in units if unit.kind == "train"]
+    assert [unit.row for unit in trainings] == [
+        "ibke-l_m=1-lr=0.001-split=train-data-science",
+        "ibke-l_m=4-lr=0.001-split=train-data-science",
+    ]
+    assert trainings[1].label == "IBKE l_m=4 lr=0.001 split=train/data science"
+    words = trainings[1].words
+    assert {"l_m=4", "lr=0.001", "train/data science"} <= set(words)
+    assert words[words.index("lr=0.001") - 1] == "--train"
+
+
+def test_one_training_for_all_seeds_or_one_for_each() -> None:
+    row = {"editor": "ibke", "train": {"data": ["world"]}}
+    for choice, count in (("each", 2), ("first", 1)):
+        document = small(editors={"ibke": row}, seeds=[3, 5], train_seeds=choice)
+        units = expand(recipe_from(document), OUT)
+        trainings = [unit for unit in units if unit.kind == "train"]
+        cells = [unit for unit in units if unit.kind == "eval"]
+        assert len(trainings) == count
+        assert "seed=3" in trainings[0].words
+        assert cells[1].needs == (trainings[-1].name,)
+        assert cells[1].words[cells[1].words.index("--seed") + 1] == "5"
+
+
+def test_limits_only_make_smaller() -> None:
+    document = small(
+        data={"world": {"spec": "world", "limit": 10}},
+        editors={"ibke": {"editor": "ibke", "train": {"data": ["world"], "steps": 100}}},
+    )
+    for limit, steps, words in ((5, 50, ("5", "50")), (20, 200, ("10", "100"))):
+        training, cell = expand(recipe_from(document), OUT, limit=limit, steps=steps)
+        assert cell.words[cell.words.index("--limit") + 1] == words[0]
+        assert training.words[training.words.index("--steps") + 1] == words[1]
+
+
+def test_settings_per_model_win_and_published_ones_are_named() -> None:
+    row = {
+        "editor": "ft",
+        "settings": {"lr": 1e-3, "steps": 5},
+        "on": {"b": {"lr": 0.1}},
+        "as_published": {"a": "gpt2-xl"},
+    }
+    document = small(models={"a": {"id": "gpt2-xl"}, "b": {"id": "pocket"}}, editors={"ft": row})
+    first, second = expand(recipe_from(document), OUT)
+    assert "lr=0.001" in first.words
+    assert first.words[first.words.index("--as-published") + 1] == "gpt2-xl"
+    assert {"lr=0.1", "steps=5"} <= set(second.words)
+    assert "--as-published" not in second.words
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (True, "true"),
+        (0.1, "0.1"),
+        ([15, 16], "[15, 16]"),
+        (("a", "b"), '["a", "b"]'),
+        ("adamw", "adamw"),
+        ("15", '"15"'),
+        ("True", '"True"'),
+    ],
+)
+def test_words_mean_the_value(value: Any, word: str) -> None:
+    from errata.config import _from_text
+
+    assert as_word(value) == word
+    back = _from_text(word)
+    assert back == (list(value) if isinstance(value, tuple) else value)
+
+
+MISTAKES: list[tuple[dict[str, Any], str, str]] = [
+    ({"hardwear": {}}, "unknown setting 'hardwear'", "Did you mean 'hardware'?"),
+    ({"hardware": {"gpu": 1}}, "[hardware]: unknown setting 'gpu'", "'gpus'"),
+    ({"models": {}}, "no [models.NAME]", "at least one"),
+    ({"models": {"m": {"label": "x"}}}, "[models.m]: 'id' is missing", "a Hub id"),
+    ({"models": {"m": {"id": "pocket", "dtyp": "x"}}}, "[models.m]", "'dtype'"),
+    ({"models": {"m": {"id": "pocket", "dtype": "half"}}}, "'half'", "dtype"),
+    ({"models": {"a/b": {"id": "pocket"}}}, "'a/b' cannot name a folder", "label"),
+    ({"data": {"d": {"spec": "wolrd"}}}, "unknown data set 'wolrd'", "'world'"),
+    ({"editors": {"e": {"editor": "romme"}}}, "unknown editor 'romme'", "'rome'"),
+    ({"editors": {"e": {"editor": "rome", "on": {"poket": {}}}}}, "'poket'", "'pocket'"),
+    ({"editors": {"e": {"editor": "rome", "data": ["wolrd"]}}}, "'wolrd'", "'world'"),
+    ({"editors": {"e": {"editor": "rome", "sets": {}}}}, "[editors.e]", "'settings'"),
+    (
+        {"editors": {"e": {"editor": "ibke", "train": {"dat": ["world"]}}}},
+        "[editors.e.train]",
+        "'data'",
+    ),
+    ({"editors": {"e": {"editor": "ft", "settings": {"lrr": 1}}}}, "unknown setting 'lrr'", "'lr'"),
+    (
+        {"editors": {"e": {"editor": "ibke", "train": {"data": ["world"], "options": {"lrr": 1}}}}},
+        "unknown setting 'lrr'",
+        "'lr'",
+    ),
+    ({"editors": {"e": {"editor": "rome", "train": {"data": ["world"]}}}}, "nothing to train", ""),
+    (
+        {"models": {"m": {"id": "gpt2-xl"}}, "editors": {"e": {"editor": "ibke"}}},
+        "ibke needs networks trained for m",
+        "[editors.e.train]",
+    ),
+    (
+        {"editors": {"e": {"editor": "ft", "grid": {"lr": [1.0]}}}},
+        "'lr' names no setting",
+        "settings.NAME",
+    ),
+    ({"editors": {"e": {"editor": "ft", "grid": {"train.lr": [1.0]}}}}, "no training", ""),
+    ({"editors": {"e": {"editor": "ft", "edit_settings": {"lr": 1}}}}, "edit_settings", "settings"),
+    ({"seeds": [1, 1]}, "a seed stands twice", ""),
+    ({"regime": "batches"}, "batches", ""),
+    ({"data": {"d": {"spec": "zsre:nowhere.json"}}}, "no such file or folder: nowhere.json", ""),
+    (
+        {"editors": {"e": {"editor": "ibke", "train": {"data": ["world", "zsre:no.json:9"]}}}},
+        "no such file or folder: no.json",
+        "current folder",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "message", "hint"), MISTAKES)
+def test_mistakes_are_explained(sections: dict[str, Any], message: str, hint: str) -> None:
+    def read() -> None:
+        recipe = recipe_from(small(**sections))
+        check(recipe, expand(recipe, OUT), files=True)
+
+    with pytest.raises(ConfigError) as caught:
+        read()
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_files_of_what_cannot_run_are_not_needed() -> None:
+    later = next(name for name in PLANNED if name not in editors)
+    document = small(data={"d": {"spec": "zsre:nowhere.json"}}, editors={"e": {"editor": later}})
+    recipe = recipe_from(document)
+    check(recipe, expand(recipe, OUT), files=True)

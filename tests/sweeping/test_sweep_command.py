@@ -1,0 +1,112 @@
+"""`errata sweep` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from errata.editors import editors
+from errata.sweeping.units import PLANNED
+from tests.cli.conftest import Errata, errata, here, loaded, model, tree
+
+__all__ = ["errata", "here", "loaded", "model"]
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+LATER = next(name for name in PLANNED if name not in editors)
+RECIPE = f"""
+name = "little"
+models.tiny = {{ id = "MODEL" }}
+data.world = {{ spec = "world", limit = 2 }}
+[editors.none]
+editor = "none"
+label = "W/O"
+[editors.later]
+editor = "{LATER}"
+"""
+
+
+@pytest.fixture
+def recipe(here: Path, model: str) -> Path:
+    path = here / "little.toml"
+    path.write_text(RECIPE.replace("MODEL", model), encoding="utf-8")
+    return path
+
+
+def test_a_dry_run_of_table_two(errata: Errata, here: Path) -> None:
+    found = errata("sweep", RECIPES / "ibke-table2.toml", "--dry-run", "--json").json
+    assert found["dry_run"]
+    assert len(found["cells"]) == 208
+    assert len(found["trainings"]) == 24
+    for entry in found["cells"] + found["trainings"]:
+        assert entry["memory_bytes"] == pytest.approx(sum(entry["memory"].values()))
+        assert entry["seconds"] > 0
+        here_now = entry["editor"] in editors
+        assert entry["status"] == ("to do" if here_now else "not in this version")
+    training = next(e for e in found["trainings"] if e["name"] == "train/ibke/gpt2-xl/seed0")
+    assert training["network_parameters"] == 160_124_358
+    assert training["memory"]["networks"] == 16 * 160_124_358
+    assert training["memory"]["weights"] == pytest.approx(4 * 1.5e9, rel=0.05)
+    assert found["device_seconds_here"] <= found["device_seconds"]
+    assert tree(here) == {}
+
+
+def test_a_dry_run_shows_every_cell(errata: Errata, here: Path) -> None:
+    done = errata("sweep", RECIPES / "ibke-table2.toml", "--dry-run", "--only", "gpt-j/*")
+    rows = [line for line in done.stdout.splitlines() if line.startswith(" GPT-J ")]
+    assert len(rows) == 52 + 6
+    assert "52 cells" in done.stdout
+    assert "not measurements; nothing was run" in done.stdout
+    assert tree(here) == {}
+
+
+def test_a_recipe_runs_and_is_not_run_again(errata: Errata, here: Path, recipe: Path) -> None:
+    found = errata("sweep", recipe, "--limit", "1", "--json").json
+    assert found["counts"] == {"done": 1, "skipped": 1}
+    first, second = found["cells"]
+    assert first["status"] == "done"
+    assert first["cases"] == 1
+    assert first["locality"] == 1.0
+    assert second["status"] == "skipped"
+    assert second["reason"] == "not in this version"
+    assert found["trainings"] == []
+    assert (here / "runs/little/cells/tiny/none/world/seed0/records.jsonl").is_file()
+    done = errata("sweep", recipe, "--limit", "1")
+    assert done.code == 0
+    assert "2 of 2 units are finished or cannot run here" in done.stderr
+    assert f"1 done, 1 skipped (not in this version: {LATER}). All runs: runs/" in done.stdout
+    document = json.loads((here / "runs/little/sweep.json").read_text(encoding="utf-8"))
+    assert document["units"]["tiny/none/world/seed0"]["attempts"] == 1
+    plan = errata("sweep", recipe, "--dry-run", "--json").json
+    assert [entry["status"] for entry in plan["cells"]] == ["finished", "not in this version"]
+    assert plan["cells"][0]["seconds"] is None  # nothing is known of the model's size
+    other = errata("sweep", recipe)
+    assert other.code == 1
+    assert "started with other settings" in other.stderr
+
+
+def test_failures_are_reported_with_their_log(
+    errata: Errata, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (sys.executable, "-c", "import sys; sys.exit('error: out of luck')")
+    monkeypatch.setattr("errata.sweeping.child.COMMAND", command)
+    done = errata("sweep", recipe, "--retries", "0")
+    assert done.code == 1
+    assert "tiny/none/world/seed0: exit code 1 after 1 attempts" in done.stderr
+    assert "error: out of luck" in done.stderr
+    assert "1 of 2 units failed" in done.stderr
+    assert "failed" in done.stdout
+
+
+def test_wrong_usage(errata: Errata, here: Path, recipe: Path) -> None:
+    strict = errata("sweep", recipe, "--strict", "--dry-run")
+    assert strict.code == 2
+    assert f"this version has no {LATER}" in strict.stderr
+    nothing = errata("sweep", recipe, "--only", "nobody/*")
+    assert nothing.code == 2
+    assert "One is called tiny/none/world/seed0" in nothing.stderr
+    assert errata("sweep", "nowhere.toml").code == 2
+    both = errata("sweep", recipe, "--ray", "auto", "--devices", "0")
+    assert both.code == 2
+    assert set(tree(here)) == {"little.toml"}
