@@ -1,0 +1,1 @@
+"""Trained editors on the pocket model, compared on held-out entities and held-out domains."""
