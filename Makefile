@@ -8,7 +8,7 @@ BIN := .venv/bin
 # one thread per process: two test processes on two cores are faster than two threads each
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help demo test shapes test-slow lint types ci bench docs readme clean
+.PHONY: help demo test shapes test-slow lint types ci bench docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,8 +17,9 @@ help:
 	@echo "make lint       ruff                             make types      pyright"
 	@echo "make shapes     tensor shapes in signatures, checked while tests run"
 	@echo "make ci         what .ci/run does                make bench      speed ratios"
-	@echo "make docs       write the command line's help into docs/cli.md"
+	@echo "make docs       write the command line's help and the settings of training into docs/"
 	@echo "make readme     run the README's commands again and write down their output"
+	@echo "make results    write docs/results-pocket.md again from studies/pocket/results"
 	@echo "make clean      remove caches and build products (.venv and runs stay)"
 
 $(READY): pyproject.toml constraints.txt .ci/environment.py
@@ -56,10 +57,14 @@ bench: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -m tests.cli.help_blocks docs/cli.md
+	@$(BIN)/python -m tests.training.settings_table docs/training.md
 
 readme: $(READY)
 	@$(BIN)/python docs/refresh.py README.md
 
+results: $(READY)
+	@$(BIN)/python -m studies.pocket page
+
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build
-	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find src tests benchmarks studies -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,10 @@ import sys
 
 from benchmarks import _common as common
 
-SCRIPTS = ("startup", "evaluation", "rome_edit", "moments", "memory", "bf16")
+SCRIPTS = (
+    "startup", "evaluation", "rome_edit", "training", "trained_edit", "moments", "memory",
+    "trained_memory", "bf16",
+)  # fmt: skip
 
 
 def main() -> None:

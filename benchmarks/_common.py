@@ -269,7 +269,7 @@ def finish(
     """Print the lines and write them as JSON."""
     print(f"\n{name} ({'wall' if args.device != 'cpu' else 'CPU'} time, medians)")
     for item in lines:
-        aim = f" (aim {item.aim:g}×)" if item.aim else ""
+        aim = f" (aim {item.aim:.3g}×)" if item.aim else ""
         print(
             f"  {item.model:<11} {item.what}: {item.ratio:.2f}×{aim} against {item.baseline}"
             f"  [{item.before:.4g} → {item.after:.4g} {item.unit}]"

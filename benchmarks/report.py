@@ -10,8 +10,11 @@ from benchmarks import _common as common
 TITLES = {
     "evaluation": "Evaluation",
     "rome_edit": "ROME edits",
+    "training": "Training steps",
+    "trained_edit": "Edits of trained editors",
     "moments": "Second moments",
     "memory": "Peak memory",
+    "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",
     "startup": "Start-up",
 }
@@ -22,7 +25,7 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
     names = ("model", "what", "ratio", "aim", "against", "from → to", "results", "")
     rows = ["| " + " | ".join(names) + " |", "|---|---|--:|--:|---|--:|---|---|"]
     for item in lines:
-        aim = f"{item['aim']:g}×" if item["aim"] else ""
+        aim = f"{item['aim']:.3g}×" if item["aim"] else ""
         ratio = f"{item['ratio']:.2f}×"
         if item["aim"]:
             ratio = f"**{ratio}**" if item["ratio"] >= item["aim"] else f"{ratio} (missed)"
