@@ -28,6 +28,12 @@ RIDGE_START = 1e-10
 RIDGE_LIMIT = 1e-2
 """Largest relative ridge tried; a moment that needs more carries no usable information."""
 
+SYSTEM_RIDGE_START = 1e-14
+"""First ridge tried when a system of edits is not positive definite, relative to its diagonal."""
+
+SYSTEM_RIDGE_LIMIT = 1e-9
+"""Largest relative ridge tried on a system of edits; more would change the solution visibly."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -41,9 +47,22 @@ class Factor:
     lower: Float[Tensor, "f f"]
     ridge: float
 
+    @property
+    def size(self) -> int:
+        """`f`, the number of inputs of the edited projection."""
+        return len(self.lower)
+
     def solve(self, columns: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
         """Return `C^{-1} columns` in float64."""
         return torch.cholesky_solve(columns.to(self.lower), self.lower)
+
+    def half_solve(self, columns: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
+        """Return `L^{-1} columns` in float64; its Gram matrix is `columns^T C^{-1} columns`."""
+        return torch.linalg.solve_triangular(self.lower, columns.to(self.lower), upper=False)
+
+    def matrix(self) -> Float[Tensor, "f f"]:
+        """Return `C`, with the ridge, in float64."""
+        return self.lower @ self.lower.T
 
 
 def factor(moment: Float[Tensor, "f f"], *, ridge: float = 0.0) -> Factor:
@@ -82,6 +101,45 @@ def factor(moment: Float[Tensor, "f f"], *, ridge: float = 0.0) -> Factor:
             "second moment is singular in float64; %.1e of its mean diagonal was added", relative
         )
     return Factor(lower, relative * scale)
+
+
+def positive(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
+    """Return the lower Cholesky factor of a symmetric positive definite system, in float64.
+
+    Rounding may leave a system that is positive definite by its making slightly indefinite; then
+    the smallest of a few tiny ridges that mends it is added to its diagonal, with a notice.
+
+    Args:
+        matrix: The system; it is symmetrised first.
+        what: What the notice and the error call it.
+
+    Raises:
+        EditError: If it holds NaN or inf, or is singular beyond rounding.
+    """
+    matrix = matrix.to(torch.float64)
+    if not torch.isfinite(matrix).all():
+        raise EditError(
+            f"{what} holds NaN or inf", "Look at the keys and target values of these edits."
+        )
+    matrix = (matrix + matrix.T) / 2
+    scale = float(matrix.diagonal().mean()) if len(matrix) else 1.0
+    relative = 0.0
+    while True:
+        shifted = matrix.clone()
+        shifted.diagonal().add_(relative * scale)
+        lower, info = torch.linalg.cholesky_ex(shifted)
+        if int(info) == 0:
+            break
+        relative = max(SYSTEM_RIDGE_START, relative * 100)
+        if relative > SYSTEM_RIDGE_LIMIT or scale <= 0:
+            raise EditError(
+                f"{what} is singular",
+                "Edits may share one key, or the weight of the moment (or l2) is zero: remove "
+                "edits of the same subject and prompt, or raise it.",
+            )
+    if relative:
+        log.warning("%s is singular in float64; %.0e of its diagonal was added", what, relative)
+    return lower
 
 
 def whiten(keys: Float[Tensor, "n f"], moment: Factor | None) -> Float[Tensor, "n f"]:
