@@ -18,6 +18,13 @@ Anything else that escapes is a bug of errata and keeps its traceback.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from errata.case import Edit
+
 
 class ErrataError(Exception):
     """A mistake that the user can mend.
@@ -49,7 +56,20 @@ class DataError(ErrataError):
 
 
 class EditError(ErrataError):
-    """An edit request cannot be carried out; the model is untouched."""
+    """An edit request cannot be carried out; the model is untouched.
+
+    Args:
+        message: What happened and what was expected.
+        hint: What to type or do next.
+        edits: The edits that are to blame, as far as known: without them the rest of their group
+            can be tried again.
+    """
+
+    def __init__(
+        self, message: str, hint: str | None = None, *, edits: Sequence[Edit] = ()
+    ) -> None:
+        super().__init__(message, hint)
+        self.edits: tuple[Edit, ...] = tuple(edits)
 
 
 class SpecError(ErrataError):

@@ -23,7 +23,9 @@ def edit_groups(
     groups: Sequence[Sequence[Edit]],
     after: Sequence[Patch | None],
 ) -> list[Outcome]:
-    """Edit independent groups; a group that fails is found by halving and returned as its error.
+    """Edit independent groups; a group that fails is returned as its error, the others go on.
+
+    Which group failed is read off the error if it names edits, and found by halving if not.
 
     Args:
         editor: The editor.
@@ -42,16 +44,31 @@ def edit_groups(
     except (EditError, ModelError) as error:
         if len(groups) == 1:
             return [error]
-        half = len(groups) // 2
-        return [
-            *edit_groups(editor, lm, groups[:half], after[:half]),
-            *edit_groups(editor, lm, groups[half:], after[half:]),
-        ]
+        outcomes: list[Outcome | None] = [None] * len(groups)
+        for part in _parts(groups, error):
+            found = edit_groups(editor, lm, [groups[i] for i in part], [after[i] for i in part])
+            for i, outcome in zip(part, found, strict=True):
+                outcomes[i] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
     if len(patches) != len(groups):
         raise RuntimeError(
             f"editor {editor.name} returned {len(patches)} patches for {len(groups)} groups"
         )
     return [_checked(patch) for patch in patches]
+
+
+def _parts(groups: Sequence[Sequence[Edit]], error: ErrataError) -> list[list[int]]:
+    """Return the numbers of the groups in two parts, of which one holds what failed if possible."""
+    named = _culprits(error)
+    bad = [i for i, group in enumerate(groups) if any(edit in named for edit in group)]
+    if 0 < len(bad) < len(groups):
+        return [[i for i in range(len(groups)) if i not in bad], bad]
+    half = len(groups) // 2
+    return [list(range(half)), list(range(half, len(groups)))]
+
+
+def _culprits(error: object) -> tuple[Edit, ...]:
+    return error.edits if isinstance(error, EditError) else ()
 
 
 def _checked(patch: Patch) -> Outcome:
@@ -70,35 +87,63 @@ def edit_cases(
 ) -> tuple[list[Patch | None], dict[str, str]]:
     """Edit groups of cases jointly; cases that cannot be edited are left out of their group.
 
-    When a group of several cases fails, each is tried alone; those that fail are recorded and the
-    rest is edited jointly. If the rest still fails, all of it is recorded.
+    When a group of several cases fails and the error names edits of it, the cases with those edits
+    are recorded and the rest is edited jointly again. If it names none, each case is tried alone;
+    those that fail are recorded and the rest is edited jointly. If the rest still fails, all of it
+    is recorded.
 
     Returns:
         For each group the complete patch (`after` if nothing of it could be edited), and for each
         case left out the reason.
     """
-    outcomes = edit_groups(editor, lm, [_requests(group) for group in groups], after)
-    patches: list[Patch | None] = []
     failed: dict[str, str] = {}
-    for group, outcome, base in zip(groups, outcomes, after, strict=True):
-        if isinstance(outcome, ErrataError) and len(group) > 1:
-            alone = edit_groups(
-                editor, lm, [_requests([case]) for case in group], [base] * len(group)
-            )
-            rest = [c for c, one in zip(group, alone, strict=True) if isinstance(one, Patch)]
-            failed |= {
-                case.id: one.message
-                for case, one in zip(group, alone, strict=True)
-                if isinstance(one, ErrataError)
-            }
-            group = rest
-            if rest:
-                (outcome,) = edit_groups(editor, lm, [_requests(rest)], [base])
-        if isinstance(outcome, ErrataError):
-            failed |= {case.id: outcome.message for case in group}
-            outcome = base
-        patches.append(outcome)
+    patches: list[Patch | None] = list(after)
+    rest = [list(group) for group in groups]
+    todo = [i for i, group in enumerate(groups) if group]
+    while todo:
+        outcomes = edit_groups(
+            editor, lm, [_requests(rest[i]) for i in todo], [after[i] for i in todo]
+        )
+        again: list[int] = []
+        for i, outcome in zip(todo, outcomes, strict=True):
+            if isinstance(outcome, Patch):
+                patches[i] = outcome
+                continue
+            named = _culprits(outcome)
+            out = [case for case in rest[i] if any(edit in named for edit in case.edits)]
+            if out:
+                failed |= {case.id: outcome.message for case in out}
+                rest[i] = [case for case in rest[i] if case.id not in failed]
+            else:
+                patch, errors = _without_failing(editor, lm, rest[i], after[i], outcome)
+                patches[i] = patch
+                failed |= errors
+                rest[i] = []
+            if rest[i]:
+                again.append(i)
+        todo = again
     return patches, failed
+
+
+def _without_failing(
+    editor: Editor, lm: LM, group: Sequence[Case], base: Patch | None, error: ErrataError
+) -> tuple[Patch | None, dict[str, str]]:
+    """Try each case of a group that failed alone, then what can be edited jointly."""
+    if len(group) == 1:
+        return base, {group[0].id: error.message}
+    alone = edit_groups(editor, lm, [_requests([case]) for case in group], [base] * len(group))
+    failed = {
+        case.id: one.message
+        for case, one in zip(group, alone, strict=True)
+        if isinstance(one, ErrataError)
+    }
+    rest = [case for case in group if case.id not in failed]
+    if not rest:
+        return base, failed
+    (outcome,) = edit_groups(editor, lm, [_requests(rest)], [base])
+    if isinstance(outcome, ErrataError):
+        return base, failed | {case.id: outcome.message for case in rest}
+    return outcome, failed
 
 
 def _requests(cases: Sequence[Case]) -> list[Edit]:
