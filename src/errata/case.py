@@ -33,9 +33,11 @@ class Edit:
             (they check; an editor that does not use subjects accepts any prompt).
         target_true: The answer that a dataset holds to be true before the edit, if it says one.
         id: A name for messages and records.
+        subject_rephrases: Other ways to name the subject that an editor may learn from (REP does).
+            Those that an evaluation keeps for its own questions do not belong here.
 
     Raises:
-        DataError: If prompt or target is empty or only white space.
+        DataError: If prompt, target or a name of the subject is empty or only white space.
     """
 
     prompt: str
@@ -43,12 +45,17 @@ class Edit:
     subject: str | None = None
     target_true: str | None = None
     id: str | None = None
+    subject_rephrases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "prompt")
         _require_text(self.target, "target")
         if self.subject is not None:
             _require_text(self.subject, "subject")
+        # a list, as JSON has it, would not be hashable
+        object.__setattr__(self, "subject_rephrases", tuple(self.subject_rephrases))
+        for name in self.subject_rephrases:
+            _require_text(name, "subject rephrase")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ class Probe:
         foil: A competing answer; set where the benchmark compares two probabilities (CounterFact).
         answers: Further spellings accepted when a generated answer is compared.
         subject: The entity the question is about, if the data set says so.
+        exact: Whether the answer counts only as a whole: all target tokens hit, or nothing. A case
+            with such a generality question holds its edits to the same.
     """
 
     prompt: str
@@ -81,6 +90,7 @@ class Probe:
     foil: str | None = None
     answers: tuple[str, ...] = ()
     subject: str | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "probe prompt")

@@ -67,13 +67,18 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         "format": FORMAT,
         "meta": dict(patch.meta),
         "changes": [change.describe() for change in patch.changes],
-        "edits": [{k: v for k, v in asdict(e).items() if v is not None} for e in patch.edits],
+        "edits": [_described(edit) for edit in patch.edits],
         "state": plain,
         "sha256": hashlib.sha256(packed).hexdigest(),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
     write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
     return folder
+
+
+def _described(edit: Edit) -> dict[str, Any]:
+    """Return an edit without what it does not say, as older versions wrote it."""
+    return {key: value for key, value in asdict(edit).items() if value not in (None, ())}
 
 
 def _change(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:

@@ -58,6 +58,7 @@ def _edit(record: Record) -> Edit:
         subject=_text_if_given(record, "subject"),
         target_true=_text_if_given(record, "target_true"),
         id=record.identity("id") if record.has("id") else None,
+        subject_rephrases=record.texts("subject_rephrases", optional=True),
     )
 
 
@@ -87,7 +88,15 @@ def _probe(record: Record) -> Probe:
         foil=_text_if_given(record, "foil"),
         answers=record.texts("answers", optional=True),
         subject=_text_if_given(record, "subject"),
+        exact=_flag(record, "exact"),
     )
+
+
+def _flag(record: Record, field: str) -> bool:
+    value = record.get(field) if record.has(field) else False
+    if not isinstance(value, bool):
+        raise record.wrong(field, "true or false", value)
+    return value
 
 
 def load_edits(path: str | Path) -> list[Edit]:
