@@ -2,16 +2,18 @@
 
 One pass over the texts serves several layers and ends after the highest of them. Sums are
 checkpointed, so an interrupted pass resumes to bit-identical sums; finished moments are kept per
-layer in the cache folder, named by weights, texts and precision, with a checksum.
+layer in the cache folder, named by weights, tokenizer, texts and precision, with a checksum. A file
+made with `save_moments` says which model, layers and tokenizer it belongs to, and is refused for
+any other.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +28,8 @@ from errata.errors import DataError, EditError
 from errata.files import cache_root
 from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.keys import capture, module_of
+from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
+from errata.locate.moment_files import save_moments as save_moments
 from errata.tokens import Row
 
 if TYPE_CHECKING:
@@ -42,6 +46,9 @@ AUTO_DOCUMENTS = 10_000
 TOKENS_PER_UNIT = 20
 """Tokens per FFN unit that are enough: ten keep the quality of 100,000 documents in the study of
 minimal precomputation for ROME, MEMIT and EMMET; twice that for margin."""
+
+SAFE_TOKENS_PER_UNIT = 10
+"""How many tokens per FFN unit a warning about too few asks for."""
 
 PANEL = 512
 """Columns of `sum k k^T` that are computed together, from the diagonal on."""
@@ -75,24 +82,12 @@ class MomentSettings(Settings):
     )
     moments_file: str | None = Field(
         default=None,
-        description="Ready moments: a safetensors file with tensors named mom2.<layer>",
+        description="Ready moments: a safetensors file with tensors named mom2.<layer>, for "
+        "example of errata.locate.moments.save_moments",
     )
     ridge: float = Field(
         default=0.0, ge=0, description="Added to the diagonal of the moment, relative to its mean"
     )
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The second moment of one layer's keys.
-
-    Attributes:
-        matrix: `sum k k^T / tokens`, uncentred.
-        tokens: How many tokens were counted.
-    """
-
-    matrix: Float[Tensor, "f f"]
-    tokens: int
 
 
 @contextmanager
@@ -106,15 +101,25 @@ def _exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def model_folder(kind: str, lm: LM) -> Path:
+    """Return the cache folder for what was computed from the weights of a model."""
+    model = digest(lm.fingerprint, str(lm.dtype))
+    return cache_root() / kind / f"{folder_name(lm.name)}-{model}"
+
+
 def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict[int, Moment]:
     """Return the second moments of the keys of some layers, from the cache or by counting.
 
+    Warns if fewer tokens than `f` were counted: the moment is then singular.
+
     Raises:
         DataError: If the texts or the given file cannot be read.
-        EditError: If a given moment has another shape than the layer's keys.
+        EditError: If the given file is of another model, layer or tokenizer.
     """
     if settings.moments_file is not None:
-        return _given(lm, layers, Path(settings.moments_file).expanduser())
+        found = given_moments(lm, layers, Path(settings.moments_file).expanduser())
+        _warn_if_few(found, "Give a file that was counted on more text: --set moments_file=…")
+        return found
     enough = None
     samples = settings.moments_samples
     if samples == "auto":
@@ -123,9 +128,8 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
     corpus = load_corpus(lm, settings.moments_text, samples)
     length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
     dtype = getattr(torch, settings.moments_precision)
-    model = digest(lm.fingerprint, str(lm.dtype))
-    folder = cache_root() / "moments" / f"{folder_name(lm.name)}-{model}"
-    key = digest(corpus.id, length, str(dtype), enough)
+    folder = model_folder("moments", lm)
+    key = digest(corpus.id, length, str(dtype), enough, tokenizer_digest(lm))
     found: dict[int, Moment] = {}
     for layer in layers:
         stored = load_tensors(folder / f"{key}-layer{layer}.safetensors")
@@ -146,29 +150,34 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
             )
         (folder / f"{key}-layers{name}.partial.safetensors").unlink(missing_ok=True)
         found.update(counted)
+    _warn_if_few(found, _more_text(found, len(corpus.texts), samples, corpus.name))
     return {layer: found[layer] for layer in layers}
 
 
-def _given(lm: LM, layers: Sequence[int], path: Path) -> dict[int, Moment]:
-    from safetensors import SafetensorError, safe_open
+def _warn_if_few(found: Mapping[int, Moment], advice: str) -> None:
+    """Say so when a moment was counted on fewer tokens than it has rows."""
+    for layer, moment in found.items():
+        f = len(moment.matrix)
+        if 0 < moment.tokens < f:
+            log.warning(
+                "the second moment of layer %d was counted on %d tokens, which is fewer than its "
+                "%d inputs: it is singular, and updates are unreliable; %d tokens are safe. %s",
+                layer, moment.tokens, f, SAFE_TOKENS_PER_UNIT * f, advice,
+            )  # fmt: skip
+            return
 
-    try:
-        with safe_open(path, "pt") as handle:
-            names = set(handle.keys())
-            for layer in layers:
-                if f"mom2.{layer}" not in names:
-                    raise DataError(f"{path} holds no tensor mom2.{layer}")
-            found = {layer: handle.get_tensor(f"mom2.{layer}") for layer in layers}
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read moments from {path}: {error}") from error
-    for layer, matrix in found.items():
-        f = lm.site(layer).d_in
-        if tuple(matrix.shape) != (f, f):
-            raise EditError(
-                f"{path}: mom2.{layer} has shape {tuple(matrix.shape)}; the keys need {(f, f)}",
-                "The moments are of another model.",
-            )
-    return {layer: Moment(matrix, 0) for layer, matrix in found.items()}
+
+def _more_text(found: Mapping[int, Moment], texts: int, samples: int, corpus: str) -> str:
+    """Say what to type for `SAFE_TOKENS_PER_UNIT`, judging by the texts that were counted."""
+    tokens = min(moment.tokens for moment in found.values())
+    wanted = SAFE_TOKENS_PER_UNIT * max(len(moment.matrix) for moment in found.values())
+    needed = math.ceil(wanted * texts / tokens)
+    if texts == samples:
+        return f"Type --set moments_samples={needed}"
+    return (
+        f"{corpus} holds {texts} documents; give about {needed} of this length: --set "
+        "moments_text=FILE"
+    )
 
 
 @torch.no_grad()
@@ -272,6 +281,9 @@ def _mirror(total: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
     """Copy the upper triangle over the lower one, in place; panels begin with a full square."""
     for start in range(0, len(total), PANEL):
         end = start + PANEL
+        # a product of matrices may round its two halves differently
+        square = total[start:end, start:end]
+        square.copy_(square.triu() + square.triu(1).T)
         total[end:, start:end] = total[start:end, end:].T
     return total
 
