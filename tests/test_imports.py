@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("patch", "patch_io", "apply", "lora"),
     ("locate", "nets"),
-    ("editors",),
+    ("editors", "strategies"),
     ("data", "world"),
     ("evaluation", "runs", "training"),
     ("api",),

@@ -169,5 +169,5 @@ class FixedPatch(Editor):
             raise EditError("a finished patch is asked as it is: nothing is edited on top of it")
         return [self.patch] * len(groups)
 
-    def _compose(self, before: Patch, added: Patch) -> Patch:
+    def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         return added

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,6 +89,51 @@ def weight_deltas(lm: LM, changes: Sequence[Change]) -> dict[str, Tensor]:
             continue
         total[name] = total[name] + delta if name in total else delta
     return total
+
+
+def bounded(lm: LM, patch: Patch) -> Patch:
+    """Keep a patch within twice the size of what it changes, however many edits it carries out.
+
+    Changes of one weight that together hold more than twice its numbers are added up into one dense
+    change; all others stay as they are.
+    """
+    held: dict[str, list[Change]] = {}
+    for change in patch.changes:
+        if isinstance(change, LowRank):
+            held.setdefault(f"{change.path}.weight", []).append(change)
+        elif isinstance(change, Dense):
+            held.setdefault(change.path, []).append(change)
+    merged: dict[int, Change] = {}  # position of the first -> what stands for all of them
+    gone: set[int] = set()
+    for name, changes in held.items():
+        numbers = sum(tensor.numel() for change in changes for tensor in change.tensors().values())
+        dense = len(changes) == 1 and isinstance(changes[0], Dense)
+        if dense or numbers <= 2 * _parameter(lm, name).numel():
+            continue
+        own = [i for i, change in enumerate(patch.changes) if any(change is c for c in changes)]
+        # summed in float64, so that a long sequence does not gather rounding errors
+        wide = [_widened(change) for change in changes]
+        total = weight_deltas(lm, wide)[name]
+        dtype = torch.float32
+        for change in changes:
+            for tensor in change.tensors().values():
+                dtype = torch.promote_types(dtype, tensor.dtype)
+        merged[own[0]] = Dense(name, total.to(dtype).contiguous())
+        gone |= set(own)
+    if not merged:
+        return patch
+    kept = [
+        merged.get(i, change)
+        for i, change in enumerate(patch.changes)
+        if i in merged or i not in gone
+    ]
+    return replace(patch, changes=tuple(kept))
+
+
+def _widened(change: Change) -> Change:
+    if isinstance(change, LowRank):
+        return replace(change, B=change.B.double(), A=change.A.double())
+    return replace(change, delta=change.delta.double()) if isinstance(change, Dense) else change
 
 
 def _hook(module: nn.Module, change: Module, network: nn.Module) -> Any:

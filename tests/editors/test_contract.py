@@ -26,7 +26,7 @@ from errata.lm import LM
 from errata.patch import Dense, LowRank, Patch
 from errata.tokens import positions_of
 
-NAMES = list(editors.entries)
+NAMES = list(editors.all)
 MODELS = ["gpt2", "qwen3"]
 GROUPS: list[list[Edit]] = [EDITS[:1], EDITS[1:3], EDITS[3:]]
 TOGETHER = 1e-8

@@ -23,6 +23,8 @@ def vector(text: str, size: int) -> torch.Tensor:
 class Planted(Editor):
     """Adds one fixed random rank-one change per edit; a prompt with FAIL cannot be edited.
 
+    Prompts named in `clash` cannot be edited together: the error names every one but the first.
+
     Args:
         strength: Size of the change.
         kind: `low_rank`, `dense` (on a projection) or `norm` (cannot differ from row to row).
@@ -37,6 +39,7 @@ class Planted(Editor):
         self.strength, self.kind, self.layer = strength, kind, layer
         self.calls: list[tuple[list[list[str]], list[Patch]]] = []
         self.stop_after: int | None = None
+        self.clash: tuple[str, ...] = ()
 
     def _edit(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
@@ -45,7 +48,11 @@ class Planted(Editor):
         if self.stop_after is not None and len(self.calls) > self.stop_after:
             raise KeyboardInterrupt
         for group in groups:
+            seen: set[str] = set()
             for edit in group:
+                if edit.prompt in self.clash and seen & set(self.clash):
+                    raise EditError(f"{edit.prompt!r} is in conflict", edits=(edit,))
+                seen.add(edit.prompt)
                 if "FAIL" in edit.prompt:
                     raise EditError(f"cannot edit {edit.prompt!r}")
         return [
@@ -83,5 +90,7 @@ class Broken(Planted):
         assert isinstance(change, LowRank)
         return LowRank(change.path, change.B * float("nan"), change.A)
 
-    def _finish(self, before: Patch, added: Patch, group: Sequence[Edit]) -> Patch:
+    def _finish(
+        self, lm: LM, before: Patch, added: Patch, group: Sequence[Edit]
+    ) -> Patch:
         return before + added  # a plug-in that forgets to check

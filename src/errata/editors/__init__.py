@@ -7,12 +7,13 @@ that were trained; nothing heavy is imported before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.config import did_you_mean, parse_overrides, settings_from
 from errata.errors import ConfigError, ModelError
-from errata.registry import Registry
+from errata.registry import Entry, Registry
 
 if TYPE_CHECKING:
     from errata.editors._base import Editor, EditorConfig
@@ -22,7 +23,81 @@ __all__ = ["Editor", "EditorConfig", "editors", "get_editor", "published_setting
 OWN_MODELS = ("pocket",)
 """Models that ship with errata: nobody published settings for them, so they are found here."""
 
-editors = Registry("editor", "errata.editors", Path(__file__).parent, "errata.editors")
+
+class EditorRegistry(Registry):
+    """Editors by name, alone (`memit`) or with a strategy on top (`memit+blue`)."""
+
+    @cached_property
+    def pairs(self) -> dict[str, Entry]:
+        """What every strategy is made for, sorted by name."""
+        from errata.strategies import strategies
+
+        found: dict[str, Entry] = {}
+        for strategy in strategies.entries.values():
+            for host in strategy.facts.get("hosts", ()):
+                if host not in self.entries:
+                    continue
+                on = self.entries[host]
+                own, hosts = strategy.facts, on.facts
+                facts = {
+                    **hosts,
+                    "name": f"{host}+{strategy.name}",
+                    "title": f"{hosts.get('title')}+{own.get('title')}",
+                    "paper": f"{own.get('paper')}; on {hosts.get('paper')}",
+                    "weights": own.get("weights", True) and hosts.get("weights", True),
+                }
+                summary = f"{hosts.get('title')} with {strategy.summary}"
+                found[facts["name"]] = Entry(facts["name"], summary, facts, strategy.target)
+        return dict(sorted(found.items()))
+
+    @property
+    def all(self) -> dict[str, Entry]:
+        """Every editor and every pair."""
+        return {**self.entries, **self.pairs}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries or ("+" in name and name in self.pairs)
+
+    def entry(self, name: str) -> Entry:
+        """Return one entry, of an editor or of a pair."""
+        if "+" in name:
+            self._split(name)
+            return self.pairs[name]
+        return super().entry(name)
+
+    def load(self, name: str) -> type[Editor]:
+        """Import and return the class of an editor or of a pair.
+
+        Raises:
+            ConfigError: If there is none of that name, or the strategy does not work on the host.
+        """
+        if "+" not in name:
+            return super().load(name)
+        if name not in self._made:
+            from errata.strategies import strategies
+            from errata.strategies._base import combine
+
+            host, strategy = self._split(name)
+            self._made[name] = combine(strategies.load(strategy), super().load(host))
+        return self._made[name]
+
+    @cached_property
+    def _made(self) -> dict[str, type[Editor]]:
+        return {}
+
+    def _split(self, name: str) -> tuple[str, str]:
+        from errata.strategies import strategies
+
+        host, _, strategy = name.partition("+")
+        super().entry(host)
+        hosts = strategies.entry(strategy).facts.get("hosts", ())
+        if host not in hosts:
+            works = ", ".join(f"{other}+{strategy}" for other in hosts)
+            raise ConfigError(f"{strategy} does not work on {host}", f"It works as: {works}")
+        return host, strategy
+
+
+editors = EditorRegistry("editor", "errata.editors", Path(__file__).parent, "errata.editors")
 
 
 def __getattr__(name: str) -> Any:
@@ -44,8 +119,9 @@ def get_editor(
     """Build an editor by name, or from a folder of trained networks.
 
     Args:
-        name: As listed by `errata ls editors`; or a folder that `errata train` wrote, or the Hub id
-            (`owner/name`) of one: the networks say which editor they belong to.
+        name: As listed by `errata ls editors`, pairs such as `memit+blue` included; or a folder
+            that `errata train` wrote, or the Hub id (`owner/name`) of one: the networks say which
+            editor they belong to.
         config: Settings by name.
         overrides: `key=value` strings; they win over `config`.
         as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings are the

@@ -87,13 +87,14 @@ class Editor(ABC):
                 raise EditError(f"group {number} is empty; expected at least one edit")
             for edit in group:
                 self.check(edit)
+            self.check_together(group)
         lm.check_finite()
         if not groups:
             return []
         self.prepare(lm)
         added = self._edit(lm, groups, before)
         return [
-            self._finish(old, new, group)
+            self._finish(lm, old, new, group)
             for old, new, group in zip(before, added, groups, strict=True)
         ]
 
@@ -116,6 +117,13 @@ class Editor(ABC):
             )
         find_subject(edit.prompt, edit.subject)
 
+    def check_together(self, group: Sequence[Edit]) -> None:  # noqa: B027 -- optional
+        """Refuse edits that cannot be carried out together, before anything is computed.
+
+        Raises:
+            EditError: Says which; its `edits` are those to leave out.
+        """
+
     @abstractmethod
     def _edit(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
@@ -131,11 +139,17 @@ class Editor(ABC):
         layer = values.get(setting, rule)
         return layer if isinstance(layer, int) else rule
 
-    def _compose(self, before: Patch, added: Patch) -> Patch:
+    def _automatic_layers(self, lm: LM) -> tuple[int, ...] | None:
+        """Return the blocks published for a model of that name, if there are any."""
+        values = self.published.get(backbone_of(lm.name), {})
+        layers = values.get("layers")
+        return layers if isinstance(layers, tuple) else None
+
+    def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Join the earlier patch and what was added; overridden where the new replaces the old."""
         return before + added
 
-    def _finish(self, before: Patch, added: Patch, group: Sequence[Edit]) -> Patch:
+    def _finish(self, lm: LM, before: Patch, added: Patch, group: Sequence[Edit]) -> Patch:
         try:
             added.check_finite()
         except PatchError as error:
@@ -143,7 +157,7 @@ class Editor(ABC):
                 f"editing {group[0].prompt!r} gave NaN or infinite values: {error.message}",
                 "The model is untouched. A smaller learning rate or another layer may help.",
             ) from None
-        return self._compose(before, added)
+        return self._compose(lm, before, added)
 
     def _patch(self, lm: LM, changes: Sequence, edits: Sequence[Edit], **state: object) -> Patch:
         """Build the patch of one group with this editor's name and settings."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -14,31 +12,19 @@ from torch import Tensor
 
 from errata.apply import Stack
 from errata.case import Edit
-from errata.editors._base import (
-    Editor,
-    EditorConfig,
-    Layer,
-    recall_layer,
-    resolve_layer,
-    under,
-)
+from errata.editors._base import under
+from errata.editors._located import LocateEditor, OneLayerConfig, one_layer
 from errata.lm import LM
 from errata.locate import solve
-from errata.locate.contexts import Contexts, ContextSettings, get_contexts
-from errata.locate.keys import edit_keys
-from errata.locate.moments import MomentSettings, get_moments
-from errata.locate.rows import Economy
-from errata.locate.values import ValueSettings, optimise_values
+from errata.locate.keys import EditKeys, edit_keys
+from errata.locate.solve import Factor
+from errata.locate.values import optimise_values
 from errata.patch import LowRank, Patch
 
 
-class RomeConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings, Economy):
+class RomeConfig(OneLayerConfig):
     """Settings of ROME; the defaults are those published for GPT-2 XL."""
 
-    layer: Layer = Field(
-        default="auto",
-        description="Block to edit; auto: as published for this model, else by depth",
-    )
     mom2_adjustment: bool = Field(
         default=True,
         description="Spare ordinary keys (their second moment C); false: C is the identity",
@@ -52,16 +38,7 @@ def _settings(layer: int, **more: object) -> dict[str, object]:
 _LLAMA = _settings(5, steps=25, weight_decay=1e-3)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What is made once per model: the contexts and the factor of the layer's second moment."""
-
-    layer: int
-    contexts: Contexts
-    moment: solve.Factor | None
-
-
-class Rome(Editor):
+class Rome(LocateEditor):
     """Rank-One Model Editing: write one key-value pair into one FFN output matrix."""
 
     name = "rome"
@@ -99,25 +76,25 @@ class Rome(Editor):
     }
     config: RomeConfig
 
-    def __init__(self, config: EditorConfig | None = None) -> None:
-        super().__init__(config)
-        self._prepared: WeakKeyDictionary[LM, Prepared] = WeakKeyDictionary()
+    def edited_layers(self, lm: LM) -> tuple[int]:
+        """Return the one block that is edited."""
+        return one_layer(self, lm, self.config.layer)
 
-    def prepare(self, lm: LM) -> None:
-        """Sample the contexts and count the second moment of the layer's keys."""
-        if lm in self._prepared:
-            return
-        layer = resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", recall_layer(lm)))
-        moment = None
-        if self.config.mom2_adjustment:
-            matrix = get_moments(lm, [layer], self.config)[layer].matrix
-            moment = solve.factor(matrix.to(lm.device), ridge=self.config.ridge)
-        self._prepared[lm] = Prepared(layer, get_contexts(lm, self.config), moment)
+    @property
+    def whitens(self) -> bool:
+        """Whether ordinary keys are spared."""
+        return self.config.mom2_adjustment
+
+    def solve(
+        self, target: Float[Tensor, "e d"], keys: EditKeys, moment: Factor | None
+    ) -> tuple[Float[Tensor, "e d"], Float[Tensor, "e f"]]:
+        """Return factors of each edit's update from its target value and its keys."""
+        return solve.rome(target, keys.value, keys.mean_key, keys.key, moment)
 
     def _edit(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
-        path = lm.site(self._prepared[lm].layer).path
+        path = lm.site(self.prepared(lm).layers[0]).path
         factors: list[list[tuple[Tensor, Tensor]]] = [[] for _ in groups]
 
         def change(group: int) -> list[LowRank]:
@@ -142,12 +119,12 @@ class Rome(Editor):
         self, lm: LM, edits: Sequence[Edit], stack: Stack | None, routes: Sequence[int] | None
     ) -> tuple[Float[Tensor, "e d"], Float[Tensor, "e f"]]:
         """Factors of each edit's rank-one update, on the model its patch in the stack makes."""
-        at = self._prepared[lm]
-        keys = edit_keys(lm, edits, at.contexts, [at.layer], stack=stack, groups=routes)[at.layer]
-        values = optimise_values(
-            lm, edits, at.contexts, at.layer, self.config,
+        at = self.prepared(lm)
+        (layer,) = at.layers
+        keys = edit_keys(lm, edits, at.contexts, [layer], stack=stack, groups=routes)[layer]
+        target = optimise_values(
+            lm, edits, at.contexts, layer, self.config,
             places=("ffn",), economy=self.config, stack=stack, groups=routes,
-        )  # fmt: skip
-        target = values.target("ffn")
-        B, A = solve.rome(target, keys.value, keys.mean_key, keys.key, at.moment)
+        ).target("ffn")  # fmt: skip
+        B, A = self.solve(target, keys, at.moments[layer])
         return B.to(target.dtype), A.to(target.dtype)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -131,12 +131,13 @@ class Rows:
 
     def losses(
         self, vectors: dict[Place, Float[Tensor, "e d"]]
-    ) -> tuple[Float[Tensor, " e"], Float[Tensor, "e V"]]:
+    ) -> tuple[Float[Tensor, " e"], Float[Tensor, "e V"], Bool[Tensor, " e"]]:
         """Run the model with the vectors added.
 
         Returns:
-            Mean negative log-likelihood of the target per edit, and the log-probabilities at the
-            subject of the essence row.
+            Mean negative log-likelihood of the target per edit, the log-probabilities at the
+            subject of the essence row, and whether all target tokens are the most probable ones in
+            all contexts.
         """
         lm = self.lm
         if self.stack is not None and self.routes is not None:
@@ -161,7 +162,9 @@ class Rows:
         nll = (logits[:n].logsumexp(-1) - own) * self.label_weight
         owner = self.at[:n, 0] // self.per_edit
         total = nll.new_zeros(self.n_edits).index_add(0, owner, nll)
-        return total, logits[n:].log_softmax(-1)
+        misses = (logits[:n].detach().amax(-1) > own.detach()).to(nll.dtype)
+        said = nll.new_zeros(self.n_edits).index_add(0, owner, misses) == 0
+        return total, logits[n:].log_softmax(-1), said
 
     def keep(self, edits: Int[Tensor, " k"]) -> None:
         """Drop all edits but these (numbers within the present batch)."""

@@ -66,6 +66,23 @@ class ValueSettings(Settings):
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """PMET's weight of the likelihood: small once the target is what the model says anyway.
+
+    Attributes:
+        factor: Weight of the likelihood until the target is the most probable answer everywhere.
+        easy: What it is multiplied by while it is.
+        stop_kl: An edit whose target is the answer everywhere stops when its KL is below this.
+        scaled_kl: Compare `kl_factor` times the KL, as the released code does.
+    """
+
+    factor: float = 1.0
+    easy: float = 0.1
+    stop_kl: float = 0.01
+    scaled_kl: bool = False
+
+
+@dataclass(frozen=True)
 class Values:
     """Target values of edits, float32 at least.
 
@@ -97,6 +114,7 @@ def optimise_values(
     economy: Economy | None = None,
     stack: Stack | None = None,
     groups: Sequence[int] | None = None,
+    adaptive: Adaptive | None = None,
 ) -> Values:
     """Find the target values of many edits at once.
 
@@ -110,6 +128,7 @@ def optimise_values(
         economy: Which exact savings are used; all by default.
         stack: Active stack of patches, if edits are found under patches.
         groups: For each edit, its patch in the stack.
+        adaptive: How the weight of the likelihood follows the optimisation; None: it is 1.
 
     Raises:
         EditError: If an edit has no subject, it is not in the prompt, or a loss became NaN or
@@ -125,7 +144,7 @@ def optimise_values(
             groups=None if groups is None else [groups[i] for i in chunk],
             loss_layer=settings.loss_layer,
         )  # fmt: skip
-        parts.append(_descend(rows, settings))
+        parts.append(_descend(rows, settings, adaptive))
         order += chunk
     back = sorted(range(len(order)), key=order.__getitem__)
     losses = [part for values in parts for part in values.losses]
@@ -144,7 +163,7 @@ def optimise_values(
     )
 
 
-def _descend(rows: Rows, settings: ValueSettings) -> Values:
+def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None) -> Values:
     """Run the optimisation of one chunk; `rows` shrinks as edits finish."""
     places, start = rows.places, rows.start
     n = rows.n_edits
@@ -156,22 +175,27 @@ def _descend(rows: Rows, settings: ValueSettings) -> Values:
     adam = RowAdam(live, settings.lr)
     length = [start[place].norm(dim=-1) for place in places]
     base: Tensor | None = None
+    factor = torch.full_like(length[0], 1.0 if adaptive is None else adaptive.factor)
     for step in range(settings.steps):
         last = step == settings.steps - 1
         with torch.set_grad_enabled(not last):  # also where callers have switched gradients off
             leaves = [tensor.detach().requires_grad_(not last) for tensor in live]
-            nll, essence = rows.losses(dict(zip(places, leaves, strict=True)))
+            nll, essence, said = rows.losses(dict(zip(places, leaves, strict=True)))
             base = essence.detach() if base is None else base
             kl = (essence.exp() * (essence - base)).sum(-1)
             decay = sum(
                 leaf.norm(dim=-1) / size**2 for leaf, size in zip(leaves, length, strict=True)
             )
-            loss = nll + settings.kl_factor * kl + settings.weight_decay * decay
+            loss = factor * nll + settings.kl_factor * kl + settings.weight_decay * decay
         for edit, on, value in zip(alive.tolist(), running.tolist(), loss.tolist(), strict=True):
             if on:
                 losses[edit].append(value)
         # ">=" also stops an edit whose loss is NaN; it is refused in the end
         running = running & (loss.detach() >= settings.stop_loss)
+        if adaptive is not None:  # the new weight serves the next step, as published
+            factor = adaptive.factor * torch.where(said, adaptive.easy, 1.0).to(factor)
+            near = kl.detach() * (settings.kl_factor if adaptive.scaled_kl else 1.0)
+            running = running & ~(said & (near < adaptive.stop_kl))
         if last or not bool(running.any()):
             break
         with torch.enable_grad():
@@ -193,5 +217,5 @@ def _descend(rows: Rows, settings: ValueSettings) -> Values:
             alive, base = alive[keep], base[keep]
             live = [value[keep] for value in live]
             length = [size[keep] for size in length]
-            running = running[keep]
+            factor, running = factor[keep], running[keep]
     return Values(dict(start), delta, updates, losses)

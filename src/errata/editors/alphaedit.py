@@ -1,0 +1,126 @@
+"""AlphaEdit: updates confined to directions that ordinary keys do not use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import Field
+
+from errata.editors._base import EditorConfig
+from errata.editors._joint import Factors, JointConfig, JointEditor, Write
+from errata.editors.memit import EASYEDIT, PUBLISHED
+from errata.lm import LM
+from errata.locate.joint import Memory, null_space, null_space_as_published
+from errata.locate.moments import get_moments
+from errata.locate.spectrum import PUBLISHED_THRESHOLD, NullSpace, get_null_space
+from errata.patch import Change, Dense
+
+log = logging.getLogger(__name__)
+
+
+class AlphaEditConfig(JointConfig):
+    """Settings of AlphaEdit; the defaults are those published for GPT-2 XL."""
+
+    nullspace_threshold: float = Field(
+        default=PUBLISHED_THRESHOLD,
+        gt=0,
+        description="Eigenvalues of the second moment below this span the null space",
+    )
+    nullspace_scale: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="Whether the threshold is meant as published, or times the mean eigenvalue",
+    )
+    l2: float = Field(default=10.0, ge=0, description="Weight of the size of the update")
+    compat: bool = Field(
+        default=False, description="Solve the general system in float32, as released"
+    )
+
+
+def _like_memit(backbone: str, **more: object) -> dict[str, object]:
+    found = {key: value for key, value in PUBLISHED[backbone].items() if key != "mom2_weight"}
+    return {**found, **more}
+
+
+class AlphaEdit(JointEditor):
+    """AlphaEdit: a null-space projection, and a memory of all earlier edits' keys."""
+
+    name = "alphaedit"
+    title = "AlphaEdit"
+    paper = (
+        "Fang et al., AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models, "
+        "ICLR 2025, arXiv:2410.02355"
+    )
+    needs = ("subject", "moments")
+    weights = True
+    Config = AlphaEditConfig
+    published: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "gpt2-xl": _like_memit("gpt2-xl"),
+        "gpt-j-6b": _like_memit("gpt-j-6b"),
+        "llama-3-8b": _like_memit("llama-3-8b"),
+        "llama-3.1-8b": _like_memit("llama-3-8b"),
+        "qwen2.5-7b": _like_memit("qwen2.5-7b", l2=1.0, **EASYEDIT),
+    }
+    config: AlphaEditConfig
+
+    def __init__(self, config: EditorConfig | None = None) -> None:
+        super().__init__(config)
+        self._spaces: WeakKeyDictionary[LM, dict[int, NullSpace]] = WeakKeyDictionary()
+
+    @property
+    def whitens(self) -> bool:
+        """The second moment enters through its null space only."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Keys of earlier edits are always spared."""
+        return True
+
+    def prepare(self, lm: LM) -> None:
+        """Find the null spaces of the edited blocks, and sample the contexts."""
+        super().prepare(lm)
+        self.null_spaces(lm)
+
+    def null_spaces(self, lm: LM) -> dict[int, NullSpace]:
+        """Return the null space of each edited block; its rank is logged the first time."""
+        if lm not in self._spaces:
+            settings, layers = self.config, self.prepared(lm).layers
+            found = {
+                layer: get_null_space(
+                    lm, layer, moment, settings.nullspace_threshold,
+                    relative=settings.nullspace_scale == "relative",
+                ).to(lm.device)
+                for layer, moment in get_moments(lm, layers, settings).items()
+            }  # fmt: skip
+            for layer, space in found.items():
+                log.info(
+                    "block %d: null space of rank %d of %d (eigenvalues below %.3g)",
+                    layer, space.rank, space.size, space.threshold,
+                )  # fmt: skip
+            self._spaces[lm] = found
+        return self._spaces[lm]
+
+    def facts(self, lm: LM) -> dict[str, int]:
+        """Return the rank of each block's null space, for the patch."""
+        return {f"null_space_rank.{n}": s.rank for n, s in self.null_spaces(lm).items()}
+
+    def factors(self, lm: LM, write: Write) -> Factors:
+        """Solve `D = R K^T P (K K^T P + S P + L2 I)^{-1}` (Fang et al. 2025, eq. 13)."""
+        space = self.null_spaces(lm)[write.layer]
+        return null_space(write.residual, write.keys, space, self.config.l2, write.memory)
+
+    def change(self, lm: LM, write: Write) -> Change:
+        """Return the change of one block; as released, a dense one from a float32 system."""
+        if not self.config.compat:
+            return super().change(lm, write)
+        space = self.null_spaces(lm)[write.layer]
+        total = (write.memory or Memory.empty()).total()
+        P = space.projector().float()
+        gram = torch.zeros_like(P) if total is None else total.float()
+        delta = null_space_as_published(write.residual, write.keys, P, self.config.l2, gram)
+        delta = delta.to(write.residual.dtype)
+        return Dense(write.site.weight, (delta.T if write.site.transposed else delta).contiguous())

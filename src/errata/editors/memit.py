@@ -1,0 +1,75 @@
+"""MEMIT: many facts at once, spread over several blocks by least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field
+
+from errata.editors._joint import Factors, JointConfig, JointEditor, Write
+from errata.lm import LM
+from errata.locate.joint import least_squares
+
+
+class MemitConfig(JointConfig):
+    """Settings of MEMIT; the defaults are those published for GPT-2 XL."""
+
+    mom2_weight: float = Field(
+        default=20_000.0,
+        gt=0,
+        description="Weight of the second moment C against one edit's key (lambda)",
+    )
+    memory: bool = Field(
+        default=False, description="Remember the keys of edits and spare them in later batches"
+    )
+
+
+def settings(layers: range, weight: float, **more: object) -> dict[str, object]:
+    """Return one row of the published tables."""
+    found = {"layers": tuple(layers), "mom2_weight": weight, "moments_samples": 100_000}
+    return {**found, **more}
+
+
+EASYEDIT: dict[str, object] = {"steps": 25, "weight_decay": 1e-3, "clamp": 4.0}
+"""What EasyEdit and its descendants use for Llama-like backbones."""
+
+_LLAMA = settings(range(4, 9), 15_000.0, **EASYEDIT)
+
+PUBLISHED: dict[str, dict[str, object]] = {
+    "gpt2-xl": settings(range(13, 18), 20_000.0),
+    "gpt-j-6b": settings(range(3, 9), 15_000.0, steps=25),
+    "llama-3-8b": settings(range(4, 9), 15_000.0, steps=25, lr=0.1),
+    "llama-2-7b": _LLAMA,
+    "mistral-7b": _LLAMA,
+    "qwen2-7b": _LLAMA,
+    "qwen2.5-7b": _LLAMA,
+    "llama-3.2-3b": _LLAMA,
+    "qwen-7b": settings(range(4, 9), 15_000.0, steps=25),
+}
+
+
+class Memit(JointEditor):
+    """Mass-Editing Memory in a Transformer: least squares against ordinary keys, block by block."""
+
+    name = "memit"
+    title = "MEMIT"
+    paper = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"
+    needs = ("subject", "moments")
+    weights = True
+    Config = MemitConfig
+    published: ClassVar[Mapping[str, Mapping[str, object]]] = PUBLISHED
+    config: MemitConfig
+
+    @property
+    def remembers(self) -> bool:
+        """Whether keys of earlier edits are kept in the patch and spared."""
+        return self.config.memory
+
+    def factors(self, lm: LM, write: Write) -> Factors:
+        """Solve `D = R K^T (lambda C + S + K K^T)^{-1}` (Meng et al. 2023, eq. 14)."""
+        moment = self.prepared(lm).moments[write.layer]
+        assert moment is not None
+        return least_squares(
+            write.residual, write.keys, moment, self.config.mom2_weight, write.memory
+        )

@@ -1,0 +1,34 @@
+"""R-ROME: ROME with one key everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.editors.rome import Rome
+from errata.locate import solve
+from errata.locate.keys import EditKeys
+from errata.locate.solve import Factor
+
+
+class RRome(Rome):
+    """Rebuilt ROME: the mean key in direction, equality and residual, so it cannot blow up."""
+
+    name = "r_rome"
+    title = "R-ROME"
+    paper = (
+        "Gupta et al., Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing, "
+        "EMNLP 2024, arXiv:2403.07175"
+    )
+    needs = ("subject", "moments")
+    weights = True
+    published: ClassVar[Mapping[str, Mapping[str, object]]] = Rome.published
+
+    def solve(
+        self, target: Float[Tensor, "e d"], keys: EditKeys, moment: Factor | None
+    ) -> tuple[Float[Tensor, "e d"], Float[Tensor, "e f"]]:
+        """Return factors of each edit's update; the equality holds at the mean key."""
+        return solve.r_rome(target, keys.mean_value, keys.mean_key, moment)
