@@ -76,8 +76,6 @@ class Probe:
         foil: A competing answer; set where the benchmark compares two probabilities (CounterFact).
         answers: Further spellings accepted when a generated answer is compared.
         subject: The entity the question is about, if the data set says so.
-        exact: Whether the answer counts only as a whole: all target tokens hit, or nothing. A case
-            with such a generality question holds its edits to the same.
     """
 
     prompt: str
@@ -90,7 +88,6 @@ class Probe:
     foil: str | None = None
     answers: tuple[str, ...] = ()
     subject: str | None = None
-    exact: bool = False
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "probe prompt")
@@ -106,6 +103,8 @@ class Case:
         edits: At least one edit.
         probes: Questions asked after the edits; may be empty.
         meta: Whatever else the record says (domain, relation, triples …), read-only.
+        exact: Whether edits and generality questions are scored as wholes: all tokens of the target
+            hit, or nothing (robustness tests). Locality is a share of tokens in any case.
 
     Raises:
         DataError: If there is no edit.
@@ -115,6 +114,7 @@ class Case:
     edits: tuple[Edit, ...]
     probes: tuple[Probe, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if not self.edits:

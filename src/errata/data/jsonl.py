@@ -47,6 +47,7 @@ class Jsonl(Dataset):
             edits=tuple(_edit(entry) for entry in record.items("edits", at_least=1)),
             probes=tuple(_probe(e) for e in record.items("probes")) if record.has("probes") else (),
             meta=freeze(meta),
+            exact=_flag(record, "exact"),
         )
 
 
@@ -88,7 +89,6 @@ def _probe(record: Record) -> Probe:
         foil=_text_if_given(record, "foil"),
         answers=record.texts("answers", optional=True),
         subject=_text_if_given(record, "subject"),
-        exact=_flag(record, "exact"),
     )
 
 

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.case import Edit
+from errata.case import Case, Edit
 from errata.errors import EditError, ErrataError, ModelError
 from errata.evaluation.before import Before
+from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_groups
+from errata.evaluation.fluency import fluency, prompts_of
 from errata.evaluation.metrics import answers_with, hits, margin, mean, mean_nll, prefers
 from errata.evaluation.questions import Question
 from errata.evaluation.regimes import chunks
@@ -105,8 +107,35 @@ class Examiner:
             scores = self.scorer.score([q.row for _, q, _ in pairs], [p for _, _, p in pairs])
         found: list[list[float]] = [[] for _ in items]
         for (i, question, _), score in zip(pairs, scores, strict=True):
-            found[i].append(mean(hits(score.ranks, score.logprobs, question.k)) or 0.0)
+            found[i].append(_share(hits(score.ranks, score.logprobs, question.k), question))
         return found
+
+    def sample_texts(
+        self, items: Sequence[tuple[Case, Patch | None]], references: References, seed: int
+    ) -> list[dict[str, Any]]:
+        """Sample texts from the generation prompts of each (case, patch), and score them."""
+        asked = [
+            (i, prompt, f"{seed}/{case.id}/{number}")
+            for i, (case, _) in enumerate(items)
+            for number, prompt in enumerate(prompts_of(case))
+        ]
+        with self.clock("sample"):
+            texts = self.scorer.sample(
+                [prompt for _, prompt, _ in asked],
+                [own for _, _, own in asked],
+                [items[i][1] for i, _, _ in asked],
+            )
+        said: list[list[str]] = [[] for _ in items]
+        for (i, _, _), text in zip(asked, texts, strict=True):
+            said[i].append(text)
+        return [
+            {
+                "fluency": mean(map(fluency, own)),
+                "consistency": references.consistency(case.id, own),
+                "texts": own,
+            }
+            for (case, _), own in zip(items, said, strict=True)
+        ]
 
     # ------------------------------------------------------------------ hops
 
@@ -200,10 +229,12 @@ class Examiner:
             "prompt": question.prompt,
             "target": question.target,
             "k": question.k,
-            "score": mean(hit),
+            "score": _share(hit, question),
             "hits": hit,
-            "top1": mean(top1),
+            "top1": _share(top1, question),
         }
+        if question.exact:
+            entry["exact"] = True
         if question.criteria:
             entry["criteria"] = list(question.criteria)
         if question.kind == "locality":
@@ -269,3 +300,8 @@ class Examiner:
                 continue
             longest = max(longest, len(row.labels))
         return longest + SPARE_TOKENS
+
+
+def _share(hit: Sequence[int], question: Question) -> float:
+    """Return the share of tokens that are hit, or whether all are, as the question asks."""
+    return float(all(hit)) if question.exact else mean(hit) or 0.0

@@ -30,6 +30,7 @@ class Question:
         hops: Facts the question builds on.
         foil: Prompt and competing answer, where two probabilities are compared.
         answers: What a generated answer may say; empty where none is compared.
+        exact: Whether only a whole answer counts; otherwise the share of its tokens that are hit.
     """
 
     kind: Kind
@@ -42,6 +43,7 @@ class Question:
     hops: tuple[Edit, ...] = ()
     foil: Row | None = None
     answers: tuple[str, ...] = ()
+    exact: bool = False
 
 
 def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question]:
@@ -57,7 +59,7 @@ def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question
         EditError: If a target adds no token.
         ModelError: If a question is longer than the model's context.
     """
-    questions = [_of_edit(lm, edit, compare) for edit in case.edits]
+    questions = [_of_edit(lm, edit, compare, case.exact) for edit in case.edits]
     for kind in ("generality", "locality"):
         for probe in case.of(kind):
             spoken = kind == "generality"
@@ -73,12 +75,13 @@ def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question
                     hops=probe.hops if spoken else (),
                     foil=lm.row(probe.prompt, probe.foil) if probe.foil else None,
                     answers=(probe.target, *probe.answers) if spoken else (),
+                    exact=spoken and case.exact,
                 )
             )
     return questions
 
 
-def _of_edit(lm: LM, edit: Edit, compare: bool) -> Question:
+def _of_edit(lm: LM, edit: Edit, compare: bool, exact: bool) -> Question:
     foil = edit.target_true if compare else None
     return Question(
         kind="reliability",
@@ -89,6 +92,7 @@ def _of_edit(lm: LM, edit: Edit, compare: bool) -> Question:
         k=1,
         foil=lm.row(edit.prompt, foil) if foil else None,
         answers=(edit.target,),
+        exact=exact,
     )
 
 
