@@ -5,12 +5,13 @@ RUN/config.json     resolved configuration; written before work starts
 RUN/env.json        versions, platform, device, threads, commit
 RUN/command.txt     the command line; one line per start
 RUN/records.jsonl   append-only, one line per case, on disk before the next batch starts
+RUN/checkpoint.N/   newest state of the sequences under way; removed when they are on record
 RUN/summary.json    written at the end, whole or absent
 RUN/lock            held by the process that writes the folder
 ```
 
-A killed run loses at most the batch in flight: a half-written last line is recognised and done
-again.
+A killed run loses at most the batch in flight, and of sequences at most the steps since the newest
+checkpoint: a half-written last line or checkpoint is recognised and done again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +39,7 @@ from errata.files import write_atomically
 CONFIG, ENV, COMMAND = "config.json", "env.json", "command.txt"
 RECORDS, SUMMARY, LOCK = "records.jsonl", "summary.json", "lock"
 FILES = (CONFIG, ENV, COMMAND, RECORDS, SUMMARY)
+CHECKPOINT, PART = "checkpoint.", "checkpoint.part"
 UNCOMPARED = "run"
 """Section of a configuration that does not change numbers (device, patches run together)."""
 
@@ -143,6 +146,7 @@ class RunFolder:
         with _reported(f"cannot replace the run in {path}"):
             for name in FILES:
                 (path / name).unlink(missing_ok=True)
+            _drop_checkpoints(path)
         _write_json(path / ENV, environment())
         _append_command(path)
         _write_json(path / CONFIG, config)
@@ -184,6 +188,43 @@ class RunFolder:
                 "Make room and go on with --resume; everything finished is kept.",
             ) from error
 
+    def checkpoint(self) -> Path | None:
+        """Return the folder of the newest whole checkpoint, if there is one."""
+        found = _checkpoints(self.path)
+        return found[-1] if found else None
+
+    @contextmanager
+    def new_checkpoint(self) -> Iterator[Path]:
+        """Yield an empty folder that becomes the checkpoint, in place of older ones.
+
+        It does so only when the block has ended and everything is on disk: whenever the process
+        is killed, the old checkpoint or the new one is there, whole.
+
+        Raises:
+            RunError: If it cannot be written; the old checkpoint is there then.
+        """
+        old = _checkpoints(self.path)
+        number = 1 + (int(old[-1].name.removeprefix(CHECKPOINT)) if old else 0)
+        part = self.path / PART
+        with _reported(f"cannot write a checkpoint in {self.path}"):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            try:
+                yield part
+                for folder in (*(entry for entry in part.iterdir() if entry.is_dir()), part):
+                    _sync(folder)
+                part.rename(self.path / f"{CHECKPOINT}{number}")
+                _sync(self.path)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+        for folder in old:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def drop_checkpoint(self) -> None:
+        """Remove the checkpoint."""
+        _drop_checkpoints(self.path)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary.
 
@@ -203,6 +244,32 @@ def _reported(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{what}: {error.strerror or error}") from error
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """Return whole checkpoints, oldest first."""
+    found = [
+        entry
+        for entry in path.glob(f"{CHECKPOINT}*")
+        if entry.name.removeprefix(CHECKPOINT).isdecimal()
+    ]
+    return sorted(found, key=lambda entry: int(entry.name.removeprefix(CHECKPOINT)))
+
+
+def _drop_checkpoints(path: Path) -> None:
+    for folder in (path / PART, *_checkpoints(path)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring the entries of a folder to disk, where the system lets folders be opened."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

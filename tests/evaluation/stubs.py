@@ -90,7 +90,5 @@ class Broken(Planted):
         assert isinstance(change, LowRank)
         return LowRank(change.path, change.B * float("nan"), change.A)
 
-    def _finish(
-        self, lm: LM, before: Patch, added: Patch, group: Sequence[Edit]
-    ) -> Patch:
+    def _finish(self, lm: LM, before: Patch, added: Patch, group: Sequence[Edit]) -> Patch:
         return before + added  # a plug-in that forgets to check

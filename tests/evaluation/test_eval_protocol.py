@@ -245,7 +245,7 @@ class TestRegimes:
 
     def test_steps_edit_several_cases_at_once(self, lm, flat):
         editor = Planted()
-        result = evaluate(lm, editor, flat[:5], regime="sequential:5", step=2)
+        result = evaluate(lm, editor, flat[:5], regime="sequential:5", batch=2)
         assert [len(call[0]) for call, _ in editor.calls] == [2, 2, 1]
         assert [record["age"] for record in result.records] == [3, 3, 1, 1, 0]
 
@@ -283,6 +283,30 @@ class TestFailures:
         for metric in ("reliability", "generality", "locality", "average"):
             assert alone.summary[metric] == result.summary[metric]
 
+    @pytest.mark.parametrize("regime", ["batch:5", "sequential:5"])
+    def test_an_error_that_names_edits_costs_only_them(self, lm, flat, regime):
+        """Together these cases fail, and each alone works: only the error tells them apart."""
+        many = flat[:5]
+        clash = tuple(many[i].edits[0].prompt for i in (1, 3, 4))
+        editor = Planted()
+        editor.clash = clash
+        size = {"batch": 5} if regime.startswith("seq") else {}
+        result = evaluate(lm, editor, many, regime=regime, top_k=30, **size)
+        assert [bool(record["error"]) for record in result.records] == [0, 0, 0, 1, 1]
+        assert "in conflict" in result.records[3]["error"]
+        tried = [[len(group) for group in groups] for groups, _ in editor.calls]
+        assert tried == [[5], [4], [3]]  # never one by one
+        good = evaluate(lm, Planted(), many[:3], regime=regime, top_k=30, **size)
+        assert numbers(good.records) == numbers(result.records[:3])
+
+    def test_an_error_that_names_edits_spares_the_other_groups(self, lm, flat):
+        editor = Planted()
+        editor.clash = tuple(flat[i].edits[0].prompt for i in (2, 3))
+        result = evaluate(lm, editor, flat[:6], regime="batch:2", top_k=30)
+        assert [bool(r["error"]) for r in result.records] == [0, 0, 0, 1, 0, 0]
+        tried = [[len(group) for group in groups] for groups, _ in editor.calls]
+        assert tried == [[2, 2, 2], [2, 2], [2], [1]]
+
     def test_nothing_can_be_edited(self, lm):
         summary = evaluate(lm, Planted(), [make_case(0, bad=True)]).summary
         assert summary["failed"] == 1
@@ -305,7 +329,7 @@ class TestFailures:
     def test_a_patch_for_another_model_is_no_failure_but_an_error(self, lm, llama_lm, cases):
         foreign = Planted().edit_one(llama_lm, cases[0].edits)
         editor = Planted()
-        editor._finish = lambda before, added, group: foreign
+        editor._finish = lambda lm, before, added, group: foreign
         with pytest.raises(PatchError, match="made for"):
             evaluate(lm, editor, cases)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from errata.cli import _output
@@ -42,9 +42,16 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
                 if isinstance(value, float | int):
                     label = name if title == "CounterFact" else f"{title} {name}"
                     table.add_row(label, _output.rate(value), _interval(bounds.get(name)))
+    sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]
+    if sampled:
+        table.add_section()
+    for name in sampled:
+        label, show = (f"{name}, bits", _bits) if name == "fluency" else (name, _output.rate)
+        table.add_row(label, show(summary[name]), _interval(intervals.get(name), show))
     console.print(table)
     _breakdowns(console, summary.get("by") or {})
     _retention(console, summary.get("retention"))
+    _trajectory(console, summary.get("trajectory"))
     for reason, number in (summary.get("failures") or {}).items():
         console.print(f"{number} failed: {reason}", soft_wrap=True)
     spent = summary.get("seconds") or {}
@@ -58,8 +65,12 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(" · ".join(parts))
 
 
-def _interval(bounds: Any) -> str:
-    return "" if not bounds else f"{_output.rate(bounds[0])} – {_output.rate(bounds[1])}"
+def _bits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _interval(bounds: Any, show: Callable[[float | None], str] = _output.rate) -> str:
+    return "" if not bounds else f"{show(bounds[0])} – {show(bounds[1])}"
 
 
 def _breakdowns(console: Console, by: Mapping[str, Any]) -> None:
@@ -101,4 +112,22 @@ def _retention(console: Console, found: Mapping[str, Any] | None) -> None:
         span = str(first) if first == last else f"{first}–{last}"
         rates = (_output.rate(entry["immediate"]), _output.rate(entry["final"]))
         table.add_row(span, str(entry["cases"]), *rates)
+    console.print(table)
+
+
+def _trajectory(console: Console, points: Sequence[Mapping[str, Any]] | None) -> None:
+    """Print what was measured along the sequences, one line per point; the largest drift only."""
+    if not points:
+        return
+    tasks = list(dict.fromkeys(name for point in points for name in point.get("general", {})))
+    text = any("perplexity" in point for point in points)
+    columns = ["edits made", "recall", "drift", *(["perplexity"] if text else []), *tasks]
+    table = _output.table(*columns, right=range(len(columns)))
+    for point in points:
+        moved = [own["relative"] for own in point.get("drift", {}).values()]
+        row = [f"{point['edits']:g}", _output.rate((point.get("recall") or {}).get("score"))]
+        row.append(f"{100 * max(moved):.2f} %" if moved else "–")
+        row += [_bits(point.get("perplexity"))] if text else []
+        row += [_output.rate(point.get("general", {}).get(task)) for task in tasks]
+        table.add_row(*row)
     console.print(table)

@@ -34,10 +34,11 @@ EXAMPLES = (
     "errata eval --editor rome --data world --limit 50",
     "errata eval --editor ft --data counterfact:counterfact.json --limit 100 --out runs/ft --json",
     "errata eval --editor rome --data zsre --regime sequential:100 --fail-under reliability=0.9",
+    "errata eval --editor rome --data world --regime sequential:200 --batch 20 --every 2",
 )
 
 SORTED_BY_DOMAIN = ("uniedit", "world")
-_DATA, _RUN = "Data", "Run"
+_DATA, _RUN, _LONG = "Data", "Run", "Sequences (sequential:N)"
 
 
 @expand
@@ -98,12 +99,65 @@ def evaluate(
     generate: Annotated[
         bool, typer.Option("--generate", help="Also score the model's own generated answers.")
     ] = False,
-    retention: Annotated[
-        bool, typer.Option("--retention", help="Also score earlier edits after later ones.")
-    ] = False,
-    step_size: Annotated[
-        int, typer.Option("--step", min=1, help="sequential:N: cases edited together in one step.")
+    fluency: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also sample texts for every Nth case: fluency and consistency. Published: 1, or"
+            " 10 for many edits. Slow; 0 for none.",
+        ),
+    ] = 0,
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Reference texts for consistency (attribute_snippets.json); default: the world's"
+            " text, or the cases' own attribute prompts.",
+        ),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", min=1, help="Edits carried out jointly in one step.", rich_help_panel=_LONG
+        ),
     ] = 1,
+    retention: Annotated[
+        bool,
+        typer.Option(
+            "--retention",
+            help="Also score each edit right after it is made.",
+            rich_help_panel=_LONG,
+        ),
+    ] = False,
+    perplexity: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|auto|none",
+            help="Text whose perplexity is measured; auto: for pocket held-out sentences of its"
+            " world, for other models none.",
+            rich_help_panel=_LONG,
+        ),
+    ] = "auto",
+    general: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|world",
+            help="Task of lm-evaluation-harness (.yaml with local data) that measures general"
+            " ability; world: questions about facts that no test edits.",
+            rich_help_panel=_LONG,
+        ),
+    ] = None,
+    every: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="Measure perplexity, weight drift, general ability and recall every M batches;"
+            " 0: before the first and after the last.",
+            rich_help_panel=_LONG,
+        ),
+    ] = 0,
     drop_partial: Annotated[
         bool, typer.Option("--drop-partial", help="Leave out a last batch or sequence below N.")
     ] = False,
@@ -170,7 +224,12 @@ def evaluate(
                 stack_size=stack,
                 generate=generate,
                 retention=retention,
-                step=step_size,
+                batch=batch,
+                fluency=fluency,
+                references=references,
+                perplexity=None if perplexity == "none" else perplexity,
+                general=general,
+                every=every,
                 drop_partial=drop_partial,
                 keep_collisions=keep_collisions,
                 config_extra={"request": {"split": split, "limit": limit, "shuffle": shuffle}},

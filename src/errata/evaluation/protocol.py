@@ -14,10 +14,16 @@ from errata.case import Case
 from errata.data import LoadedData, drop_collisions, load_cases
 from errata.editors import get_editor
 from errata.errors import ConfigError, DataError
+from errata.evaluation.consistency import References
+from errata.evaluation.general import General
+from errata.evaluation.perplexity import load_text
 from errata.evaluation.regimes import Regime, parse_regime, units_of
 from errata.evaluation.result import Result
+from errata.evaluation.scoring import Scorer
 from errata.evaluation.session import Session
 from errata.evaluation.summary import summarise
+from errata.evaluation.tracking import Tracker
+from errata.files import sha256_of
 from errata.runs import UNCOMPARED, RunFolder
 
 if TYPE_CHECKING:
@@ -47,7 +53,12 @@ def evaluate(
     generate: bool = False,
     bootstrap: int = 1000,
     retention: bool = False,
-    step: int = 1,
+    batch: int = 1,
+    fluency: int = 0,
+    references: str | Path | None = None,
+    perplexity: str | None = "auto",
+    general: str | None = None,
+    every: int = 0,
     drop_partial: bool = False,
     keep_collisions: bool = False,
     config_extra: Mapping[str, Any] | None = None,
@@ -78,7 +89,17 @@ def evaluate(
         generate: Also compare generated answers.
         bootstrap: Resamples of the records for confidence intervals; 0 for none.
         retention: In a sequential regime, also score each edit right after it is made.
-        step: Cases edited together in one step of a sequential regime.
+        batch: Edits carried out jointly in one step of a sequential regime.
+        fluency: Also sample texts for every so manieth case, for fluency and consistency: 1 for
+            all, 10 as published for many edits; 0 for none.
+        references: Reference texts for consistency; see
+            [`errata.evaluation.consistency.References`][].
+        perplexity: In a sequential regime, the text whose perplexity is measured; see
+            [`errata.evaluation.perplexity.load_text`][].
+        general: In a sequential regime, the task of lm-evaluation-harness that measures general
+            ability; see [`errata.evaluation.general.General`][].
+        every: Steps of a sequential regime between two measurements of perplexity, general
+            ability, weight drift and recall; 0 measures before the first and after the last only.
         drop_partial: Leave out a last unit with fewer edits than N, as the published protocol does.
         keep_collisions: Keep locality questions that build on a fact some case of the set edits.
             By default they are left out.
@@ -88,8 +109,9 @@ def evaluate(
         Summary and records.
 
     Raises:
-        ConfigError: If a setting is out of range.
-        DataError: If there is no case, or two have one id.
+        ConfigError: If a setting is out of range, or asks for what only sequences have.
+        DataError: If there is no case, two have one id, or a text or task cannot be read.
+        MissingExtra: If general ability is asked for without lm-evaluation-harness.
         RunError: If the run folder cannot be used.
     """
     if isinstance(editor, str):
@@ -99,19 +121,33 @@ def evaluate(
     if isinstance(cases, LoadedData):
         data_name, data_version = data_name or cases.name, data_version or cases.version
         cases = cases.cases
-    _check(top_k=top_k, stack_size=stack_size, step=step)
+    _check(1, top_k=top_k, stack_size=stack_size, batch=batch)
+    _check(0, fluency=fluency, every=every)
     chosen = parse_regime(regime)
+    _check_regime(chosen, batch=batch > 1, retention=retention, general=general, every=every)
     kept = list(cases) if keep_collisions else drop_collisions(cases)
     units = units_of(kept, chosen, drop_partial)
     _check_cases(kept, units, chosen)
     data_version = data_version or _digest([_plain_case(case) for case in kept])[:SHORT]
+    tracker = None
+    if chosen.kind == "sequential":
+        tracker = Tracker(
+            lm,
+            Scorer(lm, stack_size),
+            every,
+            load_text(lm, perplexity),
+            None if general is None else General(lm, general),
+        )
     protocol = {
         "regime": str(chosen),
         "top_k": top_k,
-        "step": step,
+        "batch": batch,
         "drop_partial": drop_partial,
         "generate": generate,
         "retention": retention,
+        "fluency": fluency,
+        "references": None if references is None else sha256_of(_file(references)),
+        **({} if tracker is None else _track_ids(tracker)),
         "bootstrap": bootstrap,
         "seed": seed,
     }
@@ -144,7 +180,12 @@ def evaluate(
     folder = RunFolder.create(out, config, resume=resume, force=force) if out is not None else None
     with folder or nullcontext():
         done = {record["id"]: record for record in folder.records} if folder else {}
-        run = Session(lm, editor, chosen, top_k, stack_size, generate, retention, step, stamp)
+        run = Session(
+            lm, editor, chosen, top_k, stack_size, stamp, batch, generate, retention,
+            references=_references(kept, references, lm, data_name) if fluency else None,
+            sampled=frozenset(case.id for case in kept[:: fluency or 1]),
+            seed=seed, tracker=tracker, folder=folder,
+        )  # fmt: skip
         run.prepare(kept, [unit for unit in units if any(case.id not in done for case in unit)])
         total = sum(len(unit) for unit in units)
         if progress is not None:
@@ -162,18 +203,61 @@ def evaluate(
             "skipped": len(kept) - total,
             "collisions": sum(len(case.probes) for case in cases)
             - sum(len(case.probes) for case in kept),
+            **({"tracked": _tracked(tracker)} if tracker is not None else {}),
         }
         summary = summarise(records, header, bootstrap=bootstrap, seed=seed)
         summary["seconds"] |= run.once
         if folder is not None:
             folder.finish(summary)
+            folder.drop_checkpoint()
     return Result(summary, records, Path(out) if out is not None else None)
 
 
-def _check(**values: int) -> None:
+def _check(least: int, **values: int) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; expected at least 1")
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected at least {least}")
+
+
+def _check_regime(regime: Regime, **asked: Any) -> None:
+    """Refuse what only sequences have in another regime, where it would silently do nothing."""
+    for name, value in asked.items():
+        if value and regime.kind != "sequential":
+            raise ConfigError(
+                f"{name} belongs to sequences; the regime is {regime}",
+                f"Example: regime sequential:{max(regime.size, 100)}. With as many edits per batch "
+                "as in all, a sequence is one batch.",
+            )
+
+
+def _track_ids(tracker: Tracker) -> dict[str, Any]:
+    """Return what changes the numbers measured along sequences, whatever files are called."""
+    text, general = tracker.text, tracker.general
+    return {
+        "every": tracker.every,
+        "perplexity": text and text.id,
+        "general": general and general.id,
+    }
+
+
+def _tracked(tracker: Tracker) -> dict[str, Any]:
+    """Return what perplexity and general ability are measured on."""
+    text, general = tracker.text, tracker.general
+    return {
+        "perplexity": text and {"text": text.name, "tokens": text.tokens},
+        "general": general and general.source,
+    }
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", "Give reference texts as a JSON file.")
+    return path
+
+
+def _references(cases: Sequence[Case], source: str | Path | None, lm: LM, data: str) -> References:
+    return References(cases, source, world=data == "world" and lm.name == "pocket")
 
 
 def _check_cases(cases: Sequence[Case], units: Sequence[Sequence[Case]], regime: Regime) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from errata.apply import Stack, applied
 from errata.errors import PatchError
+from errata.evaluation.fluency import sample
 from errata.evaluation.regimes import chunks
 from errata.patch import Patch
 
@@ -56,6 +57,19 @@ class Scorer:
             return self.lm.generate(
                 [prompts[i] for i in which], [limits[i] for i in which], stack=stack, groups=groups
             )
+
+        return self._each(patches, ask)
+
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[str], patches: Sequence[Patch | None]
+    ) -> list[str]:
+        """Sample a text from each prompt under its patch; see [`errata.evaluation.fluency`][]."""
+
+        def ask(which: list[int], stack: Stack | None, groups: list[int] | None) -> list[Any]:
+            return sample(
+                self.lm, [prompts[i] for i in which], [seeds[i] for i in which],
+                stack=stack, groups=groups,
+            )  # fmt: skip
 
         return self._each(patches, ask)
 

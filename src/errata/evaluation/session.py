@@ -11,31 +11,61 @@ from typing import TYPE_CHECKING, Any
 from errata.case import Case
 from errata.errors import EditError, ModelError
 from errata.evaluation.before import Before, ask_before
+from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_cases
 from errata.evaluation.exam import Examiner
+from errata.evaluation.metrics import mean
 from errata.evaluation.questions import Question, compares, questions_of
 from errata.evaluation.regimes import Regime, chunks
 from errata.evaluation.scoring import Scorer
+from errata.evaluation.sequence import Checkpoints, Flight, joined
+from errata.evaluation.tracking import Tracker, spread
 from errata.patch import Patch
 
 if TYPE_CHECKING:
     from errata.editors._base import Editor
     from errata.lm import LM
+    from errata.runs import RunFolder
+
+SHARED_CASES = 1024
+"""Most cases of units that share a patch whose questions are asked together."""
 
 
 @dataclass
 class Session:
-    """The settings of one evaluation, and the model's answers before any edit."""
+    """The settings of one evaluation, and the model's answers before any edit.
+
+    Attributes:
+        lm: The model.
+        editor: The editor.
+        regime: How edits meet each other.
+        top_k: Rank that counts as a hit.
+        stack_size: Patches that share a forward pass.
+        stamp: What every record says of the evaluation.
+        batch: Edits of one step of a sequence.
+        generate: Whether generated answers are compared.
+        retention: Whether the edits of a sequence are scored right after they are made.
+        references: Reference texts of the cases that texts are sampled for; None for no texts.
+        sampled: Ids of these cases.
+        seed: Seed of the sampling.
+        tracker: What is measured along sequences; None in other regimes.
+        folder: Where the state of sequences is kept.
+    """
 
     lm: LM
     editor: Editor
     regime: Regime
     top_k: int
     stack_size: int
-    generate: bool
-    retention: bool
-    step: int
     stamp: Mapping[str, Any]
+    batch: int = 1
+    generate: bool = False
+    retention: bool = False
+    references: References | None = None
+    sampled: frozenset[str] = frozenset()
+    seed: int = 0
+    tracker: Tracker | None = None
+    folder: RunFolder | None = None
     once: dict[str, float] = field(default_factory=dict)
     exams: dict[str, list[Question]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -79,96 +109,150 @@ class Session:
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the records of finished batches of units, leaving out what is done already.
 
-        A unit of which only a part is on record is edited again as a whole, and only the rest
-        recorded.
+        Units always go together with the same others, so that a resumed run computes what an
+        uninterrupted one does: a batch of which only a part is on record is done again, and only
+        the rest recorded.
         """
-        numbered = [
-            (number, unit)
-            for number, unit in enumerate(units)
-            if any(case.id not in done for case in unit)
-        ]
-        flight = self.step if self.regime.kind == "sequential" else self.regime.size
+        numbered = list(enumerate(units))
+        sequential = self.regime.kind == "sequential"
+        flight = self.batch if sequential else self.regime.size
+        checkpoints = Checkpoints(self.folder if sequential else None)
         for batch in chunks(numbered, max(1, self.stack_size // flight)):
+            if all(case.id in done for _, unit in batch for case in unit):
+                continue
             self.laps = {}
-            records = self._batch(batch)
+            if sequential:
+                records = self._sequences(batch, checkpoints)
+            else:
+                records = self._batch(batch)
             finished = len(records)
             share = {part: seconds / finished for part, seconds in self.laps.items()}
             fresh = [record for record in records if record["id"] not in done]
             for record in fresh:
                 record["seconds"] = share
             yield fresh
+            checkpoints.drop()  # the records are on disk by now
 
     def _batch(self, batch: Sequence[tuple[int, Sequence[Case]]]) -> list[dict[str, Any]]:
         """Edit units side by side and ask all their questions."""
         units = [unit for _, unit in batch]
-        failed = {c.id: self.broken[c.id] for unit in units for c in unit if c.id in self.broken}
+        failed = self._broken(units)
         editable = [[case for case in unit if case.id not in failed] for unit in units]
-        immediate: dict[str, list[float]] = {}
-        if self.regime.kind == "sequential":
-            patches, ages = self._in_sequence(editable, failed, immediate)
-        else:
-            with self.clock("edit"):
-                patches, errors = edit_cases(self.editor, self.lm, editable, [None] * len(units))
-            failed |= errors
-            ages = {}
-        examiner = self._examiner()
+        with self.clock("edit"):
+            patches, errors = edit_cases(self.editor, self.lm, editable, [None] * len(units))
+        failed |= errors
+        entries = self._ask(units, patches, failed)
+        return [
+            self._record(case, number, entries.get(case.id), failed)
+            for number, unit in batch
+            for case in unit
+        ]
+
+    def _broken(self, units: Sequence[Sequence[Case]]) -> dict[str, str]:
+        return {c.id: self.broken[c.id] for unit in units for c in unit if c.id in self.broken}
+
+    def _ask(
+        self,
+        units: Sequence[Sequence[Case]],
+        patches: Sequence[Patch | None],
+        failed: Mapping[str, str],
+    ) -> dict[str, dict[str, Any]]:
+        """Ask all questions of units under their patches: by case, what its record says of them."""
         asked = [
             (case, patch)
             for unit, patch in zip(units, patches, strict=True)
             for case in unit
             if case.id not in failed
         ]
-        entries: dict[str, list[dict[str, Any]]] = {}
-        for part in chunks(asked, self.stack_size):
-            items = [(case.id, self.exams[case.id], patch) for case, patch in part]
-            for (case, _), found in zip(part, examiner.examine(items), strict=True):
-                entries[case.id] = found
-        return [
-            self._record(case, number, entries.get(case.id, []), failed, ages, immediate)
-            for number, unit in batch
-            for case in unit
-        ]
-
-    def _in_sequence(
-        self,
-        units: Sequence[Sequence[Case]],
-        failed: dict[str, str],
-        immediate: dict[str, list[float]],
-    ) -> tuple[list[Patch | None], dict[str, int]]:
-        """Edit several sequences side by side, step after step, each on top of its patch so far.
-
-        Returns:
-            The last patch of each sequence, and for each case how many edits were made in later
-            steps.
-        """
-        patches: list[Patch | None] = [None] * len(units)
-        steps = [list(chunks(unit, self.step)) for unit in units]
-        made: list[list[tuple[list[Case], int]]] = [[] for _ in units]
+        together = self.stack_size
+        if self.regime.kind != "single" and not self._has_hops(units):
+            together = max(together, SHARED_CASES)  # edited hops would be one patch per question
         examiner = self._examiner()
-        for level in range(max(map(len, steps), default=0)):
-            live = [i for i, own in enumerate(steps) if level < len(own)]
-            groups = [steps[i][level] for i in live]
-            with self.clock("edit"):
-                results, errors = edit_cases(
-                    self.editor, self.lm, groups, [patches[i] for i in live]
-                )
-            failed |= errors
-            fresh: list[tuple[Case, Patch | None]] = []
-            for i, group, patch in zip(live, groups, results, strict=True):
-                patches[i] = patch
-                good = [case for case in group if case.id not in failed]
-                made[i].append((good, sum(len(case.edits) for case in good)))
-                fresh += [(case, patch) for case in good]
-            if self.retention and fresh:
-                found = examiner.first_answers([(self.exams[c.id], p) for c, p in fresh])
-                immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
-        ages: dict[str, int] = {}
-        for own in made:
-            later = 0
-            for group, count in reversed(own):
-                ages |= {case.id: later for case in group}
-                later += count
-        return patches, ages
+        found: dict[str, dict[str, Any]] = {}
+        for part in chunks(asked, together):
+            items = [(case.id, self.exams[case.id], patch) for case, patch in part]
+            for (case, _), entries in zip(part, examiner.examine(items), strict=True):
+                found[case.id] = {"questions": entries}
+        if self.references is not None:
+            chosen = [(case, patch) for case, patch in asked if case.id in self.sampled]
+            texts = examiner.sample_texts(chosen, self.references, self.seed)
+            for (case, _), own in zip(chosen, texts, strict=True):
+                found[case.id]["sampled"] = own
+        return found
+
+    # ------------------------------------------------------------------ sequences
+
+    def _sequences(
+        self, batch: Sequence[tuple[int, Sequence[Case]]], checkpoints: Checkpoints
+    ) -> list[dict[str, Any]]:
+        """Edit sequences side by side, from where a checkpoint stands, and ask all questions."""
+        units = [unit for _, unit in batch]
+        flight = Flight([number for number, _ in batch], units, self.batch)
+        checkpoints.resume(flight)
+        if not flight.step:
+            flight.failed |= self._broken(units)
+            if self.tracker is not None:
+                with self.clock("track"):
+                    flight.trajectory = [[self.tracker.base()] for _ in units]
+        while flight.step < flight.length:
+            self._step(flight)
+            checkpoints.keep(flight)
+        entries = self._ask(units, flight.patches, flight.failed)
+        ages = flight.ages()
+        records = []
+        for (number, unit), trajectory in zip(batch, flight.trajectory, strict=True):
+            for case in unit:
+                record = self._record(case, number, entries.get(case.id), flight.failed)
+                if case.id in ages:
+                    record["age"] = ages[case.id]
+                if case.id in flight.immediate:
+                    record["immediate"] = flight.immediate[case.id]
+                records.append(record)
+            if trajectory:
+                records[-1]["trajectory"] = trajectory  # of the whole sequence
+        return records
+
+    def _has_hops(self, units: Sequence[Sequence[Case]]) -> bool:
+        exams = (self.exams.get(case.id, ()) for unit in units for case in unit)
+        return any(question.hops for exam in exams for question in exam)
+
+    def _step(self, flight: Flight) -> None:
+        """Make one step of every sequence that has one, each on top of its patch so far."""
+        live = flight.live()
+        groups = [flight.group(i) for i in live]
+        with self.clock("edit"):
+            patches, errors = edit_cases(
+                self.editor, self.lm, groups, [flight.patches[i] for i in live]
+            )
+        flight.failed |= errors
+        for i, patch in zip(live, patches, strict=True):
+            flight.patches[i] = joined(patch)
+        if self.retention:
+            fresh = [(c, i) for i, group in zip(live, groups, strict=True) for c in group]
+            fresh = [(case, i) for case, i in fresh if case.id not in flight.failed]
+            found = self._first_answers([(case, flight.patches[i]) for case, i in fresh])
+            flight.immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
+        flight.step += 1
+        if self.tracker is None:
+            return
+        for i in live:
+            if self.tracker.due(flight.step, flight.step == len(flight.steps[i])):
+                made = flight.made(i)
+                patch = flight.patches[i]
+                with self.clock("track"):
+                    point = self.tracker.point(flight.step, sum(len(c.edits) for c in made), patch)
+                again = spread(made)
+                scores = self._first_answers([(case, patch) for case in again])
+                point["recall"] = {
+                    "score": mean(score for own in scores for score in own),
+                    "cases": len(again),
+                }
+                flight.trajectory[i].append(point)
+
+    def _first_answers(self, items: Sequence[tuple[Case, Patch | None]]) -> list[list[float]]:
+        if not items:
+            return []
+        return self._examiner().first_answers([(self.exams[c.id], patch) for c, patch in items])
 
     def _examiner(self) -> Examiner:
         return Examiner(
@@ -184,10 +268,8 @@ class Session:
         self,
         case: Case,
         unit: int,
-        entries: list[dict[str, Any]],
+        found: Mapping[str, Any] | None,
         failed: Mapping[str, str],
-        ages: Mapping[str, int],
-        immediate: Mapping[str, list[float]],
     ) -> dict[str, Any]:
         record: dict[str, Any] = {
             "id": case.id,
@@ -195,12 +277,9 @@ class Session:
             "unit": unit,
             "edits": len(case.edits),
             "error": failed.get(case.id),
-            "questions": entries,
+            "questions": [],
+            **(found or {}),
         }
         if isinstance(case.meta.get("domain"), str):
             record["domain"] = case.meta["domain"]
-        if case.id in ages:
-            record["age"] = ages[case.id]
-        if case.id in immediate:
-            record["immediate"] = immediate[case.id]
         return record

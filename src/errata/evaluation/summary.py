@@ -14,6 +14,7 @@ Scores = dict[tuple[str, str], list[float]]
 METRICS = ("reliability", "generality", "locality", "average")
 COMPARED = {"reliability": ("ES", "EM", "EA"), "generality": ("PS", "PM", "PA")}
 COMPARED["locality"] = ("NS", "NM", "NA")
+SAMPLED = ("fluency", "consistency")
 AGE_GROUPS = 10
 """Largest number of age groups in the retention table."""
 
@@ -42,14 +43,18 @@ def summarise(
         "failures": _failures(records),
         **{metric: rates.get(metric) for metric in METRICS},
         "f1": rates.get("f1"),
-        "ci95": {metric: bounds[metric] for metric in (*METRICS, "f1") if metric in bounds},
+        "ci95": {
+            metric: bounds[metric] for metric in (*METRICS, "f1", *SAMPLED) if metric in bounds
+        },
         "by": _breakdowns(good),
         "also": {name: rates.get(name) for name in ("generality_top1", "locality_top1")}
         | {"locality_gold": rates.get("locality_gold")},
         "hops": _hops(good),
         "counterfact": _counterfact(rates, bounds),
         "generated": _generated(rates, bounds, good),
+        **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
+        **_tracked(records),
         "seconds": _seconds(records),
     }
     return summary
@@ -84,6 +89,10 @@ def scores_of(record: Record) -> Scores:
                     compared.setdefault(prefix + metric, []).append(values[field])
     for metric, values in compared.items():
         put(metric, "", mean(values) or 0.0)
+    for metric in SAMPLED:
+        value = record.get("sampled", {}).get(metric)
+        if value is not None:
+            put(metric, "", value)
     return scores
 
 
@@ -191,8 +200,9 @@ def retention(records: Sequence[Record]) -> dict[str, Any] | None:
     ]
     if not points:
         return None
-    oldest = max(age for age, _, _ in points)
-    width = max(1, -(-(oldest + 1) // AGE_GROUPS))
+    ages = {age for age, _, _ in points}
+    oldest = max(ages)
+    width = 1 if len(ages) <= AGE_GROUPS else -(-(oldest + 1) // AGE_GROUPS)
     groups: dict[int, list[tuple[float | None, float | None]]] = {}
     for age, immediate, final in points:
         groups.setdefault(age // width, []).append((immediate, final))
@@ -212,6 +222,51 @@ def retention(records: Sequence[Record]) -> dict[str, Any] | None:
             for group in sorted(groups)
         ],
     }
+
+
+def _tracked(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what was measured along sequences: at both ends, and as means over them by step."""
+    runs = [record["trajectory"] for record in records if record.get("trajectory")]
+    if not runs:
+        return dict.fromkeys(("drift", "perplexity", "general", "trajectory"))
+    first, last = _mean_point([run[0] for run in runs]), _mean_point([run[-1] for run in runs])
+    steps: dict[int, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for point in run:
+            steps.setdefault(point["step"], []).append(point)
+    ends = {
+        name: {"before": first[name], "after": last[name]} if name in first else None
+        for name in ("perplexity", "general")
+    }
+    path = [{"step": step, **_mean_point(steps[step])} for step in sorted(steps)]
+    return {"drift": last.get("drift"), **ends, "trajectory": path}
+
+
+def _mean_point(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of what was measured of several sequences after as many steps.
+
+    A perplexity that is not finite makes the mean None.
+    """
+    found: dict[str, Any] = {
+        "sequences": len(points),
+        "edits": mean(point["edits"] for point in points),
+    }
+    if all("perplexity" in point for point in points):
+        values = [point["perplexity"] for point in points]
+        found["perplexity"] = None if None in values else mean(values)
+    for name in ("general", "drift", "recall"):
+        own = [point[name] for point in points if name in point]
+        if own:
+            found[name] = _mean_tree(own)
+    return found
+
+
+def _mean_tree(trees: Sequence[Any]) -> Any:
+    """Return the means of the leaves of nested mappings; what one of them lacks counts not."""
+    if isinstance(trees[0], Mapping):
+        names = dict.fromkeys(name for tree in trees for name in tree)
+        return {name: _mean_tree([tree[name] for tree in trees if name in tree]) for name in names}
+    return mean(value for value in trees if value is not None)
 
 
 def _reliability(record: Record) -> list[float]:

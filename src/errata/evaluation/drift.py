@@ -1,0 +1,48 @@
+"""How far a patch moves the weights of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from errata.apply import weight_deltas
+from errata.patch import Change, Dense, LowRank, Patch
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+
+@torch.no_grad()
+def drift(lm: LM, patch: Patch | None) -> dict[str, dict[str, float]]:
+    """Return the drift of every parameter that a patch changes.
+
+    Args:
+        lm: The unedited model.
+        patch: The patch; changes of one parameter add up. Modules have no drift.
+
+    Returns:
+        By name of the parameter, `relative`: `||W - W0|| / ||W0||` (Frobenius norms), and
+        `published`: `||W - W0|| / numel(W)` (Gupta et al. 2024, Rebuilding ROME,
+        https://arxiv.org/abs/2403.07175).
+    """
+    by_name: dict[str, list[Change]] = {}
+    for change in () if patch is None else patch.changes:
+        if isinstance(change, LowRank):
+            by_name.setdefault(f"{change.path}.weight", []).append(change)
+        elif isinstance(change, Dense):
+            by_name.setdefault(change.path, []).append(change)
+    found = {}
+    for name, changes in by_name.items():  # one after another: only one delta is held at a time
+        weight = lm.model.get_parameter(name)
+        moved = _norm(weight_deltas(lm, changes)[name])
+        size = _norm(weight)
+        found[name] = {
+            "relative": moved / size if size else 0.0,
+            "published": moved / weight.numel(),
+        }
+    return found
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.double()))

@@ -1,0 +1,137 @@
+"""Fluency: how much sampled text repeats itself (GE of the CounterFact protocol).
+
+A continuation of each generation prompt is sampled from the five most probable tokens, 100 tokens
+in all. Its score is `(2/3 H2 + 4/3 H3) / 2`, with `H_n` the entropy, in bits, of the frequencies
+of its n-grams of words (Meng et al. 2022, https://arxiv.org/abs/2202.05262; tables show it times
+100). A text that says one word again and again has 0.
+
+Words are found by a rule of our own in place of NLTK's tokeniser, which needs a download: runs of
+letters and digits, with hyphens, points and commas inside (`well-known`, `3.5`, `1,000`); English
+contractions apart (`do` `n't`, `Anna` `'s`); every other visible character by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from errata.forward import gather_logits
+from errata.tokens import Batch
+
+if TYPE_CHECKING:
+    from errata.apply import Stack
+    from errata.case import Case
+    from errata.lm import LM
+
+LENGTH = 100
+"""Tokens of a sampled text, prompt included; fewer where the model's context is shorter."""
+
+TOP_K = 5
+
+WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+
+_WORDS = re.compile(
+    r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b|\w+(?:[-.,]\w+)*|\S", re.IGNORECASE
+)
+
+
+def words(text: str) -> list[str]:
+    """Return the words and marks of a text."""
+    return _WORDS.findall(text)
+
+
+def entropy(tokens: Sequence[str], n: int) -> float:
+    """Return the entropy, in bits, of the frequencies of n-grams; 0 if there is none."""
+    counts = Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    total = counts.total()
+    return abs(math.fsum(-k / total * math.log2(k / total) for k in counts.values()))
+
+
+def fluency(text: str) -> float:
+    """Return `(2/3 H2 + 4/3 H3) / 2` of a text, in bits."""
+    tokens = words(text)
+    return math.fsum(w * entropy(tokens, n) for n, w in WEIGHTS.items()) / len(WEIGHTS)
+
+
+def prompts_of(case: Case) -> tuple[str, ...]:
+    """Return the generation prompts of a case; without any, the prompts of its edits."""
+    found = tuple(case.meta.get("generation_prompts") or ())
+    return found or tuple(edit.prompt for edit in case.edits)
+
+
+@torch.no_grad()
+def sample(
+    lm: LM,
+    prompts: Sequence[str],
+    seeds: Sequence[str],
+    *,
+    length: int = LENGTH,
+    top_k: int = TOP_K,
+    stack: Stack | None = None,
+    groups: Sequence[int] | None = None,
+) -> list[str]:
+    """Continue each prompt by sampling from its most probable tokens, and return the whole texts.
+
+    Every text has a random generator of its own, so it does not depend on what is sampled beside
+    it. Texts go on behind the end-of-sequence token, as in the published code.
+
+    Args:
+        lm: The model.
+        prompts: Where the texts begin.
+        seeds: Seed of each text.
+        length: Tokens of a text, prompt included; at most the model's context. A longer prompt is
+            returned as it is.
+        top_k: Tokens to choose from, by their renormalised probabilities.
+        stack: An active stack of patches, if texts are sampled under patches.
+        groups: For each prompt, the number of its patch in the stack.
+    """
+    length = min(length, lm.max_length or length)
+    ids = [list(lm.row(prompt).ids) for prompt in prompts]
+    draws = [random.Random(seed) for seed in seeds]
+    by_length: dict[int, list[int]] = {}
+    for i, own in enumerate(ids):
+        if len(own) < length:
+            by_length.setdefault(len(own), []).append(i)
+    width = max(1, lm.max_tokens // length)
+    for members in by_length.values():  # texts of one length need no padding
+        for start in range(0, len(members), width):
+            part = members[start : start + width]
+            if stack is not None:
+                stack.route([groups[i] if groups is not None else 0 for i in part])
+            _extend(lm, [ids[i] for i in part], [draws[i] for i in part], length, top_k)
+    return [lm.text(own) for own in ids]
+
+
+def _extend(
+    lm: LM, texts: Sequence[list[int]], draws: Sequence[random.Random], length: int, top_k: int
+) -> None:
+    """Sample token after token of equally long texts; with cached keys where that works."""
+    from transformers import DynamicCache
+
+    cached = lm.prefix_cache_works
+    more = {"past_key_values": DynamicCache()} if cached else {}
+    first = 0  # the first position that is not in the cache
+    while (now := len(texts[0])) < length:
+        new = torch.tensor([text[first:] for text in texts], device=lm.device)
+        batch = Batch(
+            new,
+            torch.ones(len(texts), now, dtype=torch.long, device=lm.device),
+            torch.arange(first, now, device=lm.device).expand(len(texts), -1),
+            tuple(range(len(texts))),
+        )
+        rows = torch.arange(len(texts), device=lm.device)
+        at = torch.stack([rows, torch.full_like(rows, now - first - 1)], 1)
+        with gather_logits(lm, at):
+            output = lm.run(batch, **more, use_cache=cached)
+        first = now if cached else 0
+        values, tokens = output.logits[0].double().softmax(-1).topk(top_k, dim=-1)
+        sums = values.cumsum(-1).cpu()
+        for text, draw, bounds, own in zip(texts, draws, sums, tokens.tolist(), strict=True):
+            at_most = int(torch.searchsorted(bounds, draw.random() * bounds[-1]))
+            text.append(own[min(at_most, top_k - 1)])

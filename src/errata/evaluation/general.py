@@ -1,0 +1,218 @@
+"""General ability of a model under a patch, by lm-evaluation-harness, offline.
+
+The harness gets the model itself, with the patch in its weights, and the tasks of one local file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.apply import applied
+from errata.errors import DataError, MissingExtra
+from errata.files import cache_root, write_atomically
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+    from errata.patch import Patch
+
+ITEMS = 100
+"""Items of every task: as many as BLUE and AlphaEdit ask."""
+
+CHOICES = 4
+WORLD = "world"
+
+
+class General:
+    """The tasks of one file, ready to be asked again and again.
+
+    Args:
+        lm: The model.
+        source: A task of lm-evaluation-harness (`.yaml`), whose `data_files` are taken relative to
+            its folder; `world`: multiple-choice questions about facts of the built-in world that
+            no test edits.
+
+    Attributes:
+        id: SHA-256 over the questions, shortened.
+
+    Raises:
+        MissingExtra: If lm-evaluation-harness is not installed.
+        DataError: If the file is missing or not a task.
+    """
+
+    def __init__(self, lm: LM, source: str) -> None:
+        if find_spec("lm_eval") is None:
+            raise MissingExtra("measurements of general ability", "lm-eval", "general")
+        self.lm = lm
+        self.source = source
+        with _quiet():
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+
+            manager = TaskManager(include_defaults=False)
+            try:
+                self.tasks = manager.load([world_task() if source == WORLD else read_task(source)])
+                documents = [
+                    [json.dumps(document, default=str) for document in _documents(task)]
+                    for task in self.tasks["tasks"].values()
+                ]
+            except DataError:
+                raise
+            except Exception as error:  # the harness, yaml and datasets raise what they like
+                raise DataError(
+                    f"{source} cannot be used as a task: {error}",
+                    "Expected a task of lm-evaluation-harness with local data_files, or world.",
+                ) from error
+            self.model = HFLM(
+                pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length
+            )
+        self.id = hashlib.sha256(json.dumps(documents).encode()).hexdigest()[:16]
+
+    def measure(self, patch: Patch | None) -> dict[str, float]:
+        """Return the metrics of every task under a patch, as `task/metric`; none that is no number.
+
+        The model is bit-identical afterwards.
+        """
+        from lm_eval import evaluator
+
+        with _quiet(), applied(self.lm, patch) if patch is not None else _nothing():
+            found: Any = evaluator.evaluate(
+                self.model, self.tasks, limit=ITEMS, bootstrap_iters=0, log_samples=False
+            )
+        return {
+            f"{task}/{name.removesuffix(',none')}": float(value)
+            for task, metrics in found["results"].items()
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name.removesuffix(",none") not in _NO_METRIC
+        }
+
+
+_NO_METRIC = {"sample_len", "sample_count", "name", "alias"}
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's remarks and bars off the terminal, and data sets off the network."""
+    import io
+    import warnings
+    from contextlib import redirect_stderr
+
+    import datasets
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.is_progress_bar_enabled()
+    offline = datasets.config.HF_HUB_OFFLINE
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        datasets.config.HF_HUB_OFFLINE = offline
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _documents(task: Any) -> list[Any]:
+    return list(task.eval_docs)[:ITEMS]
+
+
+def read_task(source: str) -> dict[str, Any]:
+    """Read a task file; its data files are made absolute.
+
+    Raises:
+        DataError: If it is missing, or says no task.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"no such task file: {source}",
+            "Give a task of lm-evaluation-harness (.yaml), or world.",
+        )
+    config = dict(load_yaml(path, resolve_func=True))
+    if not isinstance(config.get("task"), str):
+        raise DataError(f"{path} is not one task: it has no name under task:")
+    arguments = dict(config.get("dataset_kwargs") or {})
+    if "data_files" in arguments:
+        arguments["data_files"] = _absolute(arguments["data_files"], path.resolve().parent)
+        config["dataset_kwargs"] = arguments
+    return config
+
+
+def _absolute(files: Any, folder: Path) -> Any:
+    if isinstance(files, str):
+        return str(folder / files)
+    if isinstance(files, Mapping):
+        return {split: _absolute(own, folder) for split, own in files.items()}
+    return [_absolute(own, folder) for own in files]
+
+
+def world_task() -> dict[str, Any]:
+    """Return the task of the built-in world; its questions are written to the cache."""
+    lines = "".join(json.dumps(question) + "\n" for question in world_questions())
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
+    path = cache_root() / "general" / f"world-{digest}.jsonl"
+    if not path.is_file() or path.read_text("utf-8") != lines:
+        write_atomically(path, lines.encode())
+    return {
+        "task": WORLD,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc"}],
+    }
+
+
+def world_questions(count: int = ITEMS) -> list[dict[str, Any]]:
+    """Return multiple-choice questions about facts whose heads no test edits.
+
+    Each has the right object and other objects of the same relation, in wordings that the world's
+    text never contained.
+    """
+    from errata.world import build_world
+    from errata.world.statements import direct
+
+    world = build_world()
+    facts = [fact for fact in world.facts if world.split_of[fact.head] in {"train", "val"}]
+    rng = random.Random("general ability")
+    rng.shuffle(facts)
+    found: list[dict[str, Any]] = []
+    for fact in facts:
+        true = {f.tail for f in world.by_head[fact.head] if f.relation == fact.relation}
+        others = sorted({f.tail for f in world.by_relation[fact.relation]} - true)
+        if len(others) < CHOICES - 1:
+            continue
+        chosen = [fact.tail, *rng.sample(others, CHOICES - 1)]
+        rng.shuffle(chosen)
+        found.append(
+            {
+                "question": direct(world, fact, rng, held=True).prompt,
+                "choices": [world.entities[tail].label for tail in chosen],
+                "answer": chosen.index(fact.tail),
+            }
+        )
+        if len(found) == count:
+            break
+    return found

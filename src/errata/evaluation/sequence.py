@@ -1,0 +1,201 @@
+"""Sequences of edits: several side by side, step after step, and what is kept to resume them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.case import Case
+from errata.errors import ErrataError, PatchError, RunError
+from errata.evaluation.regimes import Regime, units_of
+from errata.files import write_atomically
+from errata.patch import LowRank, Patch
+
+if TYPE_CHECKING:
+    from errata.runs import RunFolder
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+STATE = "sequences.json"
+
+CHECKPOINT_SHARE = 0.05
+"""Share of the time that may go into writing checkpoints."""
+
+LOOSE = 16
+"""Low-rank changes beyond one per matrix that a patch may gather before they are joined."""
+
+
+@dataclass
+class Flight:
+    """Sequences that are edited side by side, and how far they are.
+
+    Attributes:
+        numbers: Number of each unit in the data set.
+        units: The cases of each sequence.
+        batch: Edits carried out jointly in one step; a case is never split.
+        step: Steps made.
+        patches: The patch of each sequence so far.
+        failed: Case id to the reason why it could not be edited or asked.
+        immediate: Case id to the reliability of its edits right after they were made.
+        trajectory: Measurements of each sequence along the way.
+    """
+
+    numbers: list[int]
+    units: list[Sequence[Case]]
+    batch: int
+    step: int = 0
+    patches: list[Patch | None] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    immediate: dict[str, list[float]] = field(default_factory=dict)
+    trajectory: list[list[dict[str, Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps = [units_of(unit, Regime("batch", self.batch)) for unit in self.units]
+        self.patches = self.patches or [None] * len(self.units)
+        self.trajectory = self.trajectory or [[] for _ in self.units]
+
+    @property
+    def length(self) -> int:
+        """Steps of the longest sequence."""
+        return max(map(len, self.steps), default=0)
+
+    def live(self) -> list[int]:
+        """Return the sequences that have a next step."""
+        return [i for i, own in enumerate(self.steps) if self.step < len(own)]
+
+    def group(self, i: int) -> list[Case]:
+        """Return the cases of the next step of a sequence that have not failed."""
+        return [case for case in self.steps[i][self.step] if case.id not in self.failed]
+
+    def made(self, i: int) -> list[Case]:
+        """Return the cases that a sequence has edited so far, oldest first."""
+        done = self.steps[i][: self.step]
+        return [case for group in done for case in group if case.id not in self.failed]
+
+    def ages(self) -> dict[str, int]:
+        """Return, for each case, how many edits its sequence made in later steps."""
+        ages: dict[str, int] = {}
+        for own in self.steps:
+            later = 0
+            for group in reversed(own):
+                good = [case for case in group if case.id not in self.failed]
+                ages |= {case.id: later for case in good}
+                later += sum(len(case.edits) for case in good)
+        return ages
+
+    # ------------------------------------------------------------------ on disk
+
+    def write(self, folder: Path) -> None:
+        """Write everything that is needed to go on.
+
+        Raises:
+            ErrataError: If it cannot be written.
+        """
+        for i, patch in enumerate(self.patches):
+            if patch is not None:
+                patch.save(folder / str(i))
+        state = {
+            "format": FORMAT,
+            "units": self.numbers,
+            "ids": [[case.id for case in unit] for unit in self.units],
+            "step": self.step,
+            "patches": [patch is not None for patch in self.patches],
+            "failed": self.failed,
+            "immediate": self.immediate,
+            "trajectory": self.trajectory,
+        }
+        write_atomically(folder / STATE, json.dumps(state, ensure_ascii=False).encode())
+
+    def read(self, folder: Path) -> bool:
+        """Go on where a checkpoint stands; whether it is one of these sequences.
+
+        Raises:
+            PatchError: If a patch in it is damaged.
+            OSError, ValueError, KeyError: If something else in it is.
+        """
+        state = json.loads((folder / STATE).read_bytes())
+        ids = [[case.id for case in unit] for unit in self.units]
+        if state["format"] != FORMAT or state["units"] != self.numbers or state["ids"] != ids:
+            return False
+        self.patches = [
+            Patch.load(folder / str(i)) if there else None
+            for i, there in enumerate(state["patches"])
+        ]
+        self.step = state["step"]
+        self.failed, self.immediate = state["failed"], state["immediate"]
+        self.trajectory = state["trajectory"]
+        return True
+
+
+class Checkpoints:
+    """Keeps the newest state of the sequences in a run folder.
+
+    Writing takes at most CHECKPOINT_SHARE of the time: a state that is expensive to write is
+    written less often, and what a killed run loses is bounded by what writing costs.
+
+    Args:
+        folder: The run folder; None keeps nothing.
+    """
+
+    def __init__(self, folder: RunFolder | None) -> None:
+        self.folder = folder
+        self._written = float("-inf")
+        self._cost = 0.0
+
+    def resume(self, flight: Flight) -> None:
+        """Go on where the run folder's checkpoint stands, if it is one of these sequences."""
+        found = None if self.folder is None else self.folder.checkpoint()
+        if found is None:
+            return
+        try:
+            if flight.read(found):
+                log.info("going on after step %s of %s", flight.step, flight.length)
+        except (PatchError, OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read and is not used: %s", found, error)
+
+    def keep(self, flight: Flight) -> None:
+        """Write the state, unless that would take too much of the time.
+
+        Raises:
+            RunError: If it cannot be written; the one before stays.
+        """
+        if self.folder is None:
+            return
+        start = time.monotonic()
+        if start - self._written < self._cost / CHECKPOINT_SHARE:
+            return
+        try:
+            with self.folder.new_checkpoint() as path:
+                flight.write(path)
+        except RunError:
+            raise
+        except ErrataError as error:
+            raise RunError(
+                f"the state of the sequence cannot be kept: {error.message}",
+                "Make room and go on with --resume; the state before this one is kept.",
+            ) from error
+        self._written = time.monotonic()
+        self._cost = self._written - start
+
+    def drop(self) -> None:
+        """Remove the checkpoint: its sequences are on record."""
+        if self.folder is not None:
+            self.folder.drop_checkpoint()
+
+
+def joined(patch: Patch | None) -> Patch | None:
+    """Return an equal patch with few changes, so that long sequences do not slow down.
+
+    When it is done depends on the patch alone, so that a resumed sequence does it at the same
+    steps.
+    """
+    if patch is None:
+        return None
+    paths = [change.path for change in patch.changes if isinstance(change, LowRank)]
+    return patch.compact() if len(paths) > len(set(paths)) + LOOSE else patch
