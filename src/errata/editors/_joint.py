@@ -227,7 +227,8 @@ class _Run:
         mean: Mean,
         places: tuple[Place, ...],
     ) -> None:
-        self.lm, self.contexts, self.mean, self.places = lm, contexts, mean, places
+        self.lm, self.contexts, self.places = lm, contexts, places
+        self.mean: Mean = mean
         self.edits = [edit for group in groups for edit in group]
         ends = torch.tensor([len(group) for group in groups]).cumsum(0).tolist()
         self.rows = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]

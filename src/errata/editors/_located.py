@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -21,7 +21,7 @@ from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
 
-Layers = tuple[int, ...] | Literal["auto"]
+Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
 
 
 class LocateConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings, Economy):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -18,8 +17,6 @@ from errata.locate.joint import Memory, null_space, null_space_as_published
 from errata.locate.moments import get_moments
 from errata.locate.spectrum import PUBLISHED_THRESHOLD, NullSpace, get_null_space
 from errata.patch import Change, Dense
-
-log = logging.getLogger(__name__)
 
 
 class AlphaEditConfig(JointConfig):
@@ -86,21 +83,16 @@ class AlphaEdit(JointEditor):
         self.null_spaces(lm)
 
     def null_spaces(self, lm: LM) -> dict[int, NullSpace]:
-        """Return the null space of each edited block; its rank is logged the first time."""
+        """Return the null space of each edited block."""
         if lm not in self._spaces:
             settings, layers = self.config, self.prepared(lm).layers
             found = {
                 layer: get_null_space(
                     lm, layer, moment, settings.nullspace_threshold,
                     relative=settings.nullspace_scale == "relative",
-                ).to(lm.device)
+                )
                 for layer, moment in get_moments(lm, layers, settings).items()
             }  # fmt: skip
-            for layer, space in found.items():
-                log.info(
-                    "block %d: null space of rank %d of %d (eigenvalues below %.3g)",
-                    layer, space.rank, space.size, space.threshold,
-                )  # fmt: skip
             self._spaces[lm] = found
         return self._spaces[lm]
 

@@ -60,10 +60,10 @@ class Prune(Memit):
             super()._edit(lm, groups, unclipped), totals, groups, strict=True
         ):
             deltas = weight_deltas(lm, added.changes)
-            new = {
-                name: delta.double() if old[name] is None else delta.double() + old[name]
-                for name, delta in deltas.items()
-            }
+            new: dict[str, Tensor | None] = {name: delta.double() for name, delta in deltas.items()}
+            for name, earlier in old.items():
+                if earlier is not None:
+                    new[name] = deltas[name].double() + earlier
             # what this step adds: its own update, and the change of what clipping takes away
             changes = [
                 *(Dense(name, delta) for name, delta in deltas.items()),

@@ -33,9 +33,10 @@ def combine(strategy: type[Strategy], host: type[Editor]) -> type[Editor]:
     name = f"{host.name}+{strategy.name}"
     own = strategy.overrides.get(host.name, {})
     bases: Any = (strategy.Settings, host.Config)
-    config: type[EditorConfig] = create_model(
+    made: Any = create_model(
         f"{host.__name__}{strategy.__name__}Config", __base__=bases, __module__=__name__
     )
+    config: type[EditorConfig] = made
     config.__doc__ = f"Settings of {name}: those of {host.name}, and the strategy's own."
     facts: dict[str, Any] = {
         "__doc__": f"{host.title} under {strategy.title}.",

@@ -1,0 +1,443 @@
+"""The family that writes several blocks at once: schedules, memories, refusals, equivalences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.locate.samples import EDITS
+from torch import Tensor
+
+from errata.apply import bounded, weight_deltas
+from errata.case import Edit
+from errata.editors import _joint, editors, get_editor
+from errata.editors._base import Editor
+from errata.editors._joint import JointEditor, Write
+from errata.errors import ConfigError, EditError
+from errata.lm import LM
+from errata.locate.contexts import Contexts
+from errata.locate.joint import Memory
+from errata.locate.keys import edit_keys
+from errata.locate.values import Values
+from errata.patch import Change, Dense, LowRank, Patch
+
+SAME = 1e-8
+EXACT = 1e-12
+PATH = 1e-6
+"""Edits that were found under differently rounded, equal weights: Adam amplifies roundings."""
+
+Make = Callable[..., Editor]
+Tiny = Callable[..., LM]
+
+SPREAD = ["memit", "memit_seq", "rect", "prune", "pmet", "alphaedit"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "memit": {"mom2_weight": 2.0}, "memit_seq": {"mom2_weight": 2.0},
+    "emmet": {"mom2_weight": 20.0}, "pmet": {"mom2_weight": 2.0, "clamp": 4.0},
+    "rect": {"mom2_weight": 2.0}, "prune": {"mom2_weight": 2.0},
+    "alphaedit": {"nullspace_threshold": 0.5, "nullspace_scale": "relative", "l2": 0.1},
+}  # fmt: skip
+
+
+def built(make: Make, name: str, **more: Any) -> JointEditor:
+    own = SETTINGS.get(name.partition("+")[0], {})
+    editor = make(
+        name, **{"layers": (0, 1), "lr": 0.2, "steps": 8, "stop_loss": 0.0, **own, **more}
+    )
+    assert isinstance(editor, JointEditor)
+    return editor
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def deltas(lm: LM, patch: Patch) -> dict[str, Tensor]:
+    return weight_deltas(lm, patch.changes)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What happens in an edit, in order: a value found or a block written."""
+    events: list[tuple[str, Any]] = []
+    optimise, change = _joint.optimise_values, JointEditor.change
+
+    def values(
+        lm: LM, edits: Sequence[Edit], contexts: Contexts, layer: int, *more: Any, **named: Any
+    ) -> Values:
+        found = optimise(lm, edits, contexts, layer, *more, **named)
+        events.append(("value", (layer, found)))
+        return found
+
+    def write(self: JointEditor, lm: LM, write: Write) -> Change:
+        events.append(("write", write))
+        return change(self, lm, write)
+
+    monkeypatch.setattr(_joint, "optimise_values", values)
+    monkeypatch.setattr(JointEditor, "change", write)
+    return events
+
+
+# ---------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(("rule", "m", "shares"), [
+    ("linear", 5, [0.2] * 5),
+    ("sqrt", 5, [0.447, 0.276, 0.160, 0.083, 0.034]),
+    ("linear", 1, [1.0]),
+    ("sqrt", 1, [1.0]),
+])  # fmt: skip
+def test_T5_spreading_with_perfect_tracking(rule: Any, m: int, shares: list[float]) -> None:
+    class Spread(JointEditor):
+        def factors(self, lm: LM, write: Write) -> Any:
+            raise NotImplementedError
+
+    Spread.rule = rule
+    share = Spread._share.__get__(Spread.__new__(Spread))
+    missing, given = 1.0, []
+    for position in range(m):  # a block that moves the value by exactly what it is asked to
+        given.append(missing * share(m - position))
+        missing -= given[-1]
+    assert missing == pytest.approx(0.0, abs=1e-15)
+    assert given == pytest.approx(shares, abs=6e-4)
+
+
+def test_values_are_found_once_and_residuals_are_read_again(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("gpt2")
+    patch = built(make, "memit").edit_one(lm, EDITS[:2])
+    assert [kind for kind, _ in seen] == ["value", "write", "write"]
+    layer, values = seen[0][1]
+    assert layer == 1
+    first, second = seen[1][1], seen[2][1]
+    # one of two blocks left: half of the residual; then all of what is missing by then
+    start = edit_keys(lm, EDITS[:2], Contexts(("",)), [1], hidden=True)[1].hidden
+    assert start is not None
+    torch.testing.assert_close(
+        first.residual, (values.target("block") - start) / 2, rtol=EXACT, atol=EXACT
+    )
+    with Patch(patch.changes[:1]).applied(lm):
+        later = edit_keys(lm, EDITS[:2], Contexts(("",)), [1], hidden=True)[1].hidden
+    assert later is not None
+    torch.testing.assert_close(
+        second.residual, values.target("block") - later, rtol=SAME, atol=SAME
+    )
+
+
+@pytest.mark.parametrize("host", SPREAD)
+def test_T7_blue_touches_exactly_two_matrices(host: str, tiny: Tiny, make: Make) -> None:
+    lm = tiny("llama")
+    pair = built(make, f"{host}+blue", layers=(0, 1, 2) if lm.n_layers > 2 else (0, 1))
+    patch = pair.edit_one(lm, EDITS[:2])
+    edited = {lm.site(layer).weight for layer in (0, min(2, lm.n_layers - 1))}
+    assert set(deltas(lm, patch)) == edited
+    before = {k: v.clone() for k, v in lm.model.state_dict().items()}
+    with patch.applied(lm):
+        changed = {k for k, v in lm.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == edited
+
+
+def test_T7_blue_finds_each_value_on_the_weights_as_they_are(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("gpt2")
+    patch = built(make, "memit+blue").edit_one(lm, EDITS[:2])
+    assert [kind for kind, _ in seen] == ["value", "write", "value", "write"]
+    assert [event[0] for kind, event in seen if kind == "value"] == [0, 1]
+    for position in (1, 3):  # undivided, towards the block's own value
+        values, write = seen[position - 1][1][1], seen[position][1]
+        with Patch(patch.changes[: position // 2]).applied(lm):
+            hidden = edit_keys(lm, EDITS[:2], Contexts(("",)), [write.layer], hidden=True)
+        now = hidden[write.layer].hidden
+        assert now is not None
+        torch.testing.assert_close(
+            write.residual, values.target("block") - now, rtol=SAME, atol=SAME
+        )
+        torch.testing.assert_close(values.start["block"], now, rtol=SAME, atol=SAME)
+
+
+def test_T7_what_the_first_block_has_settled_the_second_leaves_alone(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("gpt2")
+    # any loss counts as done: the optimiser stops at step 0 with delta 0
+    patch = built(make, "memit+blue", stop_loss=1e9).edit_one(lm, EDITS[:2])
+    assert all(event[1].updates == [0, 0] for kind, event in seen if kind == "value")
+    for delta in deltas(lm, patch).values():
+        assert float(delta.abs().max()) == 0.0
+
+
+def test_blue_layers_can_be_named(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    patch = built(make, "memit+blue", blue_layers=(1,)).edit_one(lm, EDITS[:1])
+    assert set(deltas(lm, patch)) == {lm.site(1).weight}
+
+
+# ---------------------------------------------------------------------- PMET
+
+
+def test_T8_pmet_moves_attention_and_writes_only_the_ffn(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("gpt2")
+    patch = built(make, "pmet", clamp=0.05).edit_one(lm, EDITS[:2])
+    values = seen[0][1][1]
+    assert set(values.delta) == {"ffn", "attn"}
+    for place in ("ffn", "attn"):
+        delta, start = values.delta[place], values.start[place]
+        assert float(delta.norm(dim=-1).min()) > 0
+        assert bool((delta.norm(dim=-1) <= 0.05 * start.norm(dim=-1) * (1 + 1e-9)).all())
+    assert set(deltas(lm, patch)) == {lm.site(0).weight, lm.site(1).weight}
+    read = edit_keys(lm, EDITS[:2], Contexts(("",)), [1])[1]
+    torch.testing.assert_close(values.start["ffn"], read.value, rtol=SAME, atol=SAME)
+
+
+def test_T8_the_likelihood_weighs_a_tenth_once_the_target_is_the_answer(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("llama")
+    losses = []
+    for easy in (1.0, 0.1):
+        editor = built(
+            make, "pmet", contexts="bare", layers=(0,), steps=12, lr=0.5, clamp=1e4, easy_factor=easy,
+            stop_kl=0.0, weight_decay=0.0, kl_factor=0.0,
+        )  # fmt: skip
+        editor.edit_one(lm, EDITS[1:2])
+    losses = [event[1].losses[0] for kind, event in seen if kind == "value"]
+    # the weight of a step follows from the step before, so the first to differ is a tenth
+    first = next(i for i, pair in enumerate(zip(*losses, strict=True)) if pair[0] != pair[1])
+    assert losses[1][first] == pytest.approx(0.1 * losses[0][first], rel=EXACT)
+    assert first > 1
+
+
+def test_T8_an_edit_that_is_settled_stops(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("llama")
+    for stop_kl in (0.0, 1e9):
+        shared: dict[str, Any] = {
+            "contexts": "bare",
+            "steps": 12,
+            "lr": 0.5,
+            "clamp": 1e4,
+            "layers": (0,),
+        }
+        built(make, "pmet", stop_kl=stop_kl, **shared).edit_one(lm, EDITS[1:2])
+    never, soon = [event[1].updates[0] for kind, event in seen if kind == "value"]
+    assert soon < never == 11
+
+
+def test_T8_one_block_and_no_attention_is_memits_formula(
+    tiny: Tiny, make: Make, seen: list[tuple[str, Any]]
+) -> None:
+    lm = tiny("gpt2")
+    patch = built(make, "pmet", layers=(1,)).edit_one(lm, EDITS[:2])
+    (write,) = [event for kind, event in seen if kind == "write"]
+    editor = built(make, "memit", layers=(1,))
+    B, A = editor.factors(lm, write)
+    delta = deltas(lm, patch)[lm.site(1).weight]
+    assert distance(delta.T, B.T @ A) < EXACT
+
+
+# ---------------------------------------------------------------------- equivalences
+
+
+def test_emmet_is_memit_with_lambda_w_mu(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    memit = built(make, "memit", layers=(1,), mom2_weight=2.0).edit_one(lm, EDITS[:3])
+    emmet = built(make, "emmet", layers=(1,), mom2_weight=20.0, slack=0.1).edit_one(lm, EDITS[:3])
+    name = lm.site(1).weight
+    assert distance(deltas(lm, emmet)[name], deltas(lm, memit)[name]) < SAME
+
+
+def test_one_exact_edit_of_emmet_is_r_rome(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    shared: dict[str, Any] = {"contexts": "bare", "steps": 8, "lr": 0.2, "clamp": 1e3}
+    emmet = make("emmet", layers=(1,), slack=0.0, **shared).edit_one(lm, EDITS[:1])
+    rome = make("r_rome", layer=1, **shared).edit_one(lm, EDITS[:1])
+    name = lm.site(1).weight
+    # one finds the block's value and the other the FFN's: without clamp and decay, which refer to
+    # the size of either, a plain block moves by what its FFN moves
+    assert distance(deltas(lm, emmet)[name], deltas(lm, rome)[name]) < SAME
+
+
+def test_without_memory_memit_seq_is_memit(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    first = built(make, "memit").edit_one(lm, EDITS[:2])
+    again = built(make, "memit_seq").edit_one(lm, EDITS[:2])
+    for name, delta in deltas(lm, first).items():
+        assert torch.equal(delta, deltas(lm, again)[name])
+    # the second batch differs: it spares the keys of the first
+    plain = built(make, "memit").edit_one(lm, EDITS[2:], after=first)
+    spared = built(make, "memit_seq").edit_one(lm, EDITS[2:], after=again)
+    name = lm.site(0).weight
+    assert distance(deltas(lm, spared)[name], deltas(lm, plain)[name]) > 1e-3
+
+
+# ---------------------------------------------------------------------- sequences
+
+
+@pytest.mark.parametrize("name", ["alphaedit", "memit_seq", "alphaedit+blue", "prune", "rect"])
+def test_a_sequence_goes_on_from_disk(name: str, tiny: Tiny, make: Make, tmp_path: Path) -> None:
+    lm = tiny("gpt2", "float32")
+    editor = built(make, name)
+    straight = editor.edit_one(lm, EDITS[2:], after=editor.edit_one(lm, EDITS[:2]))
+    stored = Patch.load(editor.edit_one(lm, EDITS[:2]).save(tmp_path / "patch"))
+    resumed = built(make, name).edit_one(lm, EDITS[2:], after=stored)
+    assert straight.state.keys() == resumed.state.keys()
+    for key, value in straight.state.items():
+        same = torch.equal(value, resumed.state[key]) if isinstance(value, Tensor) else True
+        assert same, key
+    for key, delta in deltas(lm, straight).items():
+        assert torch.equal(delta, deltas(lm, resumed)[key])
+
+
+def test_the_memory_holds_the_keys_of_the_edited_model(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    editor = built(make, "alphaedit")
+    first = editor.edit_one(lm, EDITS[:2])
+    both = editor.edit_one(lm, EDITS[2:4], after=first)
+    contexts = editor.prepared(lm).contexts
+    total = 0.0
+    for patch, group in ((first, EDITS[:2]), (both, EDITS[2:4])):
+        with patch.applied(lm):
+            keys = edit_keys(lm, group, contexts, [1], mean="two_level")[1].mean_key
+        total = total + keys.T @ keys
+    held = Memory.from_tensors(both.state, "memory.1").total()
+    assert held is not None
+    assert distance(held, total) < SAME
+
+
+def test_prune_clips_the_total_and_goes_on_from_the_unclipped(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    free, clipped = built(make, "memit", mom2_weight=1e-3), built(make, "prune", mom2_weight=1e-3)
+    wanted = free.edit_one(lm, EDITS[2:4], after=free.edit_one(lm, EDITS[:2]))
+    patch = clipped.edit_one(lm, EDITS[2:4], after=clipped.edit_one(lm, EDITS[:2]))
+    touched = False
+    for name, total in deltas(lm, wanted).items():
+        limit = float(torch.linalg.matrix_norm(lm.model.get_parameter(name), 2))
+        left, sizes, right = torch.linalg.svd(total, full_matrices=False)
+        small = torch.where(sizes > limit, sizes.log() - torch.tensor(limit).log() + limit, sizes)
+        touched |= bool((sizes > limit).any())
+        assert distance(deltas(lm, patch)[name], left * small @ right) < PATH
+    assert touched
+
+
+def test_rect_keeps_the_largest_entries_in_proportion(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    full = built(make, "memit", layers=(1,)).edit_one(lm, EDITS[:2])
+    kept = built(make, "rect", layers=(1,), keep=0.25).edit_one(lm, EDITS[:2])
+    name = lm.site(1).weight
+    delta, rest = deltas(lm, full)[name], deltas(lm, kept)[name]
+    mask = rest != 0
+    assert float(mask.double().mean()) == pytest.approx(0.25, abs=0.01)
+    torch.testing.assert_close(rest[mask], delta[mask], rtol=SAME, atol=SAME)
+    size = (delta / (lm.model.get_parameter(name) + 1e-8)).abs()
+    assert float(size[mask].min()) >= float(size[~mask].max())
+
+
+def test_a_patch_stays_within_twice_its_matrices(tiny: Tiny) -> None:
+    lm = tiny("gpt2")
+    site = lm.site(1)
+    g = torch.Generator().manual_seed(0)
+
+    def one(rank: int) -> LowRank:
+        B = torch.randn(site.d_out, rank, generator=g, dtype=torch.float64)
+        return LowRank(site.path, B, torch.randn(rank, site.d_in, generator=g, dtype=torch.float64))
+
+    few = Patch((one(1), one(2)))
+    assert bounded(lm, few) is few
+    other = LowRank(lm.site(0).path, one(1).B, one(1).A)
+    many = Patch((one(1), other, one(200), one(3)))
+    small = bounded(lm, many)
+    assert [type(change) for change in small.changes] == [Dense, LowRank]
+    assert small.changes[1] is other
+    for name, delta in weight_deltas(lm, many.changes).items():
+        assert distance(weight_deltas(lm, small.changes)[name], delta) < EXACT
+    assert bounded(lm, small) is small
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_contradicting_edits_are_refused_and_named(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    other = Edit(EDITS[0].prompt, "Atlantis", EDITS[0].subject)
+    with pytest.raises(EditError, match="conflict") as caught:
+        built(make, "memit").edit_one(lm, [*EDITS[:2], other])
+    assert caught.value.edits == (other,)
+    patch = built(make, "memit", conflicts="keep").edit_one(lm, [*EDITS[:2], other])
+    assert len(patch.edits) == 3
+    # one after the other is no conflict: the later one wins
+    editor = built(make, "memit")
+    editor.edit_one(lm, [other], after=editor.edit_one(lm, EDITS[:1]))
+
+
+def test_exact_equalities_of_contradicting_edits_are_refused(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    other = Edit(EDITS[0].prompt, "Atlantis", EDITS[0].subject)
+    with pytest.raises(EditError):
+        built(make, "emmet", conflicts="keep", slack=0.0, layers=(1,)).edit_one(
+            lm, [EDITS[0], other]
+        )
+
+
+def test_no_null_space_means_no_update(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    editor = built(make, "alphaedit", nullspace_threshold=1e-30, nullspace_scale="absolute")
+    patch = editor.edit_one(lm, EDITS[:1])
+    assert patch.state["null_space_rank.1"] == 0
+    assert all(float(delta.abs().max()) == 0 for delta in deltas(lm, patch).values())
+
+
+def test_layers_are_checked(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    with pytest.raises(ConfigError, match="does not exist"):
+        built(make, "memit", layers=(0, 99)).edit_one(lm, EDITS[:1])
+    with pytest.raises(ConfigError, match="layers"):
+        built(make, "memit", layers=())
+    assert built(make, "memit", layers=(-1, 0, 0)).edited_layers(lm) == (0, lm.n_layers - 1)
+
+
+# ---------------------------------------------------------------------- pairs
+
+
+def test_pairs_are_editors_by_name() -> None:
+    assert "memit+blue" in editors
+    assert "none+blue" not in editors
+    assert "memit+purple" not in editors
+    assert editors.load("memit+blue") is editors.load("memit+blue")
+    with pytest.raises(ConfigError, match="blue does not work on rome"):
+        get_editor("rome+blue")
+    with pytest.raises(ConfigError, match="unknown strategy"):
+        get_editor("memit+bleu")
+    with pytest.raises(ConfigError, match="unknown editor"):
+        get_editor("memmit+blue")
+
+
+def test_pairs_have_the_settings_published_for_them() -> None:
+    alone = get_editor("alphaedit", as_published="gpt2-xl").config.model_dump()
+    pair = get_editor("alphaedit+blue", as_published="gpt2-xl").config.model_dump()
+    assert (alone["l2"], pair["l2"]) == (10.0, 80.0)
+    assert pair["layers"] == (13, 14, 15, 16, 17)
+    assert (
+        get_editor("pmet+blue", as_published="gpt-j-6b").config.model_dump()["mom2_weight"] == 1000
+    )
+
+
+class _Deep:
+    """Stands for a model of which only the depth, the name and the FFN are asked."""
+
+    def __init__(self, name: str, layers: int) -> None:
+        self.name, self.n_layers = name, layers
+
+
+@pytest.mark.parametrize(("name", "layers", "expected"), [
+    ("gpt2-xl", 48, (13, 17)), ("EleutherAI/gpt-j-6b", 28, (3, 8)),
+])  # fmt: skip
+def test_auto_layers_are_the_published_ones(name: str, layers: int, expected: Any) -> None:
+    found = get_editor("memit+blue").edited_layers(_Deep(name, layers))  # type: ignore[arg-type]
+    assert found == expected
