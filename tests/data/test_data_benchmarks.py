@@ -373,7 +373,7 @@ def test_specs(tmp_path, file):
 
 def test_every_data_set_can_be_listed_without_import():
     entries = datasets.entries
-    assert set(entries) == {"counterfact", "jsonl", "mquake", "uniedit", "world", "zsre"}
+    assert set(entries) == {"counterfact", "jsonl", "mquake", "rep", "uniedit", "world", "zsre"}
     for entry in entries.values():
         assert isinstance(entry.facts["title"], str)
         assert isinstance(entry.facts["paper"], str)

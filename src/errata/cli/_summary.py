@@ -49,7 +49,11 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
         label, show = (f"{name}, bits", _bits) if name == "fluency" else (name, _output.rate)
         table.add_row(label, show(summary[name]), _interval(intervals.get(name), show))
     console.print(table)
-    _breakdowns(console, summary.get("by") or {})
+    by = dict(summary.get("by") or {})
+    if "test" in by:
+        del by["name"]  # the tests say the same, with intervals
+        _suite(console, by["test"])
+    _breakdowns(console, by)
     _retention(console, summary.get("retention"))
     _trajectory(console, summary.get("trajectory"))
     for reason, number in (summary.get("failures") or {}).items():
@@ -91,6 +95,17 @@ def _breakdowns(console: Console, by: Mapping[str, Any]) -> None:
     domains = by.get("domain") or {}
     if len(domains) > 1:
         _domains(console, domains)
+
+
+def _suite(console: Console, tests: Mapping[str, Any] | None) -> None:
+    """Print the tests of a suite: micro-averages, intervals over resampled cases."""
+    if not tests:
+        return
+    table = _output.table("test", "rate", "95 % interval", "questions", right=(1, 2, 3))
+    for name, entry in tests.items():
+        bounds = _interval(entry.get("ci95"))
+        table.add_row(name, _output.rate(entry["mean"]), bounds, str(entry["items"]))
+    console.print(table)
 
 
 def _domains(console: Console, domains: Mapping[str, Any]) -> None:

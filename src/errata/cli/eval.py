@@ -28,6 +28,7 @@ from errata.errors import ConfigError
 if TYPE_CHECKING:
     from errata.data import LoadedData
     from errata.editors._base import Editor
+    from errata.evaluation.robustness import RobustnessSettings
     from errata.lm import LM
 
 EXAMPLES = (
@@ -35,6 +36,7 @@ EXAMPLES = (
     "errata eval --editor ft --data counterfact:counterfact.json --limit 100 --out runs/ft --json",
     "errata eval --editor rome --data zsre --regime sequential:100 --fail-under reliability=0.9",
     "errata eval --editor rome --data world --regime sequential:200 --batch 20 --every 2",
+    "errata eval --editor rome --data world --limit 60 --suite robustness",
 )
 
 SORTED_BY_DOMAIN = ("uniedit", "world")
@@ -88,6 +90,24 @@ def evaluate(
             rich_help_panel=_DATA,
         ),
     ] = False,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="robustness",
+            help="Ask every case under perturbations instead: random prefix, long context,"
+            " rephrased prompt, rephrased and shuffled subject, possessive; whole answers count.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    suite_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite-set",
+            metavar="KEY=VALUE",
+            help="A setting of the suite, e.g. text=FILE.txt or words=100. Repeatable.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     regime: Annotated[
         str,
         typer.Option(
@@ -198,6 +218,7 @@ def evaluate(
     from errata.evaluation.regimes import parse_regime
 
     parse_regime(regime)
+    tests = _suite(suite, suite_set)
     chosen = editor.build(model.model)
     if shuffle is None:
         shuffle = data.partition(":")[0] in SORTED_BY_DOMAIN
@@ -205,10 +226,14 @@ def evaluate(
     _summary.say_notes(loaded)
     protocol: dict[str, Any] = {"regime": regime, "top_k": top_k, "seed": seed}
     request = {"model": model.model, "data": data, "split": split, "limit": limit, **protocol}
+    asked = {"suite": {"name": suite, **tests.model_dump(mode="json")}} if tests else {}
+    request |= asked
     folder = _folder(out, save, resume, chosen, loaded, request)
     lm = model.load()
     if folder is not None:
         _output.note(f"run folder: {folder}")
+    if tests is not None:
+        loaded = _perturbed(lm, loaded, tests, data_set)
     from errata.evaluation import evaluate as run
 
     try:
@@ -232,7 +257,10 @@ def evaluate(
                 every=every,
                 drop_partial=drop_partial,
                 keep_collisions=keep_collisions,
-                config_extra={"request": {"split": split, "limit": limit, "shuffle": shuffle}},
+                config_extra={
+                    "request": {"split": split, "limit": limit, "shuffle": shuffle},
+                    **asked,
+                },
                 **protocol,
             )
     except KeyboardInterrupt:
@@ -256,6 +284,36 @@ def _load(
     options = key_values(data_set, "--data-set", "suffix=")
     with _output.status(f"reading {data}"):
         return load_cases(data, split, limit, seed, skip_bad, options or None)
+
+
+def _suite(name: str | None, settings: list[str] | None) -> RobustnessSettings | None:
+    """Return the settings of the suite that is asked for.
+
+    Raises:
+        ConfigError: If there is no such suite or setting, or settings of none.
+    """
+    if name is None:
+        if settings:
+            raise ConfigError("--suite-set needs a suite", "Add --suite robustness")
+        return None
+    if name != "robustness":
+        raise ConfigError(f"unknown suite {name!r}", "Known: robustness")
+    from errata.evaluation.robustness import settings_of
+
+    return settings_of(settings)
+
+
+def _perturbed(
+    lm: LM, data: LoadedData, settings: RobustnessSettings, data_set: list[str] | None
+) -> LoadedData:
+    from errata.evaluation.robustness import robustness_suite
+
+    options = key_values(data_set, "--data-set", "suffix=")
+    with _output.status("perturbing the questions"):
+        suite = robustness_suite(lm, data, settings, options=options)
+    for text in suite.notes[len(data.notes) :]:
+        _output.note(f"{suite.name}: {text}")
+    return suite
 
 
 def _folder(

@@ -7,6 +7,7 @@ from typing import Any
 
 from errata.evaluation.bootstrap import Table, intervals
 from errata.evaluation.metrics import mean
+from errata.evaluation.micro import ROBUSTNESS, named_tests
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], list[float]]
@@ -46,7 +47,7 @@ def summarise(
         "ci95": {
             metric: bounds[metric] for metric in (*METRICS, "f1", *SAMPLED) if metric in bounds
         },
-        "by": _breakdowns(good),
+        "by": _breakdowns(good) | _suite(good, bootstrap, seed),
         "also": {name: rates.get(name) for name in ("generality_top1", "locality_top1")}
         | {"locality_gold": rates.get("locality_gold")},
         "hops": _hops(good),
@@ -136,6 +137,13 @@ def _breakdowns(records: Sequence[Record]) -> dict[str, Any]:
         "domain": by_domain,
         "hops": hops["generality"],
     }
+
+
+def _suite(records: Sequence[Record], bootstrap: int, seed: int) -> dict[str, Any]:
+    """Return the tests of a suite, if the records are of one: their answers are scored whole."""
+    if not any(entry.get("exact") for record in records for entry in record["questions"]):
+        return {}
+    return {"test": named_tests(records, bootstrap, seed, ROBUSTNESS)}
 
 
 def _failures(records: Iterable[Record]) -> dict[str, int]:

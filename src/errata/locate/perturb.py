@@ -25,7 +25,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING, TypeVar
 
 from errata.errors import DataError
-from errata.tokens import encode_row, find_subject
+from errata.tokens import find_subject, join
 
 if TYPE_CHECKING:
     from errata.case import Edit
@@ -139,13 +139,20 @@ def seen_subjects(lm: LM, edit: Edit, seed: int = 0) -> list[str]:
 def with_subject(prompt: str, subject: str, form: str) -> str:
     """Return the prompt with another form in place of its subject.
 
-    Spliced rather than formatted, so braces are plain text. Where the subject begins the prompt,
-    the form begins with a capital letter if the subject does.
+    Spliced rather than formatted, so braces are plain text. Words that end what stands before the
+    subject and also begin the form are written once: "the city called Rome" in "the mayor of the
+    city Rome" gives "the mayor of the city called Rome". What begins the prompt keeps its capital.
 
     Raises:
         EditError: If the subject does not occur in the prompt.
     """
     start, end = find_subject(prompt, subject)
+    words = prompt[:start].split(" ")
+    for first in range(len(words) - 1):
+        again = " ".join(words[first:])
+        if again.strip() and form.lower().startswith(again.lower()):
+            start -= len(again)
+            break
     if start == 0 and prompt[:1].isupper():
         form = form[:1].upper() + form[1:]
     return prompt[:start] + form + prompt[end:]
@@ -240,8 +247,11 @@ def fit_context(lm: LM, context: str, prompt: str, targets: Sequence[str] = ()) 
 
     def fits(count: int) -> bool:
         text = " ".join((*words[len(words) - count :], prompt))
-        rows = [encode_row(lm.tokenizer, text, target) for target in targets or (None,)]
-        return max(len(row.ids) for row in rows) <= (lm.max_length or math.inf)
+        whole = [join(text, target) for target in targets] or [text]
+        # nothing is predicted from an answer's last token; verbose would warn of long texts
+        spare = 1 if targets else 0
+        lengths = [len(ids) - spare for ids in lm.tokenizer(whole, verbose=False)["input_ids"]]
+        return max(lengths) <= (lm.max_length or math.inf)
 
     if fits(len(words)):
         return context
