@@ -202,8 +202,8 @@ def test_T8_the_likelihood_weighs_a_tenth_once_the_target_is_the_answer(
     losses = []
     for easy in (1.0, 0.1):
         editor = built(
-            make, "pmet", contexts="bare", layers=(0,), steps=12, lr=0.5, clamp=1e4, easy_factor=easy,
-            stop_kl=0.0, weight_decay=0.0, kl_factor=0.0,
+            make, "pmet", contexts="bare", layers=(0,), steps=12, lr=0.5, clamp=1e4,
+            easy_factor=easy, stop_kl=0.0, weight_decay=0.0, kl_factor=0.0,
         )  # fmt: skip
         editor.edit_one(lm, EDITS[1:2])
     losses = [event[1].losses[0] for kind, event in seen if kind == "value"]

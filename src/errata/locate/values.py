@@ -193,7 +193,8 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None) -> 
         # ">=" also stops an edit whose loss is NaN; it is refused in the end
         running = running & (loss.detach() >= settings.stop_loss)
         if adaptive is not None:  # the new weight serves the next step, as published
-            factor = adaptive.factor * torch.where(said, adaptive.easy, 1.0).to(factor)
+            factor = torch.full_like(factor, adaptive.factor)
+            factor[said] *= adaptive.easy
             near = kl.detach() * (settings.kl_factor if adaptive.scaled_kl else 1.0)
             running = running & ~(said & (near < adaptive.stop_kl))
         if last or not bool(running.any()):
