@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny_models import tiny_tokenizer
 from torch import Tensor
 
-from errata.errors import DataError, EditError
+from errata import cache
+from errata.errors import DataError, EditError, ErrataError
 from errata.lm import LM
 from errata.locate import moments as moments_module
 from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.keys import capture, module_of
-from errata.locate.moments import MomentSettings, count_moments, get_moments
+from errata.locate.moment_files import Moment, tokenizer_digest
+from errata.locate.moments import MomentSettings, count_moments, get_moments, save_moments
 from errata.locate.solve import factor
 
 TEXTS = tuple(
@@ -98,6 +103,18 @@ def test_counting_stops_when_there_is_enough(tiny: Callable[..., LM]) -> None:
     lm = tiny("gpt2")
     found = count_moments(lm, CORPUS, [1], 7, enough=20, every=1)[1]
     assert found.tokens == 21
+
+
+@pytest.mark.parametrize("together", [[0], [2], [0, 1, 2]])
+def test_T14_layers_counted_together_are_those_counted_alone(
+    tiny: Callable[..., LM], together: list[int]
+) -> None:
+    lm = tiny("llama")
+    found = count_moments(lm, CORPUS, together, 256, dtype=torch.float64)
+    for layer in together:
+        matrix, tokens = one_by_one(lm, layer)
+        torch.testing.assert_close(found[layer].matrix, matrix, rtol=TOLERANCE, atol=TOLERANCE)
+        assert found[layer].tokens == tokens
 
 
 @pytest.mark.parametrize("stop_after", [1, 2])
@@ -238,6 +255,144 @@ def test_moments_may_be_given(tiny: Callable[..., LM], tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_text("nonsense")
     with pytest.raises(DataError, match="cannot read"):
         get_moments(lm, [1], settings)
+
+
+def moments_of(lm: LM, layers: list[int]) -> dict[int, Moment]:
+    return count_moments(lm, CORPUS, layers, 256, dtype=torch.float64)
+
+
+def test_saved_moments_are_read_back(tiny: Callable[..., LM], tmp_path: Path) -> None:
+    lm = tiny("gpt2")
+    moments = moments_of(lm, LAYERS)
+    save_moments(tmp_path / "m.safetensors", lm, moments)
+    settings = MomentSettings(moments_file=str(tmp_path / "m.safetensors"))
+    again = get_moments(lm, [2], settings)
+    assert list(again) == [2]
+    assert torch.equal(again[2].matrix, moments[2].matrix)
+    assert again[2].tokens == moments[2].tokens > 0
+    with pytest.raises(DataError, match=r"no tensor mom2\.1; it holds mom2\.0, mom2\.2"):
+        get_moments(lm, [1], settings)
+
+
+def retokenised(lm: LM) -> LM:
+    """The same weights with a tokenizer that puts a start-of-text token first."""
+    return LM(lm.model, tiny_tokenizer(True), name=lm.name)
+
+
+def test_moments_of_another_model_layer_or_tokenizer_are_refused(
+    tiny: Callable[..., LM], tmp_path: Path
+) -> None:
+    lm, path = tiny("gpt2"), tmp_path / "m.safetensors"
+    settings = MomentSettings(moments_file=str(path))
+    save_moments(path, lm, moments_of(lm, [0]))
+    single = get_moments(tiny("gpt2", "float32"), [0], settings)[0]  # the same checkpoint
+    assert torch.equal(single.matrix, moments_of(lm, [0])[0].matrix)
+    with pytest.raises(EditError, match="another tokenizer"):
+        get_moments(retokenised(lm), [0], settings)
+    edited = copy.deepcopy(lm.model)
+    next(edited.parameters()).data[0, 0] += 1
+    with pytest.raises(EditError, match="counted on tiny-gpt2; tiny-gpt2 has other weights"):
+        get_moments(LM(edited, lm.tokenizer, name=lm.name), [0], settings)
+
+    save_moments(path, lm, moments_of(lm, [0]))
+    alter(path, lambda facts: facts["layers"]["0"].update(site=lm.site(1).path))
+    with pytest.raises(EditError, match=f"counted at {lm.site(1).path}, not at"):
+        get_moments(lm, [0], settings)
+
+
+def alter(
+    path: Path, change: Callable[[dict], object] = lambda facts: None, add: float = 0
+) -> None:
+    """Write the file again with other facts, or with another matrix."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as handle:
+        facts = json.loads(handle.metadata()["errata_moments"])
+        tensors = {name: handle.get_tensor(name) + add for name in handle.keys()}
+    change(facts)
+    save_file(tensors, path, metadata={"errata_moments": json.dumps(facts)})
+
+
+def test_damaged_moments_are_refused(tiny: Callable[..., LM], tmp_path: Path) -> None:
+    lm, path = tiny("gpt2"), tmp_path / "m.safetensors"
+    save_moments(path, lm, moments_of(lm, [0]))
+    alter(path, add=1e-6)
+    with pytest.raises(DataError, match="damaged"):
+        get_moments(lm, [0], MomentSettings(moments_file=str(path)))
+
+
+def test_the_tokenizer_digest_leaves_out_what_calls_change(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2")
+    before = tokenizer_digest(lm)
+    lm.text_rows(["The capital of France"], 2)  # sets the truncation of the tokenizer
+    assert tokenizer_digest(lm) == before
+    assert tokenizer_digest(retokenised(lm)) != before
+
+
+def test_another_tokenizer_is_another_cache_entry(
+    tiny: Callable[..., LM], texts_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, passes = tiny("gpt2"), counting(monkeypatch)
+    settings = MomentSettings(moments_text=texts_file, moments_samples=100)
+    one = get_moments(lm, [0], settings)[0]
+    other = get_moments(retokenised(lm), [0], settings)[0]
+    assert len(passes) == 2
+    assert other.tokens == one.tokens + len(TEXTS)
+
+
+def test_too_few_tokens_are_said_with_what_to_type(
+    tiny: Callable[..., LM], texts_file: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    lm = tiny("gpt2")
+    f = lm.site(0).d_in
+    few = MomentSettings(moments_text=texts_file, moments_samples=2, moments_max_length=10)
+    with caplog.at_level(logging.WARNING):
+        moments = get_moments(lm, [0, 1], few)
+    tokens = moments[0].tokens
+    assert tokens < f
+    assert f"counted on {tokens} tokens, which is fewer than its {f} inputs" in caplog.text
+    assert f"{10 * f} tokens are safe" in caplog.text
+    assert f"--set moments_samples={math.ceil(10 * f * 2 / tokens)}" in caplog.text
+    assert len(caplog.records) == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):  # from the cache; now the file is what is too short
+        get_moments(
+            lm, [0], few.model_copy(update={"moments_samples": 99, "moments_max_length": 2})
+        )
+    assert "holds 12 documents" in caplog.text
+    assert "--set moments_text=FILE" in caplog.text
+    caplog.clear()
+    save_moments(tmp_path / "m.safetensors", lm, moments)
+    with caplog.at_level(logging.WARNING):
+        get_moments(lm, [0], MomentSettings(moments_file=str(tmp_path / "m.safetensors")))
+    assert "--set moments_file" in caplog.text
+
+
+def test_enough_tokens_are_no_news(
+    tiny: Callable[..., LM], texts_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        get_moments(tiny("gpt2"), [0], MomentSettings(moments_text=texts_file))
+    assert not caplog.records
+
+
+def test_a_full_disk_costs_only_the_cache(
+    tiny: Callable[..., LM], texts_file: str, cache_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    lm, settings = tiny("gpt2"), MomentSettings(moments_text=texts_file, moments_samples=100)
+    whole = get_moments(lm, [0], settings)[0]
+
+    def full(path: Path, data: bytes) -> None:
+        raise ErrataError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(cache, "write_atomically", full)
+    monkeypatch.setenv("ERRATA_CACHE", str(cache_folder / "elsewhere"))
+    with caplog.at_level(logging.WARNING):
+        again = get_moments(lm, [0], settings)[0]
+    assert torch.equal(again.matrix, whole.matrix)
+    assert "No space left" in caplog.text
 
 
 def test_nan_keys_are_refused(tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,3 +157,56 @@ def test_a_zero_moment_is_refused() -> None:
 def test_an_indefinite_moment_is_refused(problem: dict[str, Tensor]) -> None:
     with pytest.raises(EditError, match="singular"):
         solve.factor(problem["C"] - 0.5 * problem["C"].diagonal().mean() * torch.eye(F))
+
+
+# ---------------------------------------------------------------------- systems of edits
+
+
+def test_the_factor_gives_back_its_matrix(problem: dict[str, Tensor]) -> None:
+    factor = solve.factor(problem["C"])
+    assert factor.size == F
+    torch.testing.assert_close(factor.matrix(), problem["C"], rtol=TOLERANCE, atol=TOLERANCE)
+    half = factor.half_solve(problem["k"].T)
+    torch.testing.assert_close(
+        half.T @ half, problem["k"] @ solve.whiten(problem["k"], factor).T,
+        rtol=TOLERANCE, atol=TOLERANCE,
+    )  # fmt: skip
+
+
+def test_a_positive_system_is_factored_as_it_is(problem: dict[str, Tensor]) -> None:
+    lower, ridge = solve.positive(problem["C"], "it")
+    assert ridge == 0
+    torch.testing.assert_close(lower @ lower.T, problem["C"], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_singular_system_gets_the_smallest_ridge(
+    problem: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    matrix = problem["k"].T @ problem["k"]  # rank 5 of 12
+    with caplog.at_level(logging.WARNING):
+        lower, ridge = solve.positive(matrix, "the system of something")
+    assert ridge == pytest.approx(solve.SYSTEM_RIDGE_START * float(matrix.diagonal().mean()))
+    assert "the system of something is singular" in caplog.text
+    near = matrix + ridge * torch.eye(F, dtype=torch.float64)
+    torch.testing.assert_close(lower @ lower.T, near, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("ill", [1e-6, 1e-11])
+def test_an_ill_conditioned_system_is_not_called_singular(ill: float) -> None:
+    """Scales that differ between keys are no dependence between them."""
+    scales = torch.logspace(0, torch.tensor(ill).log10().item(), F, dtype=torch.float64)
+    assert solve.positive(torch.diag(scales), "it")[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        (-torch.eye(3), "singular"),
+        (torch.diag(torch.tensor([1.0, 1.0, -0.1])), "singular"),
+        (torch.zeros(3, 3), "singular"),
+        (torch.full((2, 2), float("nan")), "NaN"),
+    ],
+)
+def test_what_is_not_positive_is_refused(matrix: Tensor, said: str) -> None:
+    with pytest.raises(EditError, match=said):
+        solve.positive(matrix, "it")

@@ -36,8 +36,22 @@ Form = Literal["auto", "primal", "dual"]
 EQUALITY_TOLERANCE = 1e-6
 """How far the equalities of `equality` may be missed, relative to the largest residual."""
 
-DEPENDENT = 1e-13
-"""A key counts as dependent on others when less than this share of its square remains."""
+SAME_KEY = 0.999
+"""Cosine in the metric of `C^{-1}` from which two keys are called the same in an error."""
+
+SOFTEN = "Remove one of them, or allow for a compromise: set slack=0.1."
+
+
+class RowsError(EditError):
+    """Some edits cannot be solved for.
+
+    Attributes:
+        rows: Numbers of the rows to blame, from 0; without them the rest can be tried again.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, rows: tuple[int, ...]) -> None:
+        super().__init__(message, hint)
+        self.rows = rows
 
 
 # ---------------------------------------------------------------------- solvers
@@ -88,7 +102,7 @@ def least_squares(
     total = past.total()
     if total is not None:
         system += total.to(system)
-    lower = positive(system, "the system of the edits")
+    lower, _ = positive(system, "the system of the edits")
     return residual, torch.cholesky_solve(keys.T, lower).T
 
 
@@ -129,20 +143,15 @@ def equality(
     scale = gram.diagonal().rsqrt()
     if not torch.isfinite(scale).all():
         bad = int((~torch.isfinite(scale)).nonzero()[0])
-        raise EditError(f"the key of edit {bad + 1} is zero or not finite; it cannot be edited")
+        raise RowsError(f"the key of edit {bad + 1} is zero; it cannot be edited", rows=(bad,))
     scaled = gram * scale[:, None] * scale
-    lower, info = torch.linalg.cholesky_ex(scaled)
-    dependent = int(info) != 0 or bool(lower.diagonal().square().min() < DEPENDENT)
-    if dependent:
-        log.warning(
-            "keys of these %d edits are linearly dependent; a ridge was added to their system",
-            len(keys),
-        )
-        scaled.diagonal().add_(10 * DEPENDENT)
-        lower = positive(scaled, "the system of the equalities")
+    try:
+        lower, ridge = positive(scaled, "the system of the equalities")
+    except EditError:
+        raise EditError("these edits cannot all hold exactly", SOFTEN) from None
     white = torch.linalg.solve_triangular(moment.lower.T, half, upper=True).T / weight
     A = torch.cholesky_solve(white * scale[:, None], lower) * scale[:, None]
-    if dependent and slack == 0:
+    if ridge and slack == 0:
         _check_equalities(residual, keys, A, scaled)
     return residual, A
 
@@ -197,7 +206,7 @@ def null_space(
             else:
                 system += basis.basis.T @ total @ basis.basis
         system.diagonal().add_(l2)
-        lower = positive(system, "the system of the edits")
+        lower, _ = positive(system, "the system of the edits")
         found = torch.cholesky_solve(inside[-len(keys) :].T, lower).T
     return residual, found if basis.complement else found @ basis.basis.T
 
@@ -300,9 +309,9 @@ def _rows(residual: Tensor, keys: Tensor, size: int, like: Tensor) -> tuple[Tens
         )
     residual, keys = (part.detach().to(like) for part in (residual, keys))
     for name, part in (("key", keys), ("target value", residual)):
-        bad = (~torch.isfinite(part).all(-1)).nonzero()
-        if len(bad):
-            raise EditError(f"the {name} of edit {int(bad[0]) + 1} holds NaN or inf")
+        bad = tuple((~torch.isfinite(part).all(-1)).nonzero().flatten().tolist())
+        if bad:
+            raise RowsError(f"the {name} of edit {bad[0] + 1} holds NaN or inf", rows=bad)
     return residual, keys
 
 
@@ -328,7 +337,7 @@ def _select(system: Float[Tensor, "n n"], count: int, what: str) -> Float[Tensor
     n = len(system)
     unit = torch.zeros(n, count, dtype=system.dtype, device=system.device)
     unit[n - count :].diagonal().fill_(1)
-    return torch.cholesky_solve(unit, positive(system, what))
+    return torch.cholesky_solve(unit, positive(system, what)[0])
 
 
 def _check_equalities(residual: Tensor, keys: Tensor, A: Tensor, scaled: Tensor) -> None:
@@ -337,13 +346,15 @@ def _check_equalities(residual: Tensor, keys: Tensor, A: Tensor, scaled: Tensor)
     if float(missed.max()) <= EQUALITY_TOLERANCE * float(residual.norm(dim=-1).max()):
         return
     count, size = keys.shape
-    hint = "Allow for a compromise with slack=0.1, or remove one of them."
     if count > size:
-        raise EditError(f"{count} edits cannot all hold exactly in {size} inputs", hint)
+        raise EditError(f"{count} edits cannot all hold exactly in {size} inputs", SOFTEN)
     similar = scaled.abs().fill_diagonal_(0)
-    i, j = divmod(int(similar.argmax()), count)
-    raise EditError(
-        f"no update satisfies all edits: edits {min(i, j) + 1} and {max(i, j) + 1} have the same "
-        "key (the same subject and prompt) but different targets, as it seems",
-        hint,
+    i, j = sorted(divmod(int(similar.argmax()), count))
+    if float(similar[i, j]) < SAME_KEY:
+        raise EditError("no update satisfies all edits: keys are combinations of others", SOFTEN)
+    raise RowsError(
+        f"no update satisfies all edits: edits {i + 1} and {j + 1} seem to have the same key (the "
+        "same subject and prompt) but different targets",
+        SOFTEN,
+        rows=(i, j),
     )

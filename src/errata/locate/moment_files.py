@@ -40,7 +40,7 @@ def tensor_digest(tensor: Tensor) -> str:
     """Return the SHA-256 over type, shape and bytes of a tensor."""
     plain = tensor.detach().cpu().contiguous()
     total = hashlib.sha256(f"{plain.dtype}|{tuple(plain.shape)}|".encode())
-    total.update(plain.reshape(-1).view(torch.uint8).numpy())
+    total.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -76,9 +76,11 @@ def save_moments(path: str | Path, lm: LM, moments: Mapping[int, Moment]) -> Non
         for layer, moment in moments.items()
     }
     facts = {
-        "model": lm.name, "dtype": str(lm.dtype).removeprefix("torch."),
-        "fingerprint": lm.fingerprint, "tokenizer": tokenizer_digest(lm), "layers": layers,
-    }  # fmt: skip
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "tokenizer": tokenizer_digest(lm),
+        "layers": layers,
+    }
     named = {f"mom2.{layer}": moment.matrix for layer, moment in moments.items()}
     save_tensors(Path(path), named, {"errata_moments": facts})
 
@@ -124,9 +126,7 @@ def _check_facts(lm: LM, found: Mapping[int, Tensor], facts: Mapping[str, Any], 
     again = "Count them for this model: leave moments_file out."
     if facts.get("fingerprint") != lm.fingerprint:
         raise EditError(
-            f"{path} was counted on other weights: {facts.get('model')} in {facts.get('dtype')}; "
-            f"this is {lm.name} in {str(lm.dtype).removeprefix('torch.')}",
-            again,
+            f"{path} was counted on {facts.get('model')}; {lm.name} has other weights", again
         )
     if facts.get("tokenizer") != tokenizer_digest(lm):
         raise EditError(f"{path} was counted with another tokenizer than that of {lm.name}", again)

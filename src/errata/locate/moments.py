@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from errata.cache import digest, folder_name, load_tensors, save_tensors
 from errata.config import Settings
-from errata.errors import DataError, EditError
+from errata.errors import DataError, EditError, ErrataError
 from errata.files import cache_root
 from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.keys import capture, module_of
@@ -107,6 +107,14 @@ def model_folder(kind: str, lm: LM) -> Path:
     return cache_root() / kind / f"{folder_name(lm.name)}-{model}"
 
 
+def keep(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write to the cache; a full disk costs the next run time, but not this one its result."""
+    try:
+        save_tensors(path, tensors, facts)
+    except ErrataError as error:
+        log.warning("%s; it is computed again next time", error.message)
+
+
 def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict[int, Moment]:
     """Return the second moments of the keys of some layers, from the cache or by counting.
 
@@ -145,9 +153,7 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
             )  # fmt: skip
         for layer, moment in counted.items():
             facts = {"tokens": moment.tokens, "corpus": corpus.name}
-            save_tensors(
-                folder / f"{key}-layer{layer}.safetensors", {"moment": moment.matrix}, facts
-            )
+            keep(folder / f"{key}-layer{layer}.safetensors", {"moment": moment.matrix}, facts)
         (folder / f"{key}-layers{name}.partial.safetensors").unlink(missing_ok=True)
         found.update(counted)
     _warn_if_few(found, _more_text(found, len(corpus.texts), samples, corpus.name))
@@ -229,7 +235,7 @@ def count_moments(
             progress(done, len(corpus.texts))
         if checkpoint is not None and done < len(corpus.texts):
             named = {f"sum.{n}": total for n, total in zip(layers, sums, strict=True)}
-            save_tensors(checkpoint, named, {**facts, "tokens": tokens, "done": done})
+            keep(checkpoint, named, {**facts, "tokens": tokens, "done": done})
     if not tokens:
         raise DataError(f"{corpus.name} holds no token")
     return {

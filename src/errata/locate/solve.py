@@ -28,10 +28,14 @@ RIDGE_START = 1e-10
 RIDGE_LIMIT = 1e-2
 """Largest relative ridge tried; a moment that needs more carries no usable information."""
 
-SYSTEM_RIDGE_START = 1e-14
-"""First ridge tried when a system of edits is not positive definite, relative to its diagonal."""
+DEPENDENT = 1e-13
+"""A system counts as singular when less than this share of a diagonal entry is left as a pivot."""
 
-SYSTEM_RIDGE_LIMIT = 1e-9
+SYSTEM_RIDGE_START = 1e-10
+"""First ridge tried on a singular system, relative to its mean diagonal. It changes what the system
+determines by about that share, and leaves about 1e-16 / 1e-10 of noise in what it does not."""
+
+SYSTEM_RIDGE_LIMIT = 1e-8
 """Largest relative ridge tried on a system of edits; more would change the solution visibly."""
 
 
@@ -103,15 +107,18 @@ def factor(moment: Float[Tensor, "f f"], *, ridge: float = 0.0) -> Factor:
     return Factor(lower, relative * scale)
 
 
-def positive(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
-    """Return the lower Cholesky factor of a symmetric positive definite system, in float64.
+def positive(matrix: Float[Tensor, "n n"], what: str) -> tuple[Float[Tensor, "n n"], float]:
+    """Factor a symmetric positive definite system in float64.
 
-    Rounding may leave a system that is positive definite by its making slightly indefinite; then
-    the smallest of a few tiny ridges that mends it is added to its diagonal, with a notice.
+    Rounding, or edits that share a key, may leave a system singular that is positive definite by
+    its making; then a tiny ridge is added to its diagonal, with a notice.
 
     Args:
         matrix: The system; it is symmetrised first.
         what: What the notice and the error call it.
+
+    Returns:
+        The lower Cholesky factor and what was added to the diagonal, 0.0 as a rule.
 
     Raises:
         EditError: If it holds NaN or inf, or is singular beyond rounding.
@@ -122,15 +129,18 @@ def positive(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
             f"{what} holds NaN or inf", "Look at the keys and target values of these edits."
         )
     matrix = (matrix + matrix.T) / 2
-    scale = float(matrix.diagonal().mean()) if len(matrix) else 1.0
+    diagonal = matrix.diagonal()
+    scale = float(diagonal.mean())
     relative = 0.0
     while True:
-        shifted = matrix.clone()
-        shifted.diagonal().add_(relative * scale)
+        shifted = matrix
+        if relative:
+            shifted = matrix.clone()
+            shifted.diagonal().add_(relative * scale)
         lower, info = torch.linalg.cholesky_ex(shifted)
-        if int(info) == 0:
+        if int(info) == 0 and bool((lower.diagonal().square() > DEPENDENT * diagonal).all()):
             break
-        relative = max(SYSTEM_RIDGE_START, relative * 100)
+        relative = max(SYSTEM_RIDGE_START, relative * 10)
         if relative > SYSTEM_RIDGE_LIMIT or scale <= 0:
             raise EditError(
                 f"{what} is singular",
@@ -139,7 +149,7 @@ def positive(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
             )
     if relative:
         log.warning("%s is singular in float64; %.0e of its diagonal was added", what, relative)
-    return lower
+    return lower, relative * scale
 
 
 def whiten(keys: Float[Tensor, "n f"], moment: Factor | None) -> Float[Tensor, "n f"]:

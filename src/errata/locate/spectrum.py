@@ -12,7 +12,6 @@ folder, named by the bytes of the moment, so neither another model nor other tex
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.cache import digest, load_tensors, save_tensors
-from errata.errors import EditError, ErrataError
+from errata.cache import digest, load_tensors
+from errata.errors import EditError
 from errata.locate.moment_files import Moment, tensor_digest
-from errata.locate.moments import model_folder
+from errata.locate.moments import keep, model_folder
 from errata.locate.solve import Factor, factor
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def get_factor(lm: LM, layer: int, moment: Moment, ridge: float = 0.0) -> Factor
     if stored is not None:
         return Factor(stored[0]["lower"], stored[1]["ridge"])
     made = factor(matrix, ridge=ridge)
-    _keep(path, {"lower": made.lower}, {"ridge": made.ridge})
+    keep(path, {"lower": made.lower}, {"ridge": made.ridge})
     return made
 
 
@@ -191,7 +190,7 @@ def get_null_space(
         values, vectors = stored[0]["values"].to(lm.device), stored[0]["vectors"].to(lm.device)
     else:
         values, vectors = spectrum(moment.matrix.to(lm.device))
-        _keep(path, {"values": values, "vectors": vectors}, {})
+        keep(path, {"values": values, "vectors": vectors}, {})
     found = null_space_of(values, vectors, threshold, relative=relative)
     log.info(
         "layer %d: the null space has rank %d of %d (eigenvalues below %.3g)",
@@ -203,11 +202,3 @@ def get_null_space(
 def _path(lm: LM, layer: int, moment: Moment, kind: str, *settings: float) -> Path:
     key = digest(tensor_digest(moment.matrix), *settings)
     return model_folder("spectra", lm) / f"{key}-layer{layer}-{kind}.safetensors"
-
-
-def _keep(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, float]) -> None:
-    """Write to the cache; a full disk costs the next run time, but not this one its result."""
-    try:
-        save_tensors(path, tensors, facts)
-    except ErrataError as error:
-        log.warning("%s; it is computed again next time", error.message)
