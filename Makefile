@@ -58,6 +58,7 @@ bench: $(READY)
 docs: $(READY)
 	@$(BIN)/python -m tests.cli.help_blocks docs/cli.md
 	@$(BIN)/python -m tests.training.settings_table docs/training.md
+	@$(BIN)/python -m tests.editors.editors_table README.md
 
 readme: $(READY)
 	@$(BIN)/python docs/refresh.py README.md

@@ -169,12 +169,13 @@ def test_eval_world_is_drawn_from_all_domains(errata: Errata, model: str) -> Non
     assert len(found["by"]["domain"]) == 1
 
 
-@pytest.mark.parametrize("what", ["editors", "datasets", "metrics", "models"])
+@pytest.mark.parametrize("what", ["editors", "strategies", "datasets", "metrics", "models"])
 def test_ls(errata: Errata, what: str) -> None:
     found = errata("ls", what, "--json").json
     names = {entry["name"] for entry in found["entries"]}
     expected = {
-        "editors": {"none", "ft", "rome"},
+        "editors": {"none", "ft", "rome", "memit", "alphaedit"},
+        "strategies": {"blue"},
         "datasets": {"zsre", "counterfact", "mquake", "uniedit", "jsonl", "world"},
         "metrics": {"reliability", "generality", "locality", "average"},
         "models": {"pocket"},
@@ -182,6 +183,18 @@ def test_ls(errata: Errata, what: str) -> None:
     assert expected[what] <= names
     table = errata("ls", what).stdout
     assert all(name in table for name in names)
+
+
+def test_ls_one_editor(errata: Errata) -> None:
+    found = errata("ls", "editors", "memit+blue", "--json").json
+    settings = {setting["name"]: setting["default"] for setting in found["settings"]}
+    assert settings["mom2_weight"] == 20_000
+    assert "blue_layers" in settings
+    assert found["published"]["gpt2-xl"]["layers"] == [13, 14, 15, 16, 17]
+    shown = errata("ls", "editors", "memit+blue").stdout
+    assert all(name in shown for name in ("mom2_weight", "blue_layers", "gpt-j-6b"))
+    assert errata("ls", "models", "pocket").code == 2
+    assert "Did you mean 'blue'" in errata("ls", "editors", "memit+bleu").stderr
 
 
 def test_doctor(errata: Errata, model: str) -> None:

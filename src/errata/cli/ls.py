@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.cli import _output
 from errata.cli._options import JsonFlag
+from errata.errors import ConfigError
 
-EXAMPLES = ("errata ls editors", "errata ls datasets --json", "errata ls metrics")
+if TYPE_CHECKING:
+    from errata.registry import Registry
+
+EXAMPLES = (
+    "errata ls editors",
+    "errata ls editors memit+blue",
+    "errata ls datasets --json",
+    "errata ls metrics",
+)
 
 METRICS = {
     "reliability": "share of target tokens that are the most probable ones after the edit",
@@ -31,21 +40,20 @@ class What(StrEnum):
     """What can be listed."""
 
     editors = "editors"
+    strategies = "strategies"
     datasets = "datasets"
     metrics = "metrics"
     models = "models"
 
 
-def _registered(what: What) -> list[dict[str, Any]]:
+def _registry(what: What) -> Registry:
     if what is What.editors:
         from errata.editors import editors as registry
+    elif what is What.strategies:
+        from errata.strategies import strategies as registry
     else:
         from errata.data import datasets as registry
-    rows = []
-    for entry in registry.entries.values():
-        facts = {key: value for key, value in entry.facts.items() if key != "name"}
-        rows.append({"name": entry.name, "summary": entry.summary, **facts})
-    return rows
+    return registry
 
 
 def rows_of(what: What) -> list[dict[str, Any]]:
@@ -54,26 +62,109 @@ def rows_of(what: What) -> list[dict[str, Any]]:
         return [{"name": name, "summary": text} for name, text in METRICS.items()]
     if what is What.models:
         return [{"name": name, "summary": text} for name, text in MODELS.items()]
-    return _registered(what)
+    rows = []
+    for entry in _registry(what).entries.values():
+        facts = {key: value for key, value in entry.facts.items() if key != "name"}
+        rows.append({"name": entry.name, "summary": entry.summary, **facts})
+    if what is What.editors:
+        for row in rows:
+            row["strategies"] = _strategies_on(row["name"])
+    return rows
 
 
-def _address(paper: str) -> str:
-    found = re.search(r"arxiv\.org/abs/(\S+)|arXiv:(\S+)", paper)
-    return "arXiv:" + (found[1] or found[2]).rstrip(";,.)") if found else ""
+def _strategies_on(host: str) -> list[str]:
+    from errata.strategies import strategies
+
+    return [e.name for e in strategies.entries.values() if host in e.facts.get("hosts", ())]
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Return what an editor or a pair is, needs and can be told.
+
+    Raises:
+        ConfigError: If there is no such editor.
+    """
+    from errata.editors import editors
+
+    entry = editors.entry(name)
+    cls = editors.load(name)
+    settings = [
+        {
+            "name": field,
+            "default": jsonable(info.get_default(call_default_factory=True)),
+            "meaning": info.description or "",
+        }
+        for field, info in sorted(cls.Config.model_fields.items())
+    ]
+    return {
+        "name": name,
+        "summary": entry.summary,
+        "title": cls.title,
+        "paper": cls.paper,
+        "needs": list(cls.needs),
+        "weights": cls.weights,
+        "settings": settings,
+        "published": {backbone: dict(values) for backbone, values in cls.published.items()},
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """Return a default as JSON holds it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def address(paper: str) -> str:
+    """Return the arXiv ids of a citation."""
+    found = re.findall(r"arxiv\.org/abs/([\d.]+)|arXiv:([\d.]+)", paper)
+    return " ".join("arXiv:" + (a or b).rstrip(".") for a, b in found)
 
 
 def ls(
     what: Annotated[What, typer.Argument(help="What to list.")],
+    name: Annotated[
+        str | None, typer.Argument(help="editors: one of them, with all its settings.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """List editors, data sets, metrics or models."""
+    """List editors, strategies, data sets, metrics or models."""
+    if name is not None:
+        if what is not What.editors:
+            raise ConfigError(f"{what.value} have no settings to list", "errata ls editors rome")
+        _one(settings_of(name), json)
+        return
     rows = rows_of(what)
     if json:
         _output.print_json({"what": what.value, "entries": rows})
         return
-    papers = any(row.get("paper") for row in rows)
-    table = _output.table("name", "what it is", *(["paper"] if papers else []))
+    columns = {
+        What.editors: ("needs", "with", "paper"),
+        What.strategies: ("works on", "paper"),
+    }.get(what, ())
+    table = _output.table("name", "what it is", *columns)
     for row in rows:
-        paper = [_address(str(row.get("paper", "")))] if papers else []
-        table.add_row(row["name"], row["summary"], *paper)
+        cells = {
+            "needs": ", ".join(row.get("needs", ())),
+            "with": ", ".join(f"+{name}" for name in row.get("strategies", ())),
+            "works on": ", ".join(row.get("hosts", ())),
+            "paper": address(str(row.get("paper", ""))),
+        }
+        table.add_row(row["name"], row["summary"], *(cells[column] for column in columns))
     _output.out().print(table)
+
+
+def _one(found: dict[str, Any], json: bool) -> None:
+    if json:
+        _output.print_json(found)
+        return
+    out = _output.out()
+    out.print(f"{found['name']}: {found['summary']}")
+    if found["paper"]:
+        out.print(found["paper"])
+    out.print(f"needs: {', '.join(found['needs']) or 'nothing'}")
+    table = _output.table("setting", "default", "meaning")
+    for setting in found["settings"]:
+        default = setting["default"]
+        table.add_row(setting["name"], "" if default is None else str(default), setting["meaning"])
+    out.print(table)
+    if found["published"]:
+        out.print("--as-published: " + ", ".join(found["published"]))

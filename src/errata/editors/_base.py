@@ -13,6 +13,7 @@ from errata.config import Settings
 from errata.editors import backbone_of
 from errata.errors import ConfigError, EditError, PatchError
 from errata.lm import LM
+from errata.locate.trace import cached_choice
 from errata.patch import Patch
 from errata.tokens import find_subject
 
@@ -232,11 +233,14 @@ def gated(lm: LM, layer: int) -> bool:
 
 
 def recall_layer(lm: LM) -> int:
-    """Block where subjects are likely recalled: what `auto` means for ROME and its relatives.
+    """Block where subjects are recalled: what `auto` means for ROME and its relatives.
 
-    A rule read off the published tables: 0.345 of the depth for plain FFNs (GPT2-M 8 of 24, L 12
-    of 36, XL 17 of 48, NeoX 15 of 44) and one sixth for gated ones (5 of 28 to 32). Causal tracing
-    is the way to find it for a given model.
+    Where the model was traced (`errata trace`), the peak of the FFN's effect. Else a rule read off
+    the published tables: 0.345 of the depth for plain FFNs (GPT2-M 8 of 24, L 12 of 36, XL 17 of
+    48, NeoX 15 of 44) and one sixth for gated ones (5 of 28 to 32).
     """
+    traced = cached_choice(lm)
+    if traced is not None:
+        return traced.layer
     share = 1 / 6 if gated(lm, lm.n_layers // 2) else 0.345
     return min(lm.n_layers - 1, round(share * lm.n_layers))

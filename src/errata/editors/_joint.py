@@ -25,6 +25,7 @@ from errata.lm import LM
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import Memory
 from errata.locate.keys import Place, edit_keys
+from errata.locate.trace import cached_choice
 from errata.locate.values import Adaptive, optimise_values
 from errata.patch import Change, LowRank, Patch
 from errata.spec import Site
@@ -126,10 +127,13 @@ class JointEditor(LocateEditor):
         return self.resolve_layers(lm, self.automatic_layers(lm) if chosen == "auto" else chosen)
 
     def automatic_layers(self, lm: LM) -> tuple[int, ...]:
-        """Return the blocks that were published for this model, else up to where facts are read."""
+        """Return the blocks published for this model, else as traced, else by depth."""
         published = self._automatic_layers(lm)
         if published is not None:
             return published
+        traced = cached_choice(lm)
+        if traced is not None:
+            return traced.layers
         # the published tables end where ROME edits in plain FFNs (GPT2-XL 13-17, GPT-J 3-8) and
         # half as deep again in gated ones (Llama 4-8 where ROME edits 5)
         last = recall_layer(lm)

@@ -33,8 +33,8 @@ class Blue(Strategy, JointEditor):
     name = "blue"
     title = "BLUE"
     paper = (
-        "Lin et al., BLUE: boundary layer updating for locate-then-edit knowledge editing, 2025, "
-        "github.com/xpq-tech/BLUE"
+        "Li et al., Rethinking Residual Distribution in Locate-then-Edit Model Editing, "
+        "NeurIPS 2025, arXiv:2502.03748"
     )
     hosts = ("alphaedit", "memit", "memit_seq", "pmet", "prune", "rect")
     Settings = BlueSettings
