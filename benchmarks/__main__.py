@@ -8,8 +8,8 @@ import sys
 from benchmarks import _common as common
 
 SCRIPTS = (
-    "startup", "evaluation", "rome_edit", "training", "trained_edit", "moments", "memory",
-    "trained_memory", "bf16",
+    "startup", "evaluation", "rome_edit", "memit_edit", "training", "trained_edit", "moments",
+    "solves", "memory", "trained_memory", "bf16",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ same second moment, same steps; the weight changes are compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,25 @@ def context_templates(lm: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def random_moment(lm: Any, layer: int, folder: Path) -> Path:
+def random_moment(lm: Any, layers: Sequence[int], folder: Path) -> Path:
     """Write the second moment of random keys: as good as a counted one for timing."""
     import torch
     from safetensors.torch import save_file
 
-    f = lm.site(layer).d_in
-    keys = torch.randn(2 * f, f, generator=torch.Generator().manual_seed(0))
-    path = folder / f"{lm.name.replace('/', '-')}-mom2.safetensors"
-    save_file({f"mom2.{layer}": keys.T @ keys / len(keys)}, path)
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for layer in layers:
+        f = lm.site(layer).d_in
+        keys = torch.randn(2 * f, f, generator=generator)
+        found[f"mom2.{layer}"] = keys.T @ keys / len(keys)
+    path = folder / f"{lm.name.replace('/', '-')}-mom2-{len(layers)}.safetensors"
+    save_file(found, path)
     return path
 
 
 def settings(lm: Any, layer: int, steps: int) -> dict[str, Any]:
     """Return the settings that both ways use."""
-    moments = str(random_moment(lm, layer, common.CACHE))
+    moments = str(random_moment(lm, [layer], common.CACHE))
     return {
         "layer": layer, "steps": steps, "contexts": context_templates(lm), "moments_file": moments,
         "lr": 0.5, "weight_decay": 0.5, "clamp": 4.0, "kl_factor": 0.0625,
@@ -67,7 +72,7 @@ class PlainRome:
         self.prefixes = ["", *(c.removesuffix("{}") for c in given["contexts"])]
         moment = load_file(given["moments_file"])[f"mom2.{given['layer']}"]
         self.inverse = torch.linalg.inv(moment.double()).to(lm.device)  # cached, as published
-        self.module = lm.module(lm.site(given["layer"]).path)
+        self.module = self.place = lm.module(lm.site(given["layer"]).path)
 
     def edit(self, edit: Any) -> Any:
         """Return the change of the weight matrix, `d_out x d_in`."""
@@ -141,15 +146,17 @@ class PlainRome:
         each = torch.arange(len(at), device=lm.device)
         where = torch.tensor(at, device=lm.device)
 
-        def add(module: Any, args: Any, out: Any) -> Any:
+        def add(module: Any, args: Any, output: Any) -> Any:
             nonlocal first
+            out = output[0] if isinstance(output, tuple) else output
             first = out[0, at[0]].detach().float() if first is None else first
-            return out.index_put((each, where), delta.to(out.dtype), accumulate=True)
+            moved = out.index_put((each, where), delta.to(out.dtype), accumulate=True)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         losses = []
         for step in range(given["steps"]):
             adam.zero_grad()
-            handle = self.module.register_forward_hook(add)
+            handle = self.place.register_forward_hook(add)
             logits = lm.model(**batch).logits.float()
             handle.remove()
             drift = torch.log_softmax(logits[-1, at[-1]], -1)

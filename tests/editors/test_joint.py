@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errata.apply import bounded, weight_deltas
 from errata.case import Edit
-from errata.editors import _joint, editors, get_editor
+from errata.editors import _base, _joint, editors, get_editor
 from errata.editors._base import Editor
 from errata.editors._joint import JointEditor, Write
 from errata.errors import ConfigError, EditError
@@ -21,6 +21,7 @@ from errata.lm import LM
 from errata.locate.contexts import Contexts
 from errata.locate.joint import Memory
 from errata.locate.keys import edit_keys
+from errata.locate.trace import Choice
 from errata.locate.values import Values
 from errata.patch import Change, Dense, LowRank, Patch
 
@@ -426,6 +427,21 @@ def test_pairs_have_the_settings_published_for_them() -> None:
     assert (
         get_editor("pmet+blue", as_published="gpt-j-6b").config.model_dump()["mom2_weight"] == 1000
     )
+
+
+def test_auto_layers_are_the_traced_ones_of_a_model_without_published_ones(
+    tiny: Tiny, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny("gpt2")
+    choice = Choice(1, (0, 1), facts=3, data="facts", effect=0.1, agreement=1.0, id="x")
+    for module in (_base, _joint):
+        monkeypatch.setattr(module, "cached_choice", lambda lm: choice)
+    assert built(make, "memit", layers="auto").edited_layers(lm) == (0, 1)
+    assert built(make, "emmet", layers="auto").edited_layers(lm) == (1,)
+    rome = make("rome", layer="auto")
+    assert rome.made_of(lm) == {"layers": "1"}
+    named = get_editor("memit").edited_layers(_Deep("gpt2-xl", 48))  # type: ignore[arg-type]
+    assert named == (13, 14, 15, 16, 17)
 
 
 class _Deep:
