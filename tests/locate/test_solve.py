@@ -162,7 +162,11 @@ def test_an_indefinite_moment_is_refused(problem: dict[str, Tensor]) -> None:
 # ---------------------------------------------------------------------- systems of edits
 
 
-def test_the_factor_gives_back_its_matrix(problem: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("panel", [1, 5, 12, 100])
+def test_the_factor_gives_back_its_matrix(
+    problem: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, panel: int
+) -> None:
+    monkeypatch.setattr(solve, "PANEL", panel)
     factor = solve.factor(problem["C"])
     assert factor.size == F
     torch.testing.assert_close(factor.matrix(), problem["C"], rtol=TOLERANCE, atol=TOLERANCE)

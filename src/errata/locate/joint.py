@@ -97,7 +97,7 @@ def least_squares(
         chosen = _select(system, len(keys), "the system of the edits")
         back = torch.linalg.solve_triangular(moment.lower.T, half @ chosen, upper=True)
         return residual, back.T
-    system = weight * moment.matrix() + keys.T @ keys
+    system = moment.matrix().mul_(weight).addmm_(keys.T, keys)
     past.check(moment.size)
     total = past.total()
     if total is not None:
@@ -201,8 +201,11 @@ def null_space(
         if past.gram is not None:
             past.check(basis.size)
             total = past.gram.to(system)
-            if basis.complement:
-                system += basis.project(basis.project(total).T)
+            if basis.complement:  # P S P, from S U1 alone
+                used = total @ basis.basis
+                used -= basis.basis @ (basis.basis.T @ used) / 2
+                outer = used @ basis.basis.T
+                system += total - outer - outer.T
             else:
                 system += basis.basis.T @ total @ basis.basis
         system.diagonal().add_(l2)

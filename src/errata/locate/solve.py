@@ -38,6 +38,9 @@ determines by about that share, and leaves about 1e-16 / 1e-10 of noise in what 
 SYSTEM_RIDGE_LIMIT = 1e-8
 """Largest relative ridge tried on a system of edits; more would change the solution visibly."""
 
+PANEL = 512
+"""Rows of a product of triangular matrices that are computed together."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -65,8 +68,14 @@ class Factor:
         return torch.linalg.solve_triangular(self.lower, columns.to(self.lower), upper=False)
 
     def matrix(self) -> Float[Tensor, "f f"]:
-        """Return `C`, with the ridge, in float64."""
-        return self.lower @ self.lower.T
+        """Return `C`, with the ridge, in float64, from the half of the product that is not zero."""
+        product = torch.empty_like(self.lower)
+        for start in range(0, self.size, PANEL):
+            end = start + PANEL
+            rows = self.lower[start:end, :end] @ self.lower[:end, :end].T
+            product[start:end, :end] = rows
+            product[:start, start:end] = rows[:, :start].T
+        return product
 
 
 def factor(moment: Float[Tensor, "f f"], *, ridge: float = 0.0) -> Factor:
@@ -114,7 +123,7 @@ def positive(matrix: Float[Tensor, "n n"], what: str) -> tuple[Float[Tensor, "n 
     its making; then a tiny ridge is added to its diagonal, with a notice.
 
     Args:
-        matrix: The system; it is symmetrised first.
+        matrix: The system; only its lower half is read.
         what: What the notice and the error call it.
 
     Returns:
@@ -128,7 +137,6 @@ def positive(matrix: Float[Tensor, "n n"], what: str) -> tuple[Float[Tensor, "n 
         raise EditError(
             f"{what} holds NaN or inf", "Look at the keys and target values of these edits."
         )
-    matrix = (matrix + matrix.T) / 2
     diagonal = matrix.diagonal()
     scale = float(diagonal.mean())
     relative = 0.0
