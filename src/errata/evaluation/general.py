@@ -150,18 +150,23 @@ def read_task(source: str) -> dict[str, Any]:
     if not isinstance(config.get("task"), str):
         raise DataError(f"{path} is not one task: it has no name under task:")
     arguments = dict(config.get("dataset_kwargs") or {})
-    if "data_files" in arguments:
-        arguments["data_files"] = _absolute(arguments["data_files"], path.resolve().parent)
-        config["dataset_kwargs"] = arguments
-    return config
+    if not arguments.get("data_files"):  # the harness would ask the network, for minutes
+        raise DataError(
+            f"the task of {path} has no local data",
+            "Give dataset_path: json and, under dataset_kwargs, data_files: {test: FILE.jsonl}.",
+        )
+    arguments["data_files"] = _absolute(arguments["data_files"], path.resolve().parent)
+    return config | {"dataset_kwargs": arguments}
 
 
 def _absolute(files: Any, folder: Path) -> Any:
-    if isinstance(files, str):
-        return str(folder / files)
     if isinstance(files, Mapping):
         return {split: _absolute(own, folder) for split, own in files.items()}
-    return [_absolute(own, folder) for own in files]
+    if not isinstance(files, str):
+        return [_absolute(own, folder) for own in files]
+    if not (folder / files).is_file():
+        raise DataError(f"no such data file of a task: {folder / files}")
+    return str(folder / files)
 
 
 def world_task() -> dict[str, Any]:

@@ -124,7 +124,7 @@ def evaluate(
     _check(1, top_k=top_k, stack_size=stack_size, batch=batch)
     _check(0, fluency=fluency, every=every)
     chosen = parse_regime(regime)
-    _check_regime(chosen, batch=batch > 1, retention=retention, general=general, every=every)
+    _check_regime(chosen, batch=batch > 1, general=general, every=every)
     kept = list(cases) if keep_collisions else drop_collisions(cases)
     units = units_of(kept, chosen, drop_partial)
     _check_cases(kept, units, chosen)
