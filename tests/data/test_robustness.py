@@ -172,11 +172,11 @@ def test_what_else_is_known_of_a_subject(world):
 def test_records_lead_back_to_their_facts(world):
     for case in load_cases("world", seed=0, limit=40).cases:
         (edit,) = case.edits
-        fact = rephrase.fact_of(world, case.id, edit.subject)
+        fact = rephrase.fact_of(world, case.id, edit.subject or "")
         assert world.split_of[fact.head] == "test"
         assert world.relations[fact.relation].id == case.meta["relation"]
         assert world.entities[fact.tail].label != edit.target
     with pytest.raises(DataError, match="not one of the world of scale pocket"):
         rephrase.fact_of(world, case.id, "Somebody Else")
     with pytest.raises(DataError, match="data-set scale"):
-        rephrase.fact_of(world, "art-99999999-0", edit.subject)
+        rephrase.fact_of(world, "art-99999999-0", edit.subject or "")

@@ -105,7 +105,7 @@ def test_a_form_takes_the_place_of_the_subject() -> None:
 
 
 def test_long_texts_run_on_and_have_no_braces() -> None:
-    ring = "a b c d e f g h".split()
+    ring: list[str] = list("abcdefgh")
     starts = {"a", "d", "h"}
     for text in long_texts(TEXTS, 20, words=6):
         words = text.split(" ")

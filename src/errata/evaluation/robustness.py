@@ -192,7 +192,7 @@ def _of_record(case: Case) -> Material:
     locality = tuple((p.name, p.prompt, p.target) for p in case.of("locality"))
     if len(case.edits) > 1:  # to which of them prompts and names belong is not said
         return Material(locality=locality)
-    (edit,) = case.edits
+    edit = case.edits[0]
     return Material(
         subjects=tuple(case.meta.get("subject_rephrase", edit.subject_rephrases)),
         prompts=tuple(
