@@ -127,7 +127,8 @@ class TestQuestions:
 
         one = suite()
         assert one == suite()
-        assert one.name == "rep (robustness)"
+        assert one.name == "rep"
+        assert one.version != data.version
         for other in (suite(seed=1), suite(held=1), suite(prefixes=2), suite(tests=("prompt",))):
             assert other.version != one.version
             assert other.cases != one.cases
@@ -417,13 +418,14 @@ class TestCommand:
             "success": 2,
         }
         assert all(len(entry["ci95"]) == 2 for entry in tests.values())
-        assert found["data"] == "jsonl (robustness)"
+        assert found["data"] == "jsonl"
         config = load_run(tmp_path / "run").config
         assert config["suite"] == {
             "name": "robustness",
             **settings_of([f"text={text}", "words=6"]).model_dump(mode="json"),
         }
         table = call(*own, "--no-save").stdout
+        assert "jsonl, suite robustness" in table
         assert "subject_od" in table
         assert "generality by name" not in table
 

@@ -350,7 +350,8 @@ def _print(
         _output.print_json({**summary, "run": None if folder is None else str(folder)})
         return
     console = _output.out()
-    console.print(f"{editor.title} on {summary['data']} · {lm.name} · {summary['regime']}")
+    suite = ", suite robustness" if "test" in summary["by"] else ""
+    console.print(f"{editor.title} on {summary['data']}{suite} · {lm.name} · {summary['regime']}")
     _summary.show(console, summary)
     if folder is not None:
         console.print(f"Records and summary: {folder}/", soft_wrap=True)

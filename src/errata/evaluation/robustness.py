@@ -154,7 +154,6 @@ def robustness_suite(
     facts = [_FORMAT, data.version, settings.model_dump(mode="json"), [repr(c) for c in cases]]
     return replace(
         data,
-        name=f"{data.name} (robustness)",
         cases=cases,
         version=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         notes=(*data.notes, *builder.notes()),
