@@ -13,6 +13,7 @@ TITLES = {
     "training": "Training steps",
     "trained_edit": "Edits of trained editors",
     "moments": "Second moments",
+    "solves": "Solves of several edits",
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",
