@@ -38,6 +38,7 @@ _EXPORTS = {
     "load_cases": "errata.data",
     "load_edits": "errata.data",
     "save_cases": "errata.data",
+    "trace": "errata.api",
     "train": "errata.training",
 }
 
@@ -61,11 +62,13 @@ __all__ = [
     "load_cases",
     "load_edits",
     "save_cases",
+    "trace",
     "train",
 ]
 
 if TYPE_CHECKING:
     from errata.api import edit as edit
+    from errata.api import trace as trace
     from errata.apply import Stack as Stack
     from errata.case import Case as Case
     from errata.case import Edit as Edit

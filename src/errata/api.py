@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.case import Edit
 from errata.editors import get_editor
@@ -13,6 +13,9 @@ from errata.editors._base import Editor
 from errata.errors import EditError
 from errata.lm import LM
 from errata.patch import Patch
+
+if TYPE_CHECKING:
+    from errata.locate.trace import Progress, Trace
 
 
 def edit(
@@ -45,6 +48,52 @@ def edit(
     if isinstance(editor, str):
         editor = get_editor(editor, settings, as_published=as_published, model=lm.name)
     return editor.edit_one(lm, [Edit(prompt, target, subject)], after)
+
+
+def trace(
+    lm: LM,
+    data: str | Sequence[Edit] | None = None,
+    *,
+    limit: int | None = 100,
+    split: str | None = None,
+    kinds: Sequence[str] = ("hidden", "ffn", "attn"),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Trace:
+    """Find out which blocks recall what the model knows, by causal tracing.
+
+    The choice of blocks is kept in the cache, where `layer=auto` finds it.
+
+    Args:
+        lm: The model.
+        data: Facts: a name or file as `errata.data._facts.load_facts` takes it, or edits whose
+            target is the true answer. Default: the built-in world for pocket, else `known_1000`.
+        limit: Number of facts that the model knows; None for all.
+        split: Part of the data set.
+        kinds: Which states are restored: `hidden`, `ffn`, `attn`.
+        progress: Called with (facts done, facts).
+        settings: Settings of the trace (`samples=10`, `noise=3.0`, `window="auto"`, `seed=0`).
+
+    Raises:
+        ConfigError: If a name or a setting is unknown.
+        DataError: If the facts cannot be read, or the model answers none of them.
+        EditError: If a fact has no subject, or it is not in the prompt.
+    """
+    from errata.config import settings_from
+    from errata.data._facts import Facts, default_facts, load_facts
+    from errata.locate.trace import TraceSettings
+    from errata.locate.trace import trace as run
+
+    chosen = settings_from(TraceSettings, settings, where="trace")
+    if data is None:
+        data = default_facts(lm.name)
+    if isinstance(data, str):
+        facts = load_facts(data, split, chosen.seed)
+    else:
+        facts = Facts("given facts", tuple(data), "")
+    return run(
+        lm, facts.facts, chosen, kinds=kinds, limit=limit, data=facts.name, progress=progress
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 from errata import __version__
-from errata.cli import _output, demo, doctor, edit, export, ls, sweep, train, verify, world
+from errata.cli import (
+    _output,
+    demo,
+    doctor,
+    edit,
+    export,
+    ls,
+    sweep,
+    trace,
+    train,
+    verify,
+    world,
+)
 from errata.cli import eval as eval_
 from errata.errors import ErrataError
 
@@ -96,6 +108,7 @@ _COMMANDS = (
     ("eval", eval_.evaluate, eval_.EXAMPLES, _MORE),
     ("sweep", sweep.sweep, sweep.EXAMPLES, _MORE),
     ("train", train.train, train.EXAMPLES, _MORE),
+    ("trace", trace.trace, trace.EXAMPLES, _MORE),
     ("ls", ls.ls, ls.EXAMPLES, _MORE),
     ("doctor", doctor.doctor, doctor.EXAMPLES, _MORE),
 )

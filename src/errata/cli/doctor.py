@@ -141,6 +141,7 @@ def _model(name: str, load: LoadOptions) -> tuple[list[Check], dict[str, Any] | 
         "a patch shows and is undone": _undo,
         "stacked patches agree": _stacked,
         "key/value cache": _cache,
+        "causal trace": _traced,
     }
     for what, test in tests.items():
         try:
@@ -227,6 +228,13 @@ def _stacked(lm: LM) -> str:
 
 def _cache(lm: LM) -> str:
     return "used" if lm.prefix_cache_works else "not usable here; whole prompts are run (slower)"
+
+
+def _traced(lm: LM) -> str:
+    from errata.locate.trace import cached_choice
+
+    chosen = cached_choice(lm)
+    return str(chosen) if chosen is not None else f"none yet; errata trace {lm.name} makes one"
 
 
 def _print(checks: list[Check], found: dict[str, Any] | None) -> None:

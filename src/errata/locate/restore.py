@@ -70,6 +70,10 @@ def noise_of(row: Row, samples: int, width: int, seed: int) -> Float[Tensor, "s 
     return torch.randn(samples, tokens, width, generator=draw, dtype=torch.float64)
 
 
+STATE_BYTES = 1 << 31
+"""Memory for states, keys and values of the corrupted runs that are restored together."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One restoration.
@@ -87,8 +91,8 @@ class Item:
 class Runs:
     """Clean and corrupted run of some facts, with every state that can be restored.
 
-    What stands before the subject is never corrupted: it is run once per fact and kept as keys and
-    values of the attention, where the model allows it.
+    Nothing before the subject is ever corrupted, and nothing before a restored token changes: where
+    the model allows it, those tokens are kept as keys and values of the attention.
 
     Args:
         lm: The model; it is not changed.
@@ -96,7 +100,7 @@ class Runs:
             label.
         noise: Per fact, what is added to the embeddings of its subject, `[samples, t, d]`.
         places: Which states are kept; `block` always is.
-        prefix_cache: Whether the tokens before the subject are run once only; exact either way.
+        cache: Whether keys and values are kept; exact either way.
     """
 
     @torch.no_grad()
@@ -107,17 +111,17 @@ class Runs:
         noise: Sequence[Float[Tensor, "s t d"]],
         places: Sequence[Place] = ("block", "ffn", "attn"),
         *,
-        prefix_cache: bool = True,
+        cache: bool = True,
     ) -> None:
         self.lm, self.rows, self.samples = lm, rows, len(noise[0])
-        starts = [subject_of(row).start for row in rows]
         _ = lm.block_returns_tuple  # a trial run of its own, as the next line may be
-        self._prefix: Prefix | None = None
-        if prefix_cache and any(starts) and lm.prefix_cache_works:
-            self._prefix = make_prefix(lm, rows, starts)
-            self._batch, _ = suffix_batch(lm, rows, self._prefix)
+        cache = cache and lm.prefix_cache_works
+        starts = [subject_of(row).start if cache else 0 for row in rows]
+        prefix: Prefix | None = None
+        if any(starts):
+            prefix = make_prefix(lm, rows, starts)
+            self._batch, _ = suffix_batch(lm, rows, prefix)
         else:
-            starts = [0] * len(rows)
             self._batch = lm.batch(rows, range(len(rows)))
         self.starts = tuple(starts)
         self.length = self._batch.input_ids.shape[1]
@@ -125,69 +129,78 @@ class Runs:
             len(rows), self.samples, self.length, noise[0].shape[-1], dtype=torch.float64
         )
         for number, (row, drawn) in enumerate(zip(rows, noise, strict=True)):
-            subject = subject_of(row)
-            first_column = subject.start - starts[number]
-            spread[number, :, first_column : first_column + drawn.shape[1]] = drawn
+            column = subject_of(row).start - starts[number]
+            spread[number, :, column : column + drawn.shape[1]] = drawn
         self._noise = spread.flatten(0, 1).to(lm.device, lm.dtype)
-        self._ends = torch.tensor(
-            [len(row.ids) - 1 - start for row, start in zip(rows, starts, strict=True)],
-            device=lm.device,
-        )
+        ends = [len(row.ids) - 1 - start for row, start in zip(rows, starts, strict=True)]
+        self._ends = torch.tensor(ends, device=lm.device)
         self._answers = torch.tensor([row.labels[0] for row in rows], device=lm.device)
         n = lm.n_layers
         kept: list[Place] = list(dict.fromkeys(("block", *places)))
         modules = [module_of(lm, layer, place) for place in kept for layer in range(n)]
         once = torch.arange(len(rows), device=lm.device)
-        batch, extra = self._rows(once)
-        _, states = capture(lm, batch, outputs=modules, **extra)
+        _, states = capture(lm, self._rows(once), outputs=modules, **self._extra(prefix, once))
         shaped = [self._shaped(state, len(rows)) for state in states]
         self.clean = {place: shaped[i * n : (i + 1) * n] for i, place in enumerate(kept)}
         facts = once.repeat_interleave(self.samples)
-        batch, extra = self._rows(facts)
-        with self._corrupted_embeddings(torch.arange(len(facts), device=lm.device)):
-            _, states = capture(lm, batch, outputs=modules[:n], **extra)
+        extra = self._extra(prefix, facts)
+        if cache and not extra:
+            from transformers import DynamicCache
+
+            extra = {"past_key_values": DynamicCache(), "use_cache": True}
+        with self._corrupted_embeddings(self._noise):
+            _, states = capture(lm, self._rows(facts), outputs=modules[:n], **extra)
         self.corrupted = [self._shaped(state, len(facts)) for state in states]
+        past: Any = extra.get("past_key_values")
+        self._past = [(layer.keys, layer.values) for layer in past.layers] if cache else None
 
     def _shaped(self, states: Tensor, rows: int) -> Tensor:
         return states.view(rows, self.length, -1)  # some models flatten the tokens of a batch
 
-    def _rows(self, facts: Int[Tensor, " R"], skipped: int = 0) -> tuple[Batch, dict[str, Any]]:
-        """Return one row per entry, and the arguments its forward pass needs.
-
-        Args:
-            facts: Number of the fact of each row.
-            skipped: How many of the first blocks will not run.
-        """
+    def _rows(self, facts: Int[Tensor, " R"], column: int = 0) -> Batch:
+        """Return one row per entry, from a column on."""
         whole = self._batch
-        batch = Batch(
-            whole.input_ids[facts], whole.attention_mask[facts], whole.position_ids[facts],
+        return Batch(
+            whole.input_ids[facts, column:],
+            whole.attention_mask[facts],
+            whole.position_ids[facts, column:],
             tuple(facts.tolist()),
-        )  # fmt: skip
-        if self._prefix is None:
-            return batch, {}
-        cache = self._prefix.above(skipped).rows(facts).cache()
-        return batch, {"past_key_values": cache, "use_cache": True}
+        )
 
-    def _corrupted_embeddings(self, lines: Int[Tensor, " R"]) -> Any:
-        """Hook that adds the noise of the given lines of all corrupted rows."""
-        noise = self._noise
+    def _extra(self, prefix: Prefix | None, facts: Int[Tensor, " R"]) -> dict[str, Any]:
+        """Return the arguments that a forward pass needs behind the prefixes of facts."""
+        if prefix is None:
+            return {}
+        return {"past_key_values": prefix.rows(facts).cache(), "use_cache": True}
 
+    def _kept(self, lines: Int[Tensor, " R"], column: int, skipped: int) -> dict[str, Any]:
+        """Return the same behind everything before a column of corrupted rows."""
+        if self._past is None:
+            return {}
+        behind = self._past[0][0].shape[2] - self.length + column
+        if behind == 0:
+            return {}
+        # blocks that will not run need no keys, but transformers asks the first one for the length
+        layers = {
+            layer: tuple(part[lines, :, :behind] for part in self._past[layer])
+            for layer in {0, *range(skipped, len(self._past))}
+        }
+        filled = tuple(layers.get(layer, layers[0]) for layer in range(len(self._past)))
+        mask = self._batch.attention_mask[:0]  # the batch brings its own
+        return {"past_key_values": Prefix(filled, mask, ()).cache(), "use_cache": True}  # type: ignore[arg-type]
+
+    def _corrupted_embeddings(self, noise: Float[Tensor, "R T d"]) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            return with_first(output, first(output) + noise[lines])
+            return with_first(output, first(output) + noise)
 
         return hooks(self.lm.module(self.lm.spec.embedding).register_forward_hook(hook))
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows per forward pass that the budgets of tokens and of logits allow."""
-        vocabulary = self.lm.embedding.shape[0]
-        return max(1, min(self.lm.max_tokens // self.length, LOGIT_BUDGET // vocabulary))
 
     @torch.no_grad()
     def answers(self) -> Float[Tensor, " f"]:
         """Return the probability of each answer in the clean run."""
-        number = torch.arange(len(self.rows), device=self.lm.device)
-        return self._finish(number, self.lm.n_layers - 1, self.clean["block"][-1])
+        lm, facts = self.lm, torch.arange(len(self.rows), device=self.lm.device)
+        lines = facts * self.samples  # their keys and values are not read: no block runs
+        return self._finish(facts, lines, 0, lm.n_layers - 1, self.clean["block"][-1])
 
     @torch.no_grad()
     def restored(self, items: Sequence[Item], place: Place, layers: range) -> Float[Tensor, "n s"]:
@@ -198,74 +211,91 @@ class Runs:
             place: What is put back: the output of the block, of its FFN or of its attention.
             layers: Blocks in which it is put back.
         """
-        found = [
-            self._restored(items[start : start + step], place, layers)
-            for step in [max(1, self.rows_at_once // self.samples)]
-            for start in range(0, len(items), step)
-        ]
-        return torch.cat(found) if found else torch.zeros(0, self.samples)
+        columns: dict[int, list[int]] = {}
+        for number, item in enumerate(items):
+            first_token = min(item.tokens, default=self.starts[item.fact])
+            column = first_token - self.starts[item.fact] if self._past is not None else 0
+            columns.setdefault(column, []).append(number)
+        found = torch.zeros(len(items), self.samples, device=self.lm.device, dtype=torch.float64)
+        vocabulary = self.lm.embedding.shape[0]
+        for column, numbers in columns.items():
+            rows = min(self.lm.max_tokens // (self.length - column), LOGIT_BUDGET // vocabulary)
+            step = max(1, rows // self.samples)
+            for at in range(0, len(numbers), step):
+                part = numbers[at : at + step]
+                found[part] = self._restored([items[i] for i in part], place, layers, column)
+        return found
 
-    def _restored(self, items: Sequence[Item], place: Place, layers: range) -> Tensor:
-        lm, device = self.lm, self.lm.device
+    def _restored(
+        self, items: Sequence[Item], place: Place, layers: range, column: int
+    ) -> Float[Tensor, "n s"]:
+        """Restore items of which none has a token before a column; only columns from it on run."""
+        device, n = self.lm.device, len(items)
         facts = torch.tensor([item.fact for item in items], device=device)
         facts = facts.repeat_interleave(self.samples)
-        lines = facts * self.samples + torch.arange(self.samples, device=device).repeat(len(items))
-        put = torch.zeros(len(items), self.length, dtype=torch.bool)
+        lines = facts * self.samples + torch.arange(self.samples, device=device).repeat(n)
+        put = torch.zeros(n, self.length, dtype=torch.bool)
         for number, item in enumerate(items):
             put[number, [token - self.starts[item.fact] for token in item.tokens]] = True
-        put = put.to(device).repeat_interleave(self.samples, 0)[..., None]
+        put = put[:, column:].to(device).repeat_interleave(self.samples, 0)[..., None]
         below, rest = layers[0] - 1, list(layers)
-        hidden = self.corrupted[below][lines] if below >= 0 else None
+        hidden = self.corrupted[below][lines, column:] if below >= 0 else None
         if place == "block":  # nothing of the first block has to run: its output is known
             below, rest = layers[0], rest[1:]
-            start = self.corrupted[below][lines]
-            hidden = torch.where(put, self.clean["block"][below][facts], start)
+            clean = self.clean["block"][below][facts, column:]
+            hidden = torch.where(put, clean, self.corrupted[below][lines, column:])
         with ExitStack() as context:
             for layer in rest:
-                hook = self._putter(put, facts, self.clean[place][layer])
-                module = module_of(lm, layer, place)
+                hook = self._putter(put, self.clean[place][layer][facts, column:])
+                module = module_of(self.lm, layer, place)
                 context.enter_context(hooks(module.register_forward_hook(hook)))
             if hidden is None:
-                context.enter_context(self._corrupted_embeddings(lines))
-            found = self._finish(facts, below, hidden)
-        return found.view(len(items), self.samples)
+                context.enter_context(self._corrupted_embeddings(self._noise[lines, column:]))
+            return self._finish(facts, lines, column, below, hidden).view(n, self.samples).double()
 
-    def _putter(
-        self, put: Bool[Tensor, "R T 1"], facts: Int[Tensor, " R"], clean: Float[Tensor, "F T d"]
-    ) -> Any:
+    def _putter(self, put: Bool[Tensor, "R T 1"], clean: Float[Tensor, "R T d"]) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             states = first(output)
-            shaped = self._shaped(states, len(facts))
-            return with_first(output, torch.where(put, clean[facts], shaped).view(states.shape))
+            moved = torch.where(put, clean, states.view(clean.shape))
+            return with_first(output, moved.view(states.shape))
 
         return hook
 
     def _finish(
-        self, facts: Int[Tensor, " R"], below: int, hidden: Float[Tensor, "R T d"] | None
+        self,
+        facts: Int[Tensor, " R"],
+        lines: Int[Tensor, " R"],
+        column: int,
+        below: int,
+        hidden: Float[Tensor, "R T d"] | None,
     ) -> Float[Tensor, " R"]:
-        """Run what is above block `below` and return the probability of the answer, per row."""
-        lm = self.lm
-        batch, extra = self._rows(facts, below + 1)
-        at = torch.stack([torch.arange(len(facts), device=lm.device), self._ends[facts]], 1)
+        """Run what is above block `below`, from a column on; return the answers' probabilities."""
+        lm, number = self.lm, torch.arange(len(facts), device=self.lm.device)
+        at = torch.stack([number, self._ends[facts] - column], 1)
         with ExitStack() as context:
             if hidden is not None:
                 context.enter_context(reuse_below(lm, below, hidden))
-            logits = wide(lm.logits(batch, at, **extra))
+            extra = self._kept(lines, column, below + 1)
+            logits = wide(lm.logits(self._rows(facts, column), at, **extra))
         own = logits.gather(1, self._answers[facts][:, None])[:, 0]
         return (own - logits.logsumexp(-1)).exp()
 
 
 def together(lm: LM, rows: Sequence[Row], samples: int) -> Iterator[list[int]]:
-    """Yield groups of facts of similar length whose restorations fill about one forward pass."""
+    """Yield groups of facts of similar length whose corrupted rows make about one forward pass.
+
+    States and keys of all blocks are kept for a group, so its memory is bounded too.
+    """
     tails = [len(row.ids) - subject_of(row).start for row in rows]
+    size = 8 if lm.dtype == torch.float64 else 4
+    per_token = 3 * lm.n_layers * lm.spec.d_model * size  # of the block's output, keys and values
+    limit = min(lm.max_tokens, max(1, STATE_BYTES // per_token))
     group: list[int] = []
-    total = 0
     for number in sorted(range(len(rows)), key=lambda i: (tails[i], len(rows[i].ids), i)):
-        tokens = samples * tails[number] ** 2
-        if group and total + tokens > lm.max_tokens:
+        longest = max(len(rows[i].ids) for i in (*group, number))
+        if group and (len(group) + 1) * samples * longest > limit:
             yield group
-            group, total = [], 0
+            group = []
         group.append(number)
-        total += tokens
     if group:
         yield group

@@ -77,7 +77,7 @@ class TraceSettings(Settings):
         description="Neighbouring blocks in which FFN or attention is restored together; auto: 10"
         " from 30 blocks on, a third of the depth (rounded down, odd) below",
     )
-    seed: int = Field(default=1, ge=0, description="Seed of the noise")
+    seed: int = Field(default=0, ge=0, description="Seed of the noise")
 
 
 def window_size(settings: TraceSettings, n_layers: int) -> int:
@@ -351,10 +351,10 @@ def trace(
                 progress(int(table.finished(kinds).sum()), len(rows))
     finally:
         table.save()  # also when interrupted: what is done is done
+    effects = {kind: table.effects[kind] for kind in KINDS if kind in kinds}
     found = Trace(
         lm.name, lm.fingerprint, data, asked, settings.noise * std, window, settings,
-        table.clean, table.corrupted, {kind: table.effects[kind] for kind in table.complete()},
-        name,
+        table.clean, table.corrupted, effects, name,
     )  # fmt: skip
     if "ffn" in found.effects:
         save_json(_folder(lm) / f"{name}.json", {"format": FORMAT, **found.as_dict()})
@@ -373,7 +373,7 @@ def _effects(
     clean = runs.answers().double().cpu()
     nothing = [Item(number, ()) for number in range(len(rows))]
     last = lm.n_layers - 1
-    corrupted = runs.restored(nothing, "block", range(last, last + 1)).double().mean(1).cpu()
+    corrupted = runs.restored(nothing, "block", range(last, last + 1)).mean(1).cpu()
     found = {"clean": clean, "corrupted": corrupted}
     items = [
         Item(number, (token,))
@@ -388,7 +388,7 @@ def _effects(
         effects = torch.full((len(rows) * len(ROLES), lm.n_layers), torch.nan, dtype=torch.float64)
         for layer in range(lm.n_layers):
             layers = window_of(layer, 1 if kind == "hidden" else window, lm.n_layers)
-            p = runs.restored(items, KINDS[kind], layers).double().mean(1).cpu()
+            p = runs.restored(items, KINDS[kind], layers).mean(1).cpu()
             gained = p - corrupted[torch.tensor([item.fact for item in items])]
             total = torch.zeros_like(count).index_add(0, line, gained)
             effects[:, layer] = torch.where(count > 0, total / count, torch.nan)
@@ -439,10 +439,6 @@ class _Table:
     def finished(self, kinds: Sequence[str]) -> Tensor:
         """Say for each fact whether all these kinds are done."""
         return torch.stack([self.done[kind] for kind in kinds]).all(0)
-
-    def complete(self) -> list[str]:
-        """Return the kinds that are done for all facts."""
-        return [kind for kind in KINDS if kind in self.done and bool(self.done[kind].all())]
 
     def save(self) -> None:
         """Write what has been added since the last time."""
