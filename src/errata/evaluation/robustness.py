@@ -208,11 +208,13 @@ def _of_world(case: Case, world: World, seed: int) -> Material:
     from errata.world import rephrase
 
     (edit,) = case.edits
-    fact = rephrase.fact_of(world, case.id, edit.subject or "")
+    subject = edit.subject or ""
+    fact = rephrase.fact_of(world, case.id, subject)
+    before = edit.prompt[: find_subject(edit.prompt, subject)[0]]
     beside = rephrase.neighbours(world, fact, NEIGHBOURS, seed)
     own = rephrase.of_subject(world, fact, seed)
     return Material(
-        subjects=rephrase.subject_forms(world.entities[fact.head]),
+        subjects=rephrase.subject_forms(world.entities[fact.head], before),
         prompts=rephrase.paraphrases(world, fact),
         locality=(
             *(("neighborhood", prompt, answer) for prompt, answer in beside),

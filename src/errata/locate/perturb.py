@@ -139,20 +139,13 @@ def seen_subjects(lm: LM, edit: Edit, seed: int = 0) -> list[str]:
 def with_subject(prompt: str, subject: str, form: str) -> str:
     """Return the prompt with another form in place of its subject.
 
-    Spliced rather than formatted, so braces are plain text. Words that end what stands before the
-    subject and also begin the form are written once: "the city called Rome" in "the mayor of the
-    city Rome" gives "the mayor of the city called Rome". What begins the prompt keeps its capital.
+    Spliced rather than formatted, so braces are plain text. Where the subject begins the prompt
+    with a capital letter, the form does so too.
 
     Raises:
         EditError: If the subject does not occur in the prompt.
     """
     start, end = find_subject(prompt, subject)
-    words = prompt[:start].split(" ")
-    for first in range(len(words) - 1):
-        again = " ".join(words[first:])
-        if again.strip() and form.lower().startswith(again.lower()):
-            start -= len(again)
-            break
     if start == 0 and prompt[:1].isupper():
         form = form[:1].upper() + form[1:]
     return prompt[:start] + form + prompt[end:]

@@ -40,13 +40,31 @@ def fact_of(world: World, record: str, subject: str) -> Fact:
     )
 
 
-def subject_forms(entity: Entity) -> tuple[str, ...]:
-    """Return other names of an entity, those by its alias and those by its label in turn."""
+def subject_forms(entity: Entity, before: str = "") -> tuple[str, ...]:
+    """Return other names of an entity, those by its alias and those by its label in turn.
+
+    Args:
+        entity: The entity.
+        before: What stands before the name. Words that end it and would begin the name as well are
+            left out of the name: "called France" behind "the mayor of the country ", rather than
+            "the country called France".
+    """
     forms: list[str] = []
     for by_alias, by_label in zip(_BY_ALIAS, _BY_LABEL, strict=True):
         forms += [by_alias.format(s=alias, h=entity.noun) for alias in entity.aliases]
         forms.append(by_label.format(s=entity.label, h=entity.noun))
-    return tuple(forms)
+    fitting = dict.fromkeys(_once(before, form) for form in forms)
+    return tuple(form for form in fitting if form.lower() != entity.label.lower())
+
+
+def _once(before: str, form: str) -> str:
+    """Return a name without the words at its beginning that stand before it already."""
+    words = before.split(" ")
+    for first in range(len(words) - 1):
+        again = " ".join(words[first:])
+        if again.strip() and form.lower().startswith(again.lower()):
+            return form[len(again) :]
+    return form
 
 
 def paraphrases(world: World, fact: Fact) -> tuple[str, ...]:
