@@ -293,6 +293,13 @@ def test_T6_all_forms_agree_with_the_published_one(p: Problem, basis: NullSpace)
         near(found, joint.null_space_as_published(p.R, p.K, P, L2, zero))
 
 
+def test_T6_without_l2_edits_hold_exactly(p: Problem, basis: NullSpace) -> None:
+    """With as many keys as the null space has dimensions, the primal system is regular too."""
+    K, R = normal(basis.rank, F, seed=70), normal(basis.rank, D, seed=71)
+    for form in FORMS:
+        near(K @ matrix(joint.null_space(R, K, basis, 0.0, form=form)).T, R, 1e-6)
+
+
 def test_T6_the_gradient_vanishes(p: Problem, basis: NullSpace) -> None:
     P, S = basis.projector(), p.past.T @ p.past
     for delta in all_forms(p, basis).values():
@@ -548,8 +555,9 @@ def test_weights_below_zero_are_refused(p: Problem) -> None:
             joint.least_squares(p.R, p.K, p.factor, weight)
     with pytest.raises(EditError, match="slack"):
         joint.equality(p.R, p.K, p.factor, slack=-0.1)
-    with pytest.raises(EditError, match="negative"):
-        joint.null_space(p.R, p.K, basis_with(p.C, 12), -1.0)
+    for l2 in (-1.0, math.nan):
+        with pytest.raises(EditError, match="negative"):
+            joint.null_space(p.R, p.K, basis_with(p.C, 12), l2)
 
 
 def test_a_singular_system_gets_a_ridge_and_a_notice(

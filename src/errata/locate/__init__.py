@@ -9,5 +9,8 @@ keys      what the edited projection sees    k = input of W at the subject's las
 values    what it should answer              v* found by gradient descent on the output
 moments   what must not move                 C = E[k k^T] on ordinary text
 solve     the update                         pure float64 functions of (k, v*, C)
+spectrum  where ordinary keys hardly reach   null space of C; what is decomposed is kept on disk
+memory    what earlier edits wrote           past keys, at most f x f numbers
+joint     the update of several edits        pure float64 functions of (K, R, C, memory)
 ```
 """

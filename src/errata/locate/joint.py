@@ -132,7 +132,7 @@ def equality(
             the same key with different targets, or more edits than `f`.
     """
     residual, keys = _rows(residual, keys, moment.size, moment.lower)
-    if not weight > 0 or slack < 0:
+    if not (weight > 0 and slack >= 0):
         raise EditError(
             f"weight {weight} and slack {slack}: the weight has to be above 0, the slack not below"
         )
@@ -182,7 +182,7 @@ def null_space(
         EditError: If shapes do not fit, values are not finite or `l2` is negative.
     """
     residual, keys = _rows(residual, keys, basis.size, basis.basis)
-    if l2 < 0:
+    if not l2 >= 0:
         raise EditError(f"l2 is {l2}; it must not be negative")
     if basis.rank == 0:
         log.warning("the null space has rank 0; the update is zero")
@@ -209,6 +209,8 @@ def null_space(
             else:
                 system += basis.basis.T @ total @ basis.basis
         system.diagonal().add_(l2)
+        if basis.complement:  # nothing lies there, so any weight will do
+            system += system.diagonal().mean() * basis.basis @ basis.basis.T
         lower, _ = positive(system, "the system of the edits")
         found = torch.cholesky_solve(inside[-len(keys) :].T, lower).T
     return residual, found if basis.complement else found @ basis.basis.T

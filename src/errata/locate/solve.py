@@ -38,7 +38,7 @@ determines by about that share, and leaves about 1e-16 / 1e-10 of noise in what 
 SYSTEM_RIDGE_LIMIT = 1e-8
 """Largest relative ridge tried on a system of edits; more would change the solution visibly."""
 
-PANEL = 512
+PANEL = 256
 """Rows of a product of triangular matrices that are computed together."""
 
 
