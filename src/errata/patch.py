@@ -7,6 +7,7 @@ transpose.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 Where = Literal["input", "output"]
 _MODULES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]] = {}
+_HOMES = {"rep": "errata.strategies._rep_adapter"}
+"""Kinds that other modules of errata register: imported when a patch holds one, which may be in a
+process that has not edited anything."""
 M = TypeVar("M", bound=Callable[..., nn.Module])
 
 
@@ -124,10 +128,13 @@ class Module:
         Raises:
             PatchError: If this version of errata does not know the kind.
         """
+        if self.name not in _MODULES and self.name in _HOMES:
+            importlib.import_module(_HOMES[self.name])
         if self.name not in _MODULES:
+            known = ", ".join(sorted({*_MODULES, *_HOMES}))
             raise PatchError(
                 f"unknown kind of module {self.name!r} at {self.path}",
-                f"Known: {', '.join(sorted(_MODULES)) or 'none'}. Was the patch made by a plug-in?",
+                f"Known: {known}. Was the patch made by a plug-in?",
             )
         return _MODULES[self.name](self.config, self.weights).eval()
 
