@@ -293,11 +293,21 @@ def test_T6_all_forms_agree_with_the_published_one(p: Problem, basis: NullSpace)
         near(found, joint.null_space_as_published(p.R, p.K, P, L2, zero))
 
 
-def test_T6_without_l2_edits_hold_exactly(p: Problem, basis: NullSpace) -> None:
-    """With as many keys as the null space has dimensions, the primal system is regular too."""
+def test_T6_without_l2_the_system_is_regular_in_the_null_space(
+    p: Problem, basis: NullSpace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many keys as the null space has dimensions hold exactly; outside of it nothing lies."""
     K, R = normal(basis.rank, F, seed=70), normal(basis.rank, D, seed=71)
     for form in FORMS:
         near(K @ matrix(joint.null_space(R, K, basis, 0.0, form=form)).T, R, 1e-6)
+    past = normal(F, F, seed=72)
+    memory = Memory(None, past.T @ past, F)
+    listed = Memory(past, None, F)
+    near(
+        matrix(joint.null_space(p.R, p.K, basis, 0.0, memory)),
+        matrix(joint.null_space(p.R, p.K, basis, 0.0, listed, form="primal")),
+    )
+    assert not caplog.records
 
 
 def test_T6_the_gradient_vanishes(p: Problem, basis: NullSpace) -> None:

@@ -198,19 +198,20 @@ def null_space(
         found = _select(system, len(keys), "the system of the edits").T @ inside
     else:
         system = inside.T @ inside
+        system.diagonal().add_(l2)
+        U = basis.basis
         if past.gram is not None:
             past.check(basis.size)
             total = past.gram.to(system)
-            if basis.complement:  # P S P, from S U1 alone
-                used = total @ basis.basis
-                used -= basis.basis @ (basis.basis.T @ used) / 2
-                outer = used @ basis.basis.T
-                system += total - outer - outer.T
+            if basis.complement:  # P S P from S U1 alone, and any weight where nothing lies
+                used = total @ U
+                used -= U @ (U.T @ used) / 2 + total.diagonal().mean() / 2 * U
+                mixed = used @ U.T
+                system += total - mixed - mixed.T
             else:
-                system += basis.basis.T @ total @ basis.basis
-        system.diagonal().add_(l2)
-        if basis.complement:  # nothing lies there, so any weight will do
-            system += system.diagonal().mean() * basis.basis @ basis.basis.T
+                system += U.T @ total @ U
+        elif basis.complement:
+            system += system.diagonal().mean() * U @ U.T
         lower, _ = positive(system, "the system of the edits")
         found = torch.cholesky_solve(inside[-len(keys) :].T, lower).T
     return residual, found if basis.complement else found @ basis.basis.T
