@@ -11,7 +11,7 @@ from pydantic import Field
 
 from errata.editors._base import EditorConfig
 from errata.editors._joint import Factors, JointConfig, JointEditor, Write
-from errata.editors.memit import EASYEDIT, PUBLISHED
+from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
 from errata.lm import LM
 from errata.locate.joint import Memory, null_space, null_space_as_published
 from errata.locate.moments import get_moments
@@ -60,6 +60,8 @@ class AlphaEdit(JointEditor):
         "llama-3-8b": _like_memit("llama-3-8b"),
         "llama-3.1-8b": _like_memit("llama-3-8b"),
         "qwen2.5-7b": _like_memit("qwen2.5-7b", l2=1.0, **EASYEDIT),
+        # the published threshold and l2 are good here, too
+        "pocket": {**POCKET, "l2": 10.0},
     }
     config: AlphaEditConfig
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from errata.editors._base import recall_layer, resolve_layer
 from errata.editors._joint import Factors, JointConfig, JointEditor, Write
-from errata.editors.memit import EASYEDIT
+from errata.editors.memit import EASYEDIT, POCKET
 from errata.lm import LM
 from errata.locate.joint import equality
 
@@ -53,6 +53,7 @@ class Emmet(JointEditor):
         "qwen2-7b": _LLAMA,
         "qwen2.5-7b": _LLAMA,
         "llama-3.2-3b": _LLAMA,
+        "pocket": {**POCKET, "layers": (1,), "mom2_weight": 1000.0, "ridge": 0.01},
     }
     config: EmmetConfig
 

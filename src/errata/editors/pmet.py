@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from errata.editors._joint import Rule
-from errata.editors.memit import Memit, MemitConfig, settings
+from errata.editors.memit import POCKET, Memit, MemitConfig, settings
 from errata.locate.keys import Place
 from errata.locate.values import Adaptive
 
@@ -56,6 +56,7 @@ class Pmet(Memit):
         "llama-3-8b": settings(range(4, 9), 15_000.0, steps=25, lr=0.1, clamp=0.75),
         "llama-2-7b": settings(range(4, 9), 15_000.0, clamp=1.0),
         "llama-3.2-3b": settings(range(4, 9), 15_000.0, steps=25, clamp=1.0),
+        "pocket": {**POCKET, "mom2_weight": 1000.0, "ridge": 0.01},
     }
     config: PmetConfig
 
