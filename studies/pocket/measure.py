@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from errata import evaluate
 from errata.data import LoadedData
 from errata.editors import Editor
 from errata.lm import LM
+from studies.common.statistics import mean
 
 COLUMNS = ("rel1", "gen5", "gen1", "loc5", "loc1")
 """Scores of a case in percent: reliability, and generality and locality by top-5 and top-1."""
@@ -63,17 +63,3 @@ def describe(data: LoadedData) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def mean(values: Iterable[float | None]) -> float:
-    """Return the mean of those that are there."""
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else float("nan")
-
-
-def joined(columns: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Return the mean of each case over several runs."""
-    return [
-        None if any(v is None for v in case) else sum(v for v in case if v is not None) / len(case)
-        for case in zip(*columns, strict=True)
-    ]

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.common import results
+from studies.common.statistics import Estimate, at_locality, difference, estimate
+from studies.common.tables import table
 from studies.pocket import plan
 from studies.pocket.measure import COLUMNS
 from studies.pocket.run import RESULTS, read
-from studies.pocket.statistics import Estimate, at_locality, difference, estimate
 
 PAGE = Path(__file__).parents[2] / "docs" / "results-pocket.md"
 TITLES = {"test": "held-out entities", "test_domains": "held-out domains"}
@@ -37,7 +39,7 @@ class Results:
         if found is None:
             raise SystemExit(f"no results in {RESULTS}; make them: python -m studies.pocket run")
         self.cases: dict[str, list[Case]] = found
-        self.runs = {p.name.removesuffix(".json.gz"): p for p in sorted(RESULTS.glob("*.json.gz"))}
+        self.runs = results.names(RESULTS)
         self._read: dict[str, dict[str, Any]] = {}
 
     def of(self, name: str) -> list[dict[str, Any]]:
@@ -91,13 +93,6 @@ EDITORS = (
     ("ibke_no_mirror", "IBKE, ours without mirror"),
     ("ibke_ours", "IBKE, ours"),
 )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---"] * len(head)) + "|"]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def sensible(column: str) -> Callable[[Case], bool]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -22,6 +20,7 @@ from errata.training.config import TrainConfig
 from errata.training.groups import Group, complete, make_groups
 from errata.training.loop import Trainer
 from errata.training.prepared import Prepared
+from studies.common import results
 from studies.pocket.measure import describe, measure
 from studies.pocket.plan import SCALES, STEPS, Run
 
@@ -130,24 +129,14 @@ def _report(name: str) -> Any:
     return report
 
 
-def result_path(name: str) -> Path:
-    """Return the file of a run's result."""
-    return RESULTS / f"{name}.json.gz"
-
-
 def write(name: str, result: dict[str, Any]) -> None:
-    """Write a result, compressed, without a time stamp: equal results are equal files."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    data = json.dumps(result, separators=(",", ":")).encode()
-    part = result_path(name).with_suffix(".part")
-    part.write_bytes(gzip.compress(data, 9, mtime=0))
-    part.replace(result_path(name))
+    """Write a result."""
+    results.write(RESULTS, name, result)
 
 
 def read(name: str) -> dict[str, Any] | None:
     """Return a result; None if the run is not finished."""
-    path = result_path(name)
-    return json.loads(gzip.decompress(path.read_bytes())) if path.is_file() else None
+    return results.read(RESULTS, name)
 
 
 def carry_out(runs: list[Run], folder: Path) -> None:

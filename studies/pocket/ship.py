@@ -12,8 +12,9 @@ from errata.data import load_cases
 from errata.editors import get_editor
 from errata.editors._trained import TrainedEditor
 from errata.nets import weights
+from studies.common.tables import table
 from studies.pocket.measure import measure
-from studies.pocket.page import TITLES, Results, sensible, table
+from studies.pocket.page import TITLES, Results, sensible
 from studies.pocket.run import VARIANTS
 
 SHIPPED = {"ibke": "ibke_ours", "mend": "mend_small"}

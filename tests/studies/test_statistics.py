@@ -1,4 +1,4 @@
-"""Means, intervals and frontiers of the study against values worked out by hand."""
+"""Means, intervals and frontiers of studies against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from studies.pocket.statistics import at_locality, difference, estimate
+from studies.common.statistics import at_locality, difference, estimate
 
 
 def test_mean_over_seeds_and_cases() -> None:

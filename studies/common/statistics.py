@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from studies.pocket.measure import joined
-
 DRAWS = 4000
 Values = Sequence[float | None]
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """Return the mean of those that are there."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else float("nan")
+
+
+def joined(columns: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Return the mean of each case over several runs."""
+    return [
+        None if any(v is None for v in case) else sum(v for v in case if v is not None) / len(case)
+        for case in zip(*columns, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,27 @@ def estimate(
     return Estimate(float(score.mean()), float(low), float(high), seeds)
 
 
+def pooled(runs: Sequence[Values], facts: Sequence[Sequence[str]]) -> Estimate:
+    """Return the mean over the cases of runs that do not hold the same cases.
+
+    Whole facts are drawn, with their cases of all runs.
+
+    Args:
+        runs: Scores of every case, one sequence per seed.
+        facts: Fact of every case, likewise.
+    """
+    together = estimate([[v for run in runs for v in run]], [f for own in facts for f in own])
+    return replace(together, seeds=tuple(mean(run) for run in runs))
+
+
+def gaps(left: Sequence[Values], right: Sequence[Values]) -> list[list[float | None]]:
+    """Return the differences of two editors over the same cases, seed by seed."""
+    return [
+        [None if a is None or b is None else a - b for a, b in zip(x, y, strict=True)]
+        for x, y in zip(left, right, strict=False)
+    ]
+
+
 def difference(
     left: Sequence[Values],
     right: Sequence[Values],
@@ -74,12 +107,7 @@ def difference(
     chosen: Sequence[bool] | None = None,
 ) -> Estimate:
     """Return the paired difference of two editors over the same cases, seed by seed."""
-    pairs = list(zip(left, right, strict=False))
-    gaps = [
-        [None if a is None or b is None else a - b for a, b in zip(x, y, strict=True)]
-        for x, y in pairs
-    ]
-    return estimate(gaps, facts, chosen)
+    return estimate(gaps(left, right), facts, chosen)
 
 
 def at_locality(points: Mapping[str, Mapping[str, Any]], locality: float, rate: str) -> float:

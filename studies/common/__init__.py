@@ -1,0 +1,1 @@
+"""What the studies share: means and intervals, result files, tables."""
