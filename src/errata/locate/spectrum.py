@@ -38,8 +38,8 @@ FACTOR_CACHED_FROM = 2048
 """Size from which a Cholesky factor is kept on disk, for models on a CPU.
 
 Measured on one thread, checksum included: 0.25 s to factor against 0.04 s to load at f = 2048, 0.84
-against 0.09 s at 3072, 4.9 against 0.4 s at 6144. Below, factoring takes no longer than writing;
-a GPU factors faster than a disk reads. A spectrum (7.4 s at 3072) is always kept.
+against 0.09 s at 3072, 4.9 against 0.4 s at 6144. Below, factoring takes no longer than writing.
+Not measured on a GPU, where nothing is kept. A spectrum (7.4 s at 3072) is kept always.
 """
 
 
