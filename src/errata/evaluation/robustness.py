@@ -189,7 +189,7 @@ def _material(case: Case, world: World | None, settings: RobustnessSettings) -> 
 def _of_record(case: Case) -> Material:
     """Read what a record says; its prompts count if they ask for what the edit writes."""
     locality = tuple((p.name, p.prompt, p.target) for p in case.of("locality"))
-    if len(case.edits) > 1:  # to which of them prompts and names belong is not said
+    if len(case.edits) != 1:  # to which of them prompts and names belong is not said
         return Material(locality=locality)
     edit = case.edits[0]
     return Material(
