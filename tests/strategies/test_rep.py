@@ -34,7 +34,9 @@ from errata.tokens import positions_of
 
 HOSTS = ("rome", "r_rome", "memit", "emmet")
 STEPS = (0, 10, 20, 40, 80)
-ALONE = 2e-4
+ALONE = 1e-8
+"""Float64: groups together against alone, as for every editor."""
+SINGLE = 2e-4
 """Float32, after ten steps of Adam, whose first steps are of size lr however small the gradient:
 relative difference of adapters trained together and alone."""
 EXACT = 1e-6
@@ -275,7 +277,7 @@ def test_together_is_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, tensor in together.tensors().items():
         single = torch.cat([one.tensors()[name] for one in alone])
         scale = float(tensor.abs().max())
-        assert float((tensor - single).abs().max()) <= ALONE * scale, name
+        assert float((tensor - single).abs().max()) <= SINGLE * scale, name
         assert torch.equal(single, in_parts.tensors()[name]), name
 
 
@@ -457,7 +459,7 @@ def same(one: Patch, other: Patch) -> None:
         for name, tensor in left.weights.items():
             scale = float(tensor.abs().max())
             diff = float((tensor - right.weights[name]).abs().max())
-            assert diff <= ALONE * max(scale, 1e-3), (name, diff, scale)
+            assert diff <= ALONE * scale, (name, diff, scale)
 
 
 @pytest.mark.parametrize("host", ["rome", "memit"])

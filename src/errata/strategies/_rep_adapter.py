@@ -30,7 +30,7 @@ GATED_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class Adapters:
-    """Adapters of several edits at one projection, stacked; float32.
+    """Adapters of several edits at one projection, stacked; float32, or float64 on such a model.
 
     Attributes:
         A: First factor of each map.
@@ -86,9 +86,9 @@ class Adapters:
         """Return the parameters by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def to(self, device: torch.device) -> Adapters:
-        """Return the same on a device."""
-        return Adapters(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+    def to(self, device: torch.device, dtype: torch.dtype) -> Adapters:
+        """Return the same on a device and in a type."""
+        return Adapters(**{name: t.to(device, dtype) for name, t in self.tensors().items()})
 
     def gate(self, keys: Float[Tensor, "n b f"]) -> Float[Tensor, "n b"]:
         """Return each adapter's gate for its own keys, before the sigmoid."""

@@ -120,7 +120,7 @@ def train(
 
     Args:
         edits: The edits.
-        keys: What each is trained on.
+        keys: What each is trained on, in float32, or float64 if the model is.
         target: Per edit, what its perturbed keys should resemble.
         layer: Block number.
         moment: Factor of `C` at this block; None: `C = I`.
@@ -129,15 +129,16 @@ def train(
     """
     size = target.shape[1]
     inner = max(1, int(settings.rep_gate_ratio * size))
+    dtype = keys[0].original.dtype
     numbers = 2 * size * settings.rep_rank + size * inner + 2 * inner + 1
     step = max(1, TRAINED_AT_ONCE // numbers)
     parts: list[Adapters] = []
     for start in range(0, len(edits), step):
         some = slice(start, start + step)
         generators = [generator_for(edit, settings.rep_seed, layer) for edit in edits[some]]
-        fresh = Adapters.new(size, settings.rep_rank, inner, generators).to(target.device)
+        fresh = Adapters.new(size, settings.rep_rank, inner, generators).to(target.device, dtype)
         batches = _batches(edits[some], keys[some], ordinary, settings, generators)
-        _fit(fresh, batches, target[some].float(), moment, settings, generators)
+        _fit(fresh, batches, target[some].to(dtype), moment, settings, generators)
         parts.append(fresh)
     names = parts[0].tensors()
     return Adapters(**{name: torch.cat([part.tensors()[name] for part in parts]) for name in names})
@@ -168,8 +169,8 @@ def _batches(
                     _elsewhere(own.others, ordinary, allowed, settings.rep_others, generator)
                     for own, allowed, generator in zip(keys, free, generators, strict=True)
                 ]
-            ).float()
-        yield Batch(torch.stack(taken).float(), others)
+            )
+        yield Batch(torch.stack(taken), others)
 
 
 def _elsewhere(

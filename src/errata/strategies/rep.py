@@ -40,6 +40,16 @@ from errata.strategies._rep_data import (
 )
 from errata.strategies._rep_training import train
 
+POCKET: dict[str, object] = {
+    "rep_target": "key",
+    "rep_cls": 1.0,
+    "rep_steps": 100,
+    "rep_lr": 2e-3,
+    "rep_words": 20,
+}
+"""Found on the built-in world's validation facts; see docs/methods.md. By the released recipe no
+gate opens on the pocket model."""
+
 RAW_TARGETS = ("memit", "emmet")
 """Hosts for which the released code takes the raw key for the target."""
 
@@ -69,7 +79,9 @@ class Rep(Strategy, LocateEditor):
     hosts = ("emmet", "memit", "r_rome", "rome")
     weights = False
     Settings = RepSettings
-    overrides: ClassVar[Mapping[str, Mapping[str, Mapping[str, object]]]] = {}
+    overrides: ClassVar[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
+        host: {"pocket": POCKET} for host in hosts
+    }
     config: RepConfig
 
     def __init__(self, config: EditorConfig | None = None) -> None:
