@@ -108,7 +108,7 @@ class Runs:
         self,
         lm: LM,
         rows: Sequence[Row],
-        noise: Sequence[Float[Tensor, "s t d"]],
+        noise: Sequence[Float[Tensor, "s _ d"]],
         places: Sequence[Place] = ("block", "ffn", "attn"),
         *,
         cache: bool = True,
