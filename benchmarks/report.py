@@ -14,6 +14,7 @@ TITLES = {
     "trained_edit": "Edits of trained editors",
     "moments": "Second moments",
     "solves": "Solves of several edits",
+    "sequences": "Long sequences",
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",
