@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +54,8 @@ class General:
         self.lm = lm
         self.source = source
         with _quiet():
-            from lm_eval.models.huggingface import HFLM
-            from lm_eval.tasks import TaskManager
-
-            manager = TaskManager(include_defaults=False)
+            harness = import_module("lm_eval.models.huggingface").HFLM
+            manager = import_module("lm_eval.tasks").TaskManager(include_defaults=False)
             try:
                 self.tasks = manager.load([world_task() if source == WORLD else read_task(source)])
                 documents = [
@@ -70,7 +69,7 @@ class General:
                     f"{source} cannot be used as a task: {error}",
                     "Expected a task of lm-evaluation-harness with local data_files, or world.",
                 ) from error
-            self.model = HFLM(
+            self.model = harness(
                 pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length
             )
         self.id = hashlib.sha256(json.dumps(documents).encode()).hexdigest()[:16]
@@ -80,8 +79,7 @@ class General:
 
         The model is bit-identical afterwards.
         """
-        from lm_eval import evaluator
-
+        evaluator = import_module("lm_eval.evaluator")
         with _quiet(), applied(self.lm, patch) if patch is not None else _nothing():
             found: Any = evaluator.evaluate(
                 self.model, self.tasks, limit=ITEMS, bootstrap_iters=0, log_samples=False
@@ -110,20 +108,21 @@ def _quiet() -> Iterator[None]:
     from contextlib import redirect_stderr
 
     import datasets
+    from datasets import config
 
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.is_progress_bar_enabled()
-    offline = datasets.config.HF_HUB_OFFLINE
+    offline = config.HF_HUB_OFFLINE
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    datasets.config.HF_HUB_OFFLINE = True
+    config.HF_HUB_OFFLINE = True
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-        datasets.config.HF_HUB_OFFLINE = offline
+        config.HF_HUB_OFFLINE = offline
         if bars:
             datasets.enable_progress_bars()
 
@@ -138,14 +137,14 @@ def read_task(source: str) -> dict[str, Any]:
     Raises:
         DataError: If it is missing, or says no task.
     """
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(
             f"no such task file: {source}",
             "Give a task of lm-evaluation-harness (.yaml), or world.",
         )
+    # the harness's own reader knows its `include` and `!function`
+    load_yaml = import_module("lm_eval.tasks._yaml_loader").load_yaml
     config = dict(load_yaml(path, resolve_func=True))
     if not isinstance(config.get("task"), str):
         raise DataError(f"{path} is not one task: it has no name under task:")
