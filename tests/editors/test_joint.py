@@ -380,10 +380,12 @@ def test_contradicting_edits_are_refused_and_named(tiny: Tiny, make: Make) -> No
 def test_exact_equalities_of_contradicting_edits_are_refused(tiny: Tiny, make: Make) -> None:
     lm = tiny("gpt2")
     other = Edit(EDITS[0].prompt, "Atlantis", EDITS[0].subject)
-    with pytest.raises(EditError):
+    with pytest.raises(EditError) as caught:
         built(make, "emmet", conflicts="keep", slack=0.0, layers=(1,)).edit_one(
-            lm, [EDITS[0], other]
+            lm, [EDITS[1], EDITS[0], other]
         )
+    assert set(caught.value.edits) <= {EDITS[0], other}
+    assert caught.value.edits
 
 
 def test_no_null_space_means_no_update(tiny: Tiny, make: Make) -> None:

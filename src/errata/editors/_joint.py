@@ -21,10 +21,12 @@ from errata.apply import Stack, bounded
 from errata.case import Edit
 from errata.editors._base import gated, recall_layer, resolve_layer, under
 from errata.editors._located import Layers, LocateConfig, LocateEditor, refuse_conflicts
+from errata.errors import EditError
 from errata.lm import LM
 from errata.locate.contexts import Contexts, Mean
-from errata.locate.joint import Memory
+from errata.locate.joint import RowsError
 from errata.locate.keys import Place, edit_keys
+from errata.locate.memory import Memory
 from errata.locate.trace import cached_choice
 from errata.locate.values import Adaptive, optimise_values
 from errata.patch import Change, LowRank, Patch
@@ -182,7 +184,11 @@ class JointEditor(LocateEditor):
                     lm.site(layer), layer, residual[rows], keys[rows], memories[g].get(layer),
                     patches[g],
                 )  # fmt: skip
-                changes[g].append(self.change(lm, write))
+                try:
+                    changes[g].append(self.change(lm, write))
+                except RowsError as error:
+                    blamed = tuple(groups[g][row] for row in error.rows)
+                    raise EditError(error.message, error.hint, edits=blamed) from None
         states = self._states(run, now(), at.layers, memories)
         facts = self.facts(lm)
         return [
