@@ -15,7 +15,8 @@ from errata.lm import LM
 from errata.patch import Patch
 
 if TYPE_CHECKING:
-    from errata.locate.trace import Progress, Trace
+    from errata.locate.effects import Trace
+    from errata.locate.trace import Progress
 
 
 def edit(
@@ -81,7 +82,7 @@ def trace(
     """
     from errata.config import settings_from
     from errata.data._facts import Facts, default_facts, load_facts
-    from errata.locate.trace import TraceSettings
+    from errata.locate.effects import TraceSettings
     from errata.locate.trace import trace as run
 
     chosen = settings_from(TraceSettings, settings, where="trace")

@@ -12,7 +12,7 @@ import torch
 
 from errata.cli import _heatmap
 from errata.locate import trace as tracing
-from errata.locate.trace import ROLES, Trace, TraceSettings
+from errata.locate.effects import ROLES, Trace, TraceSettings
 from tests.cli.conftest import Errata
 from tests.tiny_models import TINY, tiny_tokenizer
 

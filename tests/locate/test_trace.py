@@ -16,21 +16,19 @@ from errata.errors import ConfigError, DataError, EditError, ModelError
 from errata.forward import first, hooks, with_first
 from errata.lm import LM
 from errata.locate import trace as tracing
-from errata.locate.keys import module_of
-from errata.locate.restore import Item, Runs, embedding_std, noise_of, together
-from errata.locate.trace import (
+from errata.locate.effects import (
     ROLES,
     SUBJECT_LAST,
     Trace,
     TraceSettings,
-    cached_choice,
     choose,
-    known_facts,
     roles_of,
-    trace,
     window_of,
     window_size,
 )
+from errata.locate.keys import module_of
+from errata.locate.restore import Item, Runs, embedding_std, noise_of, together
+from errata.locate.trace import cached_choice, known_facts, trace
 from errata.tokens import Row
 
 EXACT = 1e-12  # probabilities in float64: the same operations, other batches

@@ -16,7 +16,7 @@ from errata.errors import RunError
 
 if TYPE_CHECKING:
     from errata.lm import LM
-    from errata.locate.trace import Trace
+    from errata.locate.effects import Trace
 
 EXAMPLES = (
     "errata trace pocket",
@@ -193,5 +193,6 @@ def _said(found: Trace) -> list[str]:
     return [
         f"Choice: block {chosen.layer}, where restoring the FFN at the subject's last token regains"
         f" most ({chosen.effect:.3f}; the same block in {chosen.agreement:.0%} of resamples).",
-        f"Editors of several blocks: {blocks}. Kept for layer=auto.",
+        f"Editors of several blocks: {blocks}. Kept for layer=auto of models without published"
+        " settings.",
     ]
