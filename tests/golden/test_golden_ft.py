@@ -32,14 +32,6 @@ ITEMS = [
 
 
 @pytest.fixture(scope="module")
-def reference(shared: Path) -> Path:
-    folder = shared / "reference"
-    if not folder.is_dir():
-        pytest.skip("needs the golden outputs (ERRATA_SHARED)")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def lm(reference: Path) -> LM:
     return load(str(reference / "models" / "tiny-gpt2"), dtype="float32")
 

@@ -7,13 +7,12 @@ implementation can agree on, with an inverse of a moment of condition 1e5 in bet
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.golden.published import golden, near
 from torch import Tensor
 
 from errata.case import Edit
@@ -37,39 +36,14 @@ MOMENT = 1e-5  # the reference moments are float32 sums
 LAYER = 2
 
 
-@cache
-def golden(reference: Path, item: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = reference / "tiny-gpt2"
-    facts = json.loads((folder / f"{item}.f64.json").read_text())
-    return load_file(folder / f"{item}.f64.safetensors"), facts
-
-
 @pytest.fixture(scope="module")
-def reference(shared: Path) -> Path:
-    folder = shared / "reference"
-    if not folder.is_dir():
-        pytest.skip("needs the golden outputs (ERRATA_SHARED)")
-    return folder
+def model() -> str:
+    return "tiny-gpt2"
 
 
 @pytest.fixture(scope="module")
 def lm(reference: Path) -> LM:
     return load(str(reference / "models" / "tiny-gpt2"), dtype="float64")
-
-
-@pytest.fixture(scope="module")
-def requests(reference: Path) -> list[dict[str, Any]]:
-    return json.loads((reference / "inputs" / "requests_AB.json").read_text())["requests"]
-
-
-@pytest.fixture(scope="module")
-def edits(requests: list[dict[str, Any]]) -> list[Edit]:
-    return [Edit(r["prompt_filled"], r["target_new"], r["subject"]) for r in requests]
-
-
-@pytest.fixture(scope="module")
-def ids(requests: list[dict[str, Any]]) -> list[int]:
-    return [r["case_id"] for r in requests]
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +70,6 @@ def values(lm: LM, edits: list[Edit], contexts: Contexts) -> Values:
 def factor(reference: Path) -> solve.Factor:
     moments = load_file(reference / "inputs" / "moments_tiny-gpt2.safetensors")
     return solve.factor(moments[f"mom2.{LAYER}"])
-
-
-def near(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    error = float((found - expected).norm() / expected.norm())
-    assert error <= tolerance, error
 
 
 def test_rows_are_the_published_ones(

@@ -5,15 +5,15 @@ Its keys, residuals, projectors and moments are given; only the solution is comp
 
 from __future__ import annotations
 
-import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.golden.published import golden
+from tests.golden.published import near as nearly
 from torch import Tensor
 
 from errata.locate import joint, solve
@@ -24,21 +24,6 @@ SOLVE = 1e-10
 PROJECTOR = 1e-7  # the threshold sits in a spectral gap of one percent
 
 FORMS: list[Form] = ["primal", "dual"]
-
-
-@pytest.fixture(scope="module")
-def reference(shared: Path) -> Path:
-    folder = shared / "reference"
-    if not folder.is_dir():
-        pytest.skip("needs the golden outputs (ERRATA_SHARED)")
-    return folder
-
-
-@cache
-def golden(reference: Path, item: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = reference / "tiny-gpt2"
-    facts = json.loads((folder / f"{item}.f64.json").read_text())
-    return load_file(folder / f"{item}.f64.safetensors"), facts
 
 
 @cache
@@ -52,8 +37,7 @@ def factor(reference: Path, layer: int) -> solve.Factor:
 
 
 def near(found: Tensor, expected: Tensor, tolerance: float = SOLVE) -> None:
-    error = float((found - expected).norm() / expected.norm())
-    assert error <= tolerance, error
+    nearly(found, expected, tolerance)
 
 
 def stored(found: tuple[Tensor, Tensor]) -> Tensor:

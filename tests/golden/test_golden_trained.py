@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.golden.published import golden, near
 from torch import Tensor
 
 from errata.case import Edit
@@ -33,35 +33,8 @@ STATISTICS = 1e-5
 
 
 @pytest.fixture(scope="module")
-def reference(shared: Path) -> Path:
-    folder = shared / "reference"
-    if not folder.is_dir():
-        pytest.skip("needs the golden outputs (ERRATA_SHARED)")
-    return folder
-
-
-@pytest.fixture(scope="module", params=["tiny-gpt2", "tiny-llama", "proto"])
-def model(reference: Path, request: pytest.FixtureRequest) -> str:
-    if not (reference / request.param / "mend.f32.json").is_file():
-        pytest.skip(f"no golden outputs of {request.param}")
-    return request.param
-
-
-@pytest.fixture(scope="module")
 def lm(reference: Path, model: str) -> LM:
     return load(str(reference / "models" / model), dtype="float32")
-
-
-def golden(reference: Path, model: str, item: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    stem = reference / model / f"{item}.f32"
-    facts = json.loads(stem.with_name(stem.name + ".json").read_text())
-    return load_file(stem.with_name(stem.name + ".safetensors")), facts
-
-
-def near(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    found, expected = found.detach().double(), expected.detach().double()
-    error = float((found - expected).norm() / expected.norm())
-    assert error <= tolerance, error
 
 
 def load_statistics(norm: Any, mean: Tensor, std: Tensor, n: float = 1e4) -> None:
@@ -125,7 +98,7 @@ def requests_of(facts: dict[str, Any]) -> list[tuple[str, Edit]]:
 
 
 def test_mend_signals_are_the_published_ones(reference: Path, model: str, lm: LM) -> None:
-    tensors, facts = golden(reference, model, "mend")
+    tensors, facts = golden(reference, "mend", model, "f32")
     _, _, sites = mend_editor(lm, facts, tensors)
     for key, edit in requests_of(facts):
         rows = edit_rows(lm, [edit])
@@ -139,7 +112,7 @@ def test_mend_signals_are_the_published_ones(reference: Path, model: str, lm: LM
 
 
 def test_mend_update(reference: Path, model: str, lm: LM) -> None:
-    tensors, facts = golden(reference, model, "mend")
+    tensors, facts = golden(reference, "mend", model, "f32")
     _, network, sites = mend_editor(lm, facts, tensors)
     for key, _ in requests_of(facts):
         factors = []
@@ -166,7 +139,7 @@ def test_mend_update(reference: Path, model: str, lm: LM) -> None:
 def test_mend_descends_where_the_published_code_ascends(
     reference: Path, model: str, lm: LM
 ) -> None:
-    tensors, facts = golden(reference, model, "mend")
+    tensors, facts = golden(reference, "mend", model, "f32")
     editor, network, sites = mend_editor(lm, facts, tensors)
     descent = Mend(editor.config.model_copy(update={"sign": "descent"}))
     other = descent.build(sites, lm).double()
@@ -185,7 +158,7 @@ def test_mend_descends_where_the_published_code_ascends(
 
 def test_mend_from_text_to_logits(reference: Path, model: str, lm: LM) -> None:
     """The whole editor in float32, and the edited model's logits."""
-    tensors, facts = golden(reference, model, "mend")
+    tensors, facts = golden(reference, "mend", model, "f32")
     editor, network, _ = mend_editor(lm, facts, tensors)
     editor.adopt(lm, network.float().requires_grad_(False).eval())
     for key, edit in requests_of(facts):
@@ -235,7 +208,7 @@ def saved(tensors: dict[str, Tensor], path: str, number: int) -> tuple[Tensor, T
 
 
 def test_malmen_signals_are_the_published_ones(reference: Path, model: str, lm: LM) -> None:
-    tensors, facts = golden(reference, model, "malmen")
+    tensors, facts = golden(reference, "malmen", model, "f32")
     _, _, sites = malmen_editor(lm, facts, tensors)
     for number, edit in enumerate(malmen_edits(reference, model, facts)):
         rows = edit_rows(lm, [edit])
@@ -269,7 +242,7 @@ def joint(tensors: dict[str, Tensor], sites: Any, count: int) -> Signals:
 
 def test_malmen_statistics(reference: Path, model: str, lm: LM) -> None:
     """Count and mean agree; the published sum of squares grows by n/(n-1) with every update."""
-    tensors, facts = golden(reference, model, "malmen")
+    tensors, facts = golden(reference, "malmen", model, "f32")
     editor, _, sites = malmen_editor(lm, facts, tensors)
     count = len(facts["requests"])
     fresh = editor.build(sites, lm).double()
@@ -292,7 +265,7 @@ def test_malmen_statistics(reference: Path, model: str, lm: LM) -> None:
 
 
 def test_malmen_update(reference: Path, model: str, lm: LM) -> None:
-    tensors, facts = golden(reference, model, "malmen")
+    tensors, facts = golden(reference, "malmen", model, "f32")
     _, network, sites = malmen_editor(lm, facts, tensors)
     with torch.no_grad():
         update = network(joint(tensors, sites, len(facts["requests"])))
@@ -306,7 +279,7 @@ def test_malmen_update(reference: Path, model: str, lm: LM) -> None:
 
 def test_malmen_from_text_to_update(reference: Path, model: str, lm: LM) -> None:
     """The whole editor in float32, the edits as one group."""
-    tensors, facts = golden(reference, model, "malmen")
+    tensors, facts = golden(reference, "malmen", model, "f32")
     editor, network, _ = malmen_editor(lm, facts, tensors)
     editor.adopt(lm, network.float().requires_grad_(False).eval())
     (patch,) = editor.edit(lm, [malmen_edits(reference, model, facts)])
