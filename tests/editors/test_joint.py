@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,25 @@ def test_the_memory_holds_the_keys_of_the_edited_model(tiny: Tiny, make: Make) -
     held = Memory.from_tensors(both.state, "memory.1").total()
     assert held is not None
     assert distance(held, total) < SAME
+
+
+@pytest.mark.parametrize("name", ["alphaedit", "memit_seq+blue"])
+def test_a_memory_goes_on_beyond_the_units_of_the_ffn(name: str, tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    editor = built(make, name, steps=2)
+    size = lm.site(0).d_in
+    patch = editor.edit_one(lm, EDITS[:1])
+    filled = Memory.empty().add(torch.eye(size, dtype=torch.float64)[: size - 2])
+    near = {**patch.state}
+    for layer in (0, 1):
+        near |= filled.tensors(f"memory.{layer}")
+    patch = replace(patch, state=near)
+    for group in (EDITS[1:2], EDITS[2:4], EDITS[:1]):  # the second one fills it
+        patch = editor.edit_one(lm, group, after=patch)
+    memory = Memory.from_tensors(patch.state, "memory.1")
+    assert memory.count == size + 2
+    assert memory.keys is None
+    assert "memory.1.keys" not in patch.state
 
 
 def test_prune_clips_the_total_and_goes_on_from_the_unclipped(tiny: Tiny, make: Make) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -223,7 +223,14 @@ class JointEditor(LocateEditor):
         return states
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
-        return bounded(lm, before + added)
+        # a memory is replaced as a whole: its keys give way to their sum when they grow many
+        new = {name.rpartition(".")[0] for name in added.state}
+        kept = {
+            name: value
+            for name, value in before.state.items()
+            if name.rpartition(".")[0] not in new
+        }
+        return bounded(lm, replace(before, state=kept) + added)
 
 
 class _Run:
