@@ -224,7 +224,7 @@ class JointEditor(LocateEditor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         # a memory is replaced as a whole: its keys give way to their sum when they grow many
-        new = {name.rpartition(".")[0] for name in added.state}
+        new = {name.rpartition(".")[0] for name in added.state if name.startswith("memory.")}
         kept = {
             name: value
             for name, value in before.state.items()
