@@ -18,32 +18,27 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from errata import __version__
 from errata.errors import ErrataError, RunError
 from errata.files import write_atomically
+from errata.locks import LOCK, take_lock
+from errata.provenance import environment
 
 CONFIG, ENV, COMMAND = "config.json", "env.json", "command.txt"
-RECORDS, SUMMARY, LOCK = "records.jsonl", "summary.json", "lock"
+RECORDS, SUMMARY = "records.jsonl", "summary.json"
 FILES = (CONFIG, ENV, COMMAND, RECORDS, SUMMARY)
 CHECKPOINT, PART = "checkpoint.", "checkpoint.part"
 UNCOMPARED = "run"
 """Section of a configuration that does not change numbers (device, patches run together)."""
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -364,42 +359,7 @@ def _append_command(path: Path) -> None:
         handle.write(shlex.join(sys.argv) + "\n")
 
 
-# ---------------------------------------------------------------------- lock
-
-
-def take_lock(path: Path) -> BinaryIO:
-    """Take the folder for this process; the system lets go of it when the process ends.
-
-    Raises:
-        RunError: If another process has it.
-    """
-    handle = (path / LOCK).open("a+b")
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            handle.seek(0)
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        owner = handle.read().decode(errors="replace").strip() or "unknown"
-        handle.close()
-        raise RunError(
-            f"another process (pid {owner}) writes {path}",
-            "Wait for it, or choose another --out.",
-        ) from None
-    handle.seek(0)
-    handle.truncate()
-    handle.write(f"{os.getpid()}\n".encode())
-    handle.flush()
-    return handle
-
-
-# ---------------------------------------------------------------------- configuration, environment
+# ---------------------------------------------------------------------- configuration
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -426,53 +386,3 @@ def _same_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             f"{path} was started with another configuration: " + "; ".join(differ),
             "Use the same settings to resume, or another --out.",
         )
-
-
-def environment() -> dict[str, Any]:
-    """Return what the run ran on: versions, platform, device, threads and the commit of errata."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    found: dict[str, Any] = {
-        "errata": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "cpus": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        found["threads"] = torch.get_num_threads()
-        available = torch.cuda.is_available()
-        found["cuda"] = torch.version.cuda if available else None
-        found["device"] = torch.cuda.get_device_name() if available else "cpu"
-    return found
-
-
-def _commit() -> str | None:
-    """Return the commit of errata's source if it is in a repository, with `+` if changed."""
-    source = Path(__file__).resolve()
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(source.parent), *words],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    if git("ls-files", "--error-unmatch", source.name) is None:
-        return None
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", "-uno", ".") else commit

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from errata.errors import RunError
-from errata.runs import RunFolder, environment, load_run
+from errata.provenance import environment
+from errata.runs import RunFolder, load_run
 
 CONFIG = {"editor": {"name": "rome", "config": {"layer": 3}}, "run": {"device": "cpu"}}
 
