@@ -139,6 +139,10 @@ def _widened(change: Change) -> Change:
 def _hook(module: nn.Module, change: Module, network: nn.Module) -> Any:
     if change.where == "input":
         return module.register_forward_pre_hook(lambda _, args: (network(args[0]), *args[1:]))
+    if change.where == "both":
+        return module.register_forward_hook(
+            lambda _, args, out: with_first(out, network(args[0], first(out)))
+        )
     return module.register_forward_hook(lambda _, args, out: with_first(out, network(first(out))))
 
 
@@ -187,7 +191,7 @@ class _Site:
     dense: dict[int, Tensor] = field(default_factory=dict)  # group -> d_out x d_in
     bias: dict[int, Tensor] = field(default_factory=dict)  # group -> d_out
     before: list[tuple[int, nn.Module]] = field(default_factory=list)
-    after: list[tuple[int, nn.Module]] = field(default_factory=list)
+    after: list[tuple[int, nn.Module, bool]] = field(default_factory=list)  # sees the input too?
     groups: Int[Tensor, " G"] | None = (
         None  # groups with a low-rank change here: group -> row of A, or -1
     )
@@ -228,9 +232,10 @@ class Stack:
                 else:
                     site = self._site(change.path)
                     network = change.build().to(lm.device)
-                    (site.before if change.where == "input" else site.after).append(
-                        (group, network)
-                    )
+                    if change.where == "input":
+                        site.before.append((group, network))
+                    else:
+                        site.after.append((group, network, change.where == "both"))
         for path, by_group in low.items():
             self._add_low_rank(path, by_group)
 
@@ -358,7 +363,11 @@ class Stack:
                 y = _add_to(y, rows == group, lambda mine, d=delta: _product(x[mine], d))
             for group, delta in site.bias.items():
                 y = _add_to(y, rows == group, lambda mine, d=delta: d)
-            y = self._through(site.after, rows, y)
+            for group, network, both in site.after:
+                mine = (rows == group).nonzero()[:, 0]
+                if len(mine):
+                    new = network(x[mine], y[mine]) if both else network(y[mine])
+                    y = y.index_copy(0, mine, new)
             return with_first(output, y.reshape(first(output).shape))
 
         return hook

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
     from errata.lm import LM
 
-Where = Literal["input", "output"]
+Where = Literal["input", "output", "both"]
 _MODULES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]] = {}
-_HOMES = {"rep": "errata.strategies._rep_adapter"}
+_HOMES = {
+    "rep": "errata.strategies._rep_adapter",
+    "grace": "errata.editors._grace_codebook",
+}
 """Kinds that other modules of errata register: imported when a patch holds one, which may be in a
 process that has not edited anything."""
 M = TypeVar("M", bound=Callable[..., nn.Module])
@@ -112,7 +115,8 @@ class Module:
         name: Registered kind of network (`@module_kind`).
         config: What the kind needs besides tensors (JSON values).
         weights: Its tensors.
-        where: `input` maps the module's first input, `output` its (first) output.
+        where: `input` maps the module's first input, `output` its (first) output; `both` is given
+            the two and returns what stands for the output.
     """
 
     kind: ClassVar[str] = "module"
@@ -123,7 +127,7 @@ class Module:
     where: Where = "output"
 
     def build(self) -> nn.Module:
-        """Return the network: called with hidden states, it returns hidden states.
+        """Return the network: called with hidden states (`both`: two), it returns hidden states.
 
         Raises:
             PatchError: If this version of errata does not know the kind.
