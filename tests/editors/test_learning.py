@@ -123,7 +123,8 @@ def test_E22_training_beats_gradient_steps(lm: LM, groups: list[Group]) -> None:
     totals = [step["total"] for step in steps]
     assert min(totals) not in (totals[0], totals[-1])  # the range of rates is wide enough
     assert after["total"] < 0.85 * min(totals)
-    assert after["sg"] < min(step["sg"] for step in steps)
+    # larger steps generalise by destroying everything else: the best one is the one to beat
+    assert after["sg"] < 0.85 * steps[totals.index(min(totals))]["sg"]
 
     careless = Objective(lm, prepared, TrainConfig(il_weight=0))
     moved = objective.run(trained(lm, known, careless, editor), held)
