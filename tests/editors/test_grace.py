@@ -166,7 +166,11 @@ def test_a_value_follows_adam_by_autograd(tiny: Tiny, make: Make) -> None:
     row = lm.row(edit.prompt, edit.target)
     at, site = row.prompt_length - 1, lm.site(1)
     kept: list[Tensor] = []
-    handle = lm.module(site.path).register_forward_hook(lambda m, a, out: kept.append(out))
+
+    def keep(module: Any, args: Any, output: Tensor) -> None:
+        kept.append(output)
+
+    handle = lm.module(site.path).register_forward_hook(keep)
     given = queries(lm, lm.spec.final_norm, row)  # runs past the site
     assert given.shape[0] == len(row.ids)
     handle.remove()
@@ -196,9 +200,13 @@ def test_only_the_token_that_asks_is_replaced(site: str, tiny: Tiny, make: Make)
     (module,) = patch.changes
     row = lm.row(edit.prompt)
     kept: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Tensor) -> None:
+        kept.append(output)
+
     for inside in (False, True):
         with patch.applied(lm) if inside else torch.no_grad(), torch.no_grad():
-            handle = lm.module(module.path).register_forward_hook(lambda m, a, y: kept.append(y))
+            handle = lm.module(module.path).register_forward_hook(keep)
             lm.run(lm.batch([row], [0]))
             handle.remove()
     plain, patched = kept
@@ -291,7 +299,8 @@ def test_a_cached_generation_says_what_a_full_one_says(
         plain = lm.generate([edit.prompt], 6)
         with patch.applied(lm):
             full = lm.generate([edit.prompt], 6)
-            cached = lm.model.generate(
+            model: Any = lm.model
+            cached = model.generate(
                 **given, max_new_tokens=6, do_sample=False, use_cache=True,
                 pad_token_id=lm.pad_id, eos_token_id=lm.tokenizer.eos_token_id,
             )  # fmt: skip
@@ -366,6 +375,7 @@ def test_another_version_is_refused(tiny: Tiny, make: Make, tmp_path: Path) -> N
     with pytest.raises(PatchError, match="format 99"):
         grace(make).edit_one(lm, EDITS[1:2], after=loaded)
     (module,) = patch.changes
+    assert isinstance(module, Module)
     damaged = replace(module, weights={**module.weights, "radii": torch.zeros(3)})
     with pytest.raises(PatchError, match="1 keys, 1 values and 3 radii"):
         damaged.build()
@@ -402,7 +412,8 @@ def test_places(tiny: Tiny, make: Make) -> None:
     assert module.path == "transformer.h.0.mlp.c_fc"
     with pytest.raises(ConfigError, match="2 first matrices"):
         grace(make, site="ffn_in").edit_one(tiny("qwen3"), EDITS[:1])
-    assert get_editor("grace", as_published="gpt2-xl").config.site == "ffn_in"
+    published = get_editor("grace", as_published="gpt2-xl").config.model_dump()
+    assert (published["layer"], published["site"], published["steps"]) == (35, "ffn_in", 200)
 
 
 def test_cold_values_depend_on_the_edit_and_the_seed_alone(tiny: Tiny, make: Make) -> None:

@@ -252,8 +252,8 @@ class Codebook:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Codebook:
         """Return the same on a device and in a type."""
-        moved = (t.to(device, dtype) for t in (self.keys, self.values, self.radii))
-        return Codebook(*moved, self.labels, self.masked)
+        keys, values, radii = (t.to(device, dtype) for t in (self.keys, self.values, self.radii))
+        return Codebook(keys, values, radii, self.labels, self.masked)
 
 
 def _mean(label: Sequence[int], masked: int) -> float:
@@ -326,8 +326,8 @@ class Deferral(nn.Module):
     @property
     def book(self) -> Codebook:
         """The codebook without its labels."""
-        parts = (self.get_buffer(name) for name in ("keys", "values", "radii"))
-        return Codebook(*parts, (), ())
+        keys, values, radii = (self.get_buffer(name) for name in ("keys", "values", "radii"))
+        return Codebook(keys, values, radii, (), ())
 
     def forward(
         self, given: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]
