@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -274,9 +277,17 @@ def test_prune_needs_a_weight() -> None:
         joint.clip_singular(torch.ones(2, 3), torch.zeros(2, 3))
 
 
+@contextmanager
+def refused(said: str) -> Iterator[None]:
+    """Expect a refusal; where signatures are checked at run time (`make shapes`) that is first."""
+    with pytest.raises((EditError, TypeError)) as caught:
+        yield
+    assert not isinstance(caught.value, EditError) or re.search(said, str(caught.value))
+
+
 @pytest.mark.parametrize("function", [joint.keep_largest, joint.clip_singular])
 def test_shapes_have_to_agree(function) -> None:
-    with pytest.raises(EditError, match="does not fit"):
+    with refused("does not fit"):
         function(torch.ones(2, 3), torch.ones(3, 2))
 
 
@@ -301,7 +312,7 @@ def test_unfit_rows_are_refused(p: Problem) -> None:
             lambda R, K: joint.equality(R, K, p.factor),
             lambda R, K: joint.null_space(R, K, basis, L2),
         ):
-            with pytest.raises(EditError, match=said):
+            with refused(said):
                 call(bad_R, bad_K)
 
 

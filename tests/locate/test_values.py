@@ -22,8 +22,8 @@ from errata.patch import LowRank, Patch
 from errata.tokens import positions_of
 
 EXACT = 1e-10  # float64; operations run in another order, nothing else differs
-SINGLE = dict.fromkeys(["gpt_neox", "opt", "bloom", "gemma2"], 1e-6)
-"""Architectures whose own code falls back to float32 (attention weights, norms); measured 7e-9."""
+SINGLE = dict.fromkeys(["gptj", "gpt_neox", "opt", "bloom", "gemma2"], 1e-6)
+"""Architectures whose own code falls back to float32 (attention weights, norms); measured 3e-8."""
 CONTEXTS = given_contexts(["{}", "I think so. {}", "He said that it was late in the day. {}"])
 SETTINGS = ValueSettings(steps=6, clamp=4.0)
 PLAIN = Economy(truncate=False, prefix_cache=False, answer_only=False)
@@ -304,10 +304,10 @@ def test_a_loss_that_becomes_nan_is_refused(
     original = Rows.losses
     calls = []
 
-    def poisoned(self: Rows, vectors: dict) -> tuple[Tensor, Tensor]:
-        nll, essence = original(self, vectors)
+    def poisoned(self: Rows, vectors: dict) -> tuple[Tensor, Tensor, Tensor]:
+        nll, essence, said = original(self, vectors)
         calls.append(1)
-        return nll * (float("nan") if len(calls) == 3 else 1.0), essence
+        return nll * (float("nan") if len(calls) == 3 else 1.0), essence, said
 
     monkeypatch.setattr(Rows, "losses", poisoned)
     with pytest.raises(EditError, match="NaN or infinite"):
