@@ -96,6 +96,14 @@ class Grace(Editor):
         "uniedit-gpt2-xl": _settings(35, "ffn_in"),
         "uniedit-gpt-j-6b": _settings(25),
         "uniedit-llama-3-8b": _settings(27),
+        # found on validation facts of the world, single edits and 100 in sequence; see docs
+        "pocket": {
+            "layer": 4,
+            "radius": 4.5,
+            "start": "warm",
+            "lr": 0.3,
+            "stop_loss": 0.02,
+        },
     }
     config: GraceConfig
 
