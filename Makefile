@@ -19,7 +19,7 @@ help:
 	@echo "make ci         what .ci/run does                make bench      speed ratios"
 	@echo "make docs       write the command line's help and the settings of training into docs/"
 	@echo "make readme     run the README's commands again and write down their output"
-	@echo "make results    write docs/results-pocket.md again from studies/pocket/results"
+	@echo "make results    write docs/results-*.md again from the results in studies"
 	@echo "make clean      remove caches and build products (.venv and runs stay)"
 
 $(READY): pyproject.toml constraints.txt .ci/environment.py
@@ -65,6 +65,7 @@ readme: $(READY)
 
 results: $(READY)
 	@$(BIN)/python -m studies.pocket page
+	@$(BIN)/python -m studies.locate page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

@@ -13,14 +13,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.locate", description=__doc__)
     parser.add_argument("what", choices=("run", "page", "list"))
     parser.add_argument("--only", nargs="*", default=[], help="names of runs, or their beginnings")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[], help="all, if none is given")
+    parser.add_argument("--all", action="store_true", help="also runs that the page does without")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/study-locate"), help="where unfinished runs go"
     )
     given = parser.parse_args()
     runs = [
         run
-        for run in plan.everything()
+        for run in (plan.grid() if given.all else plan.everything())
         if not given.only or any(run.name.startswith(name) for name in given.only)
+        if not given.seeds or run.seed in given.seeds
     ]
     if given.what == "list":
         print("\n".join(run.name for run in runs))

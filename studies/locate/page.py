@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.common import results
-from studies.common.statistics import Estimate, Values, gaps, mean, pooled
+from errata.editors import get_editor
+from studies.common.statistics import Estimate, at_locality, mean
 from studies.common.tables import table
 from studies.locate import plan
-from studies.locate.data import SEEDS
-from studies.locate.run import RESULTS, read
+from studies.locate.found import COLUMNS, Results, Test, plain, seeds_of, signed, title
 
 PAGE = Path(__file__).parents[2] / "docs" / "results-locate.md"
-COLUMNS = (("rel", "Rel"), ("gen", "Gen"), ("loc", "Loc"))
-TITLES = {
-    "none": "no edit", "rome": "ROME", "r_rome": "R-ROME", "p_rome": "p-ROME", "memit": "MEMIT",
-    "memit_seq": "MEMIT-seq", "emmet": "EMMET", "pmet": "PMET", "alphaedit": "AlphaEdit",
-    "rect": "RECT", "prune": "PRUNE", "blue": "BLUE", "rep": "REP",
-}  # fmt: skip
-Case = Mapping[str, Any]
-Test = Callable[[Case], bool]
-
 GROUPS: tuple[tuple[str, Test], ...] = (
     ("rephrased (Rep, OA)", lambda c: set(c["gen"]) <= {"Rep", "OA"}),
     ("alias of the subject (SA)", lambda c: "SA" in c["gen"] and "MH" not in c["gen"]),
@@ -36,99 +27,13 @@ LOCAL: tuple[tuple[str, Test], ...] = (
 )
 
 
-def title(editor: str) -> str:
-    """Return how an editor is called in tables."""
-    return "+".join(TITLES[part] for part in editor.split("+"))
-
-
-class Results:
-    """Everything the page is made of, read once."""
-
-    def __init__(self) -> None:
-        found = read("cases")
-        if found is None:
-            raise SystemExit(f"no results in {RESULTS}; make them: python -m studies.locate run")
-        self.cases: dict[str, list[Case]] = found
-        self.names = set(results.names(RESULTS))
-        self._read: dict[str, dict[str, Any]] = {}
-
-    def of(self, part: str, label: str) -> list[dict[str, Any]]:
-        """Return the results of one cell, one per finished seed."""
-        found = []
-        for seed in SEEDS:
-            name = plan.Run(part, label, "", seed, "", 0).name
-            if name in self.names:
-                self._read.setdefault(name, read(name) or {})
-                found.append(self._read[name])
-        return found
-
-    def known(self, run: Mapping[str, Any]) -> list[Case]:
-        """Return what is known of the cases of a run."""
-        return self.cases[str(run["run"]["seed"])][: run["run"]["edits"]]
-
-    def rate(self, part: str, label: str, column: str, test: Test | None = None) -> Estimate | None:
-        """Return a rate with its interval; None if no seed is finished."""
-        runs = self.of(part, label)
-        return self._pooled(runs, [run["cases"][column] for run in runs], test)
-
-    def gap(
-        self, left: tuple[str, str], right: tuple[str, str], column: str, test: Test | None = None
-    ) -> Estimate | None:
-        """Return the paired difference of two cells over the seeds that both have."""
-        pairs = [
-            (a, b)
-            for a in self.of(*left)
-            for b in self.of(*right)
-            if a["run"]["seed"] == b["run"]["seed"]
-        ]
-        values = [_both(a, b, column) for a, b in pairs]
-        return self._pooled([a for a, _ in pairs], values, test)
-
-    def _pooled(
-        self, runs: Sequence[Mapping[str, Any]], values: Sequence[Values], test: Test | None
-    ) -> Estimate | None:
-        if not runs:
-            return None
-        cases = [self.known(run) for run in runs]
-        if test is not None:
-            values = [
-                [v if test(case) else None for v, case in zip(own, known, strict=True)]
-                for own, known in zip(values, cases, strict=True)
-            ]
-        facts = [[case["fact"] for case in known] for known in cases]
-        found = pooled(values, facts)
-        return found if found.seeds and found.mean == found.mean else None
-
-
-def _both(a: Mapping[str, Any], b: Mapping[str, Any], column: str) -> Values:
-    count = min(len(a["cases"][column]), len(b["cases"][column]))
-    x, y = ([run["cases"][column][:count]] for run in (a, b))
-    return gaps(x, y)[0]
-
-
-def plain(found: Estimate | None) -> str:
-    """Return a rate for a table."""
-    return "–" if found is None else str(found)
-
-
-def signed(found: Estimate | None) -> str:
-    """Return a difference for a table."""
-    return "–" if found is None else found.signed
-
-
-def seeds_of(values: Sequence[float], digits: int = 1) -> str:
-    """Return the smallest and largest value over seeds."""
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return low if low == high else f"{low}–{high}"
-
-
 # ---------------------------------------------------------------------- sequences
 
 
 def sequence_table(r: Results) -> str:
     """What the editors have after 1,000 edits."""
     rows = []
-    for editor in plan.pair(plan.SEQUENCE_HOSTS, "blue"):
+    for editor in plan.SEQUENCE_LABELS:
         runs = r.of("sequence", editor)
         if not runs:
             continue
@@ -163,13 +68,17 @@ def _drift(run: Mapping[str, Any]) -> float:
 def blue_sequences(r: Results) -> str:
     """BLUE minus its host after the sequence."""
     rows = []
-    for host in plan.SEQUENCE_HOSTS:
-        left, right = ("sequence", f"{host}+blue"), ("sequence", host)
+    labels = [
+        *((f"{host}+blue", host) for host in plan.SEQUENCE_HOSTS),
+        *((plan.stronger_label(f"{h}+blue"), plan.stronger_label(h)) for h in plan.STRONGER),
+    ]
+    for pair, host in labels:
+        left, right = ("sequence", pair), ("sequence", host)
         if not (r.of(*left) and r.of(*right)):
             continue
         cells = [signed(r.gap(left, right, c)) for c in ("rel", "gen", "loc")]
         known = _paired(r, left, right, lambda run: mean(run["general"]))
-        rows.append([title(f"{host}+blue") + " − " + title(host), *cells, known])
+        rows.append([f"{title(pair)} − {title(host)}", *cells, known])
     return table(["difference", "Rel", "Gen", "Loc", "untouched facts known, by seed"], rows)
 
 
@@ -187,7 +96,7 @@ AGES = ((0, 49), (50, 199), (200, 399), (400, 599), (600, 799), (800, 999))
 def retention_table(r: Results) -> str:
     """Reliability at the end by the number of later edits."""
     rows = []
-    for editor in plan.pair(plan.SEQUENCE_HOSTS, "blue"):
+    for editor in plan.SEQUENCE_LABELS:
         runs = r.of("sequence", editor)
         if not runs:
             continue
@@ -207,7 +116,7 @@ def retention_table(r: Results) -> str:
 def trajectory_table(r: Results) -> str:
     """Recall of all edits so far, and perplexity, along the sequence."""
     rows = []
-    for editor in plan.pair(plan.SEQUENCE_HOSTS, "blue"):
+    for editor in plan.SEQUENCE_LABELS:
         runs = r.of("sequence", editor)
         if not runs:
             continue
@@ -238,8 +147,9 @@ def batch_tables(r: Results) -> str:
         for editor in editors:
             cells = [plain(r.rate("batch", f"{size}_{editor}", column)) for size in plan.BATCHES]
             if set(cells) != {"–"}:
-                rows.append([title(editor), *cells])
-        head = ["editor", *(f"{size:,}" for size in plan.BATCHES)]
+                seeds = max(len(r.of("batch", f"{size}_{editor}")) for size in plan.BATCHES)
+                rows.append([title(editor), seeds, *cells])
+        head = ["editor", "seeds", *(f"{size:,}" for size in plan.BATCHES)]
         parts.append(f"{label}:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
@@ -279,7 +189,7 @@ def _mean(found: Estimate | None) -> str:
 def cost_table(r: Results) -> str:
     """Seconds per edit of a sequence; what was known before counts as found."""
     rows = []
-    for editor in plan.pair(plan.SEQUENCE_HOSTS, "blue"):
+    for editor in plan.SEQUENCE_LABELS:
         runs = r.of("sequence", editor)
         if runs:
             rows.append([
@@ -287,6 +197,54 @@ def cost_table(r: Results) -> str:
                 seeds_of([run["cpu_seconds"] / 60 for run in runs]),
             ])  # fmt: skip
     return table(["editor", "ms per edit (wall clock)", "CPU minutes of the whole run"], rows)
+
+
+def _strengths(r: Results, host: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return mean rates by editor and restraint, of the seeds that all of these have."""
+    setting, values = plan.STRENGTHS[host]
+    own = get_editor(host, model="pocket").config.model_dump()[setting]
+    cells = {
+        (editor, value): ("batch", f"{plan.STRENGTH_BATCH}_{editor}")
+        if value == own
+        else ("strength", plan.strength_label(editor, value))
+        for editor in plan.pair((host,), "blue")
+        for value in sorted((*values, own))
+    }
+    seeds = set.intersection(*(r.seeds(*cell) for cell in cells.values()))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for (editor, value), cell in cells.items():
+        rates = {column: r.rate(*cell, column, seeds=seeds) for column, _ in COLUMNS}
+        points = {c: math.nan if rate is None else rate.mean for c, rate in rates.items()}
+        found.setdefault(editor, {})[f"{value:,g}"] = points
+    return found
+
+
+def strength_table(r: Results) -> str:
+    """Hosts and BLUE by how much their updates are restrained, in one batch size."""
+    rows = []
+    for host, (setting, _) in plan.STRENGTHS.items():
+        both = list(_strengths(r, host).values())
+        for value in both[0]:
+            cells = [" / ".join(f"{x:.1f}" for x in points[value].values()) for points in both]
+            rows.append([title(host), f"{setting} {value}", *cells])
+    return table(["host", "", "host: Rel / Gen / Loc", "with BLUE"], rows)
+
+
+LEVELS = (75.0, 80.0, 85.0, 90.0)
+
+
+def equal_locality_table(r: Results) -> str:
+    """Reliability and generality of hosts and BLUE at the same locality."""
+    rows = []
+    for host in plan.STRENGTHS:
+        for editor, found in _strengths(r, host).items():
+            points = {value: {"loc1": rates["loc"], **rates} for value, rates in found.items()}
+            cells = []
+            for level in LEVELS:
+                rel, gen = (at_locality(points, level, column) for column in ("rel", "gen"))
+                cells.append("–" if math.isnan(rel) else f"{rel:.1f} / {gen:.1f}")
+            rows.append([title(editor), *cells])
+    return table(["Rel / Gen", *(f"at Loc {level:.0f}" for level in LEVELS)], rows)
 
 
 # ---------------------------------------------------------------------- robustness
@@ -304,7 +262,7 @@ TESTS = (
 def robustness_table(r: Results) -> str:
     """The suite with and without REP."""
     rows = []
-    for editor in plan.pair(plan.ROBUST_HOSTS, "rep"):
+    for editor in (*plan.ROBUST_PAIRS, plan.RELEASED):
         runs = r.of("robustness", editor)
         if runs:
             cells = [_tested(r, editor, name) for name, _ in TESTS]
@@ -329,8 +287,11 @@ def rep_table(r: Results) -> str:
             there = [run for run in (*r.of(*left), *r.of(*right)) if name in run["cases"]]
             whole = len(there) == len(r.of(*left)) + len(r.of(*right))
             cells.append(signed(r.gap(left, right, name)) if whole else "–")
-        rows.append([label, *cells])
-    return table(["REP − host", *(title(host) for host in plan.ROBUST_HOSTS)], rows)
+        left, right = ("robustness", plan.RELEASED), ("robustness", "memit+rep")
+        known = all(name in run["cases"] for run in (*r.of(*left), *r.of(*right)))
+        rows.append([label, *cells, signed(r.gap(left, right, name)) if known else "–"])
+    head = ["REP − host", *(title(host) for host in plan.ROBUST_HOSTS), "released − ours, on MEMIT"]
+    return table(head, rows)
 
 
 # ---------------------------------------------------------------------- fixes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from studies.locate.data import EDITS, SEEDS
@@ -32,6 +33,10 @@ ROBUST_SETTINGS: dict[str, dict[str, Any]] = {
     "r_rome": {"contexts": "memit", "lr": 0.2, "steps": 20},
 }
 """R-ROME is measured with contexts: without them it is ROME."""
+
+
+CUT = frozenset((Path(__file__).parent / "cut.txt").read_text(encoding="utf-8").split())
+"""Names of runs that were left out for want of processor time; `run --all` makes them, too."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,38 @@ def pair(hosts: Sequence[str], strategy: str) -> list[str]:
     return [name for host in hosts for name in (host, f"{host}+{strategy}")]
 
 
+ROBUST_PAIRS = pair(ROBUST_HOSTS, "rep")
+
+
+STRONGER: dict[str, dict[str, Any]] = {"memit": {"mom2_weight": 5000.0}}
+"""Hosts whose sequences are also made with updates that are restrained more, with one seed."""
+
+
+def stronger_label(editor: str) -> str:
+    """Return the label of such a sequence."""
+    return f"{editor}_restrained"
+
+
+SEQUENCE_LABELS = (
+    *pair(SEQUENCE_HOSTS, "blue"),
+    *(stronger_label(editor) for editor in pair(tuple(STRONGER), "blue")),
+)
+
+
 def sequences() -> list[Run]:
     """Return sequences of 1,000 edits in batches of 50."""
-    return [
-        Run("sequence", name, name, seed, f"sequential:{EDITS}", EDITS, STEP)
+    regime = f"sequential:{EDITS}"
+    own = [
+        Run("sequence", name, name, seed, regime, EDITS, STEP)
         for seed in SEEDS
         for name in pair(SEQUENCE_HOSTS, "blue")
     ]
+    more = [
+        Run("sequence", stronger_label(name), name, 0, regime, EDITS, STEP, settings)
+        for host, settings in STRONGER.items()
+        for name in pair((host,), "blue")
+    ]
+    return own + more
 
 
 def batch_editors(size: int) -> list[str]:
@@ -96,21 +126,53 @@ def batches() -> list[Run]:
             EDITS if size == EDITS else SINGLES,
         )
         for seed in SEEDS
-        for size in (1, 100, EDITS, 10)
+        for size in (1, 100, 10, EDITS)
         for name in batch_editors(size)
         if size < EDITS or seed == 0 or name.partition("+")[0] in (*LARGEST_HOSTS, "emmet")
     ]  # fmt: skip
 
 
+RELEASED = "memit+rep_released"
+"""MEMIT+REP as the released code has it: raw keys for targets, no long contexts in training."""
+
+
 def robustness() -> list[Run]:
-    """Return the robustness suite on single edits, with and without REP."""
+    """Return the robustness suite on single edits, with and without REP, and REP as released."""
+    return [
+        Run("robustness", label, editor, seed, "single", ROBUST, settings=settings)
+        for seed in SEEDS
+        for label, editor, settings in (
+            *((n, n, ROBUST_SETTINGS.get(n.partition("+")[0], {})) for n in ROBUST_PAIRS),
+            (RELEASED, "memit+rep", {"rep_compat": "released"}),
+        )
+    ]
+
+
+STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "memit": ("mom2_weight", (100.0, 300.0, 3000.0)),
+    "alphaedit": ("l2", (1.0, 3.0, 30.0)),
+}
+"""Host -> what restrains its updates, and values besides that of the settings for pocket."""
+
+STRENGTH_BATCH = 100
+
+
+def strength_label(editor: str, value: float) -> str:
+    """Return the label of a cell."""
+    return f"{editor}_{value:g}"
+
+
+def strengths() -> list[Run]:
+    """Return hosts and BLUE restrained less and more, for a comparison at equal locality."""
     return [
         Run(
-            "robustness", name, name, seed, "single", ROBUST,
-            settings=ROBUST_SETTINGS.get(name.partition("+")[0], {}),
+            "strength", strength_label(editor, value), editor, seed, f"batch:{STRENGTH_BATCH}",
+            SINGLES, settings={setting: value},
         )
         for seed in SEEDS
-        for name in pair(ROBUST_HOSTS, "rep")
+        for host, (setting, values) in STRENGTHS.items()
+        for editor in pair((host,), "blue")
+        for value in values
     ]  # fmt: skip
 
 
@@ -177,6 +239,11 @@ def fixes() -> list[Run]:
     return [run for seed in SEEDS for fix in FIXES for run in fix.runs(seed)]
 
 
+def grid() -> list[Run]:
+    """Return all runs that were meant, the most important first."""
+    return [*sequences(), *batches(), *strengths(), *robustness(), *fixes()]
+
+
 def everything() -> list[Run]:
-    """Return all runs, the most important first."""
-    return [*sequences(), *batches(), *robustness(), *fixes()]
+    """Return the runs that there was processor time for: what the page is made of."""
+    return [run for run in grid() if run.name not in CUT]

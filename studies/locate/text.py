@@ -9,6 +9,7 @@ from pathlib import Path
 from studies.common.statistics import mean
 from studies.locate import page, plan
 from studies.locate.data import EDITS, GENERAL, SEEDS
+from studies.locate.found import Results
 
 FINDINGS = Path(__file__).parent / "findings.md"
 """What the tables show, in words: written by hand, with places for numbers (see `filled`)."""
@@ -48,7 +49,7 @@ def write_page() -> None:
     page.PAGE.write_text(page_text(), encoding="utf-8")
 
 
-def filled(text: str, r: page.Results) -> str:
+def filled(text: str, r: Results) -> str:
     """Put numbers of the results in the places of a text.
 
     `[[rate PART LABEL COLUMN]]` is a rate, `[[gap PART LABEL LABEL COLUMN]]` a paired difference,
@@ -69,41 +70,41 @@ def filled(text: str, r: page.Results) -> str:
     return re.sub(r"\[\[([^\]]+)\]\]", value, text)
 
 
-def _rate(r: page.Results, words: list[str]) -> str | None:
+def _rate(r: Results, words: list[str]) -> str | None:
     found = r.rate(*words)  # type: ignore[arg-type]
     return None if found is None else str(found)
 
 
-def _mean(r: page.Results, words: list[str]) -> str | None:
+def _mean(r: Results, words: list[str]) -> str | None:
     found = r.rate(*words)  # type: ignore[arg-type]
     return None if found is None else f"{found.mean:.1f}"
 
 
-def _gap(r: page.Results, words: list[str]) -> str | None:
+def _gap(r: Results, words: list[str]) -> str | None:
     part, left, right, column = words
     found = r.gap((part, left), (part, right), column)
     return None if found is None else found.signed
 
 
-def _only(r: page.Results, words: list[str]) -> str | None:
+def _only(r: Results, words: list[str]) -> str | None:
     part, left, right, column = words
     found = r.gap((part, left), (part, right), column)
     return None if found is None else f"{found.mean:+.1f}"
 
 
-def _known(r: page.Results, words: list[str]) -> str | None:
+def _known(r: Results, words: list[str]) -> str | None:
     runs = r.of("sequence", words[0])
     return f"{mean([mean(run['general']) for run in runs]):.1f}" if runs else None
 
 
-_NUMBERS: dict[str, Callable[[page.Results, list[str]], str | None]] = {
+_NUMBERS: dict[str, Callable[[Results, list[str]], str | None]] = {
     "rate": _rate, "mean": _mean, "gap": _gap, "only": _only, "known": _known,
 }  # fmt: skip
 
 
 def page_text() -> str:
     """Return the whole page, made of the results that are there."""
-    r = page.Results()
+    r = Results()
     parts = [
         INTRO,
         "## What holds\n\n" + filled(FINDINGS.read_text(encoding="utf-8"), r),
@@ -117,9 +118,14 @@ def page_text() -> str:
         "seed, each batch on the unedited model. MEMIT-seq, without earlier edits, is MEMIT; "
         "R-ROME and p-ROME, without contexts, are ROME.\n\n" + page.batch_tables(r),
         "### BLUE − host by size of the batch\n\n" + page.blue_batches(r),
+        f"### Restrained less and more\n\nBatches of {plan.STRENGTH_BATCH}; means over "
+        "facts, of the seeds that all of these have.\n\n" + page.strength_table(r)
+        + "\n\nRead off between two neighbours, at equal locality:\n\n"
+        + page.equal_locality_table(r),
         "### Single edits by kind of question\n\n" + page.groups_table(r),
         f"## Robustness, with and without REP\n\nThe first {plan.ROBUST} facts of a seed, one at a "
-        "time; whole answers have to be right.\n\n" + page.robustness_table(r),
+        "time; whole answers have to be right. R-ROME has six contexts, without which it is "
+        "ROME.\n\n" + page.robustness_table(r),
         "### REP − host\n\n" + page.rep_table(r),
         "## Errors of published code, and what they change here\n\n"
         f"{plan.FIXED} facts per seed.\n\n" + page.fix_table(r),

@@ -12,13 +12,13 @@ from studies.common.statistics import pooled
 from studies.locate import plan
 from studies.locate.run import by_test, claimed, columns
 from studies.locate.values import shared_values
-from tests.locate.samples import EDITS, build
 
 from errata.case import Edit
 from errata.editors import _joint
 from errata.lm import LM
 from errata.locate.contexts import Contexts
 from errata.locate.values import Values, ValueSettings
+from tests.locate.samples import EDITS, build
 
 ROUNDING = 1e-4
 """Edits optimised beside others are padded otherwise; Adam amplifies what float32 rounds."""
@@ -97,8 +97,9 @@ def test_a_run_is_carried_out_by_one_process(tmp_path: Path) -> None:
 
 
 def test_names_of_runs_differ() -> None:
-    names = [run.name for run in plan.everything()]
+    names = [run.name for run in plan.grid()]
     assert len(set(names)) == len(names)
+    assert set(names) >= plan.CUT
 
 
 def test_pooled_runs_need_not_hold_the_same_cases() -> None:
