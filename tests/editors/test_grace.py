@@ -14,6 +14,7 @@ from tests.editors.test_contract import likelihood, low_rank
 from tests.locate.samples import EDITS
 from torch import Tensor
 
+import errata
 from errata.apply import Stack
 from errata.case import Edit
 from errata.editors import get_editor
@@ -449,3 +450,13 @@ def test_rows_that_are_done_keep_their_values(tiny: Tiny, make: Make) -> None:
 def patch_loss(lm: LM, edit: Edit, patch: Patch) -> float:
     with patch.applied(lm):
         return -likelihood(lm, [edit])
+
+
+def test_settings_for_pocket_edit_and_spare_the_rest() -> None:
+    lm = errata.load("pocket")
+    cases = errata.load_cases("world", split="val", limit=16, seed=1)
+    result = errata.evaluate(lm, get_editor("grace", model="pocket"), cases)
+    asked = [question for record in result.records for question in record["questions"]]
+    for kind, least in (("reliability", 1.0), ("locality", 0.8)):
+        hits = [question["top1"] for question in asked if question["kind"] == kind]
+        assert sum(hits) >= least * len(hits), kind
