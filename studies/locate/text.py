@@ -29,7 +29,7 @@ processes share the work. The plan is `studies/locate/plan.py`.
   all of the held-out splits `test` and `test_domains` and 53 of `train`, which teaches nothing to
   these editors. {len(SEEDS)} seeds: each has other new objects, other questions and another order
   of the same facts. The {EDITS:,} facts are about 443 subjects, so that edits of a sequence share
-  subjects. Settings were found on validation facts, none of which is here.
+  subjects. Settings were found on 300 other facts (all but one).
 * **Questions.** One generality question for four facts in five and one locality question for most;
   yes/no questions, which pocket cannot answer, are left out, and so are locality questions that
   hang on another edited fact. Hops are not edited beside a fact, so two-hop questions test whether
