@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,16 @@ import pytest
 from tests.locate.samples import build
 from tests.nets.samples import SMALL, briefly_trained, untrained
 
-from errata.editors import editors, get_editor
+from errata.case import Edit
+from errata.editors import _joint, editors, get_editor
 from errata.editors._base import Editor
+from errata.editors._joint import JointEditor, Write
 from errata.editors._trained import TrainedEditor
 from errata.lm import LM
+from errata.locate.contexts import Contexts
+from errata.locate.values import Values
 from errata.nets.update import FactorNetwork
+from errata.patch import Change
 
 QUICK: dict[str, Any] = {
     "contexts": ("{}", "I think so. {}"),
@@ -86,3 +91,25 @@ def _with_networks(editor: TrainedEditor) -> TrainedEditor:
 
     editor.prepare = prepare
     return editor
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What happens in an edit, in order: a value found or a block written."""
+    events: list[tuple[str, Any]] = []
+    optimise, change = _joint.optimise_values, JointEditor.change
+
+    def values(
+        lm: LM, edits: Sequence[Edit], contexts: Contexts, layer: int, *more: Any, **named: Any
+    ) -> Values:
+        found = optimise(lm, edits, contexts, layer, *more, **named)
+        events.append(("value", (layer, found)))
+        return found
+
+    def write(self: JointEditor, lm: LM, write: Write) -> Change:
+        events.append(("write", write))
+        return change(self, lm, write)
+
+    monkeypatch.setattr(_joint, "optimise_values", values)
+    monkeypatch.setattr(JointEditor, "change", write)
+    return events
