@@ -10,6 +10,7 @@ from benchmarks import _common as common
 TITLES = {
     "evaluation": "Evaluation",
     "rome_edit": "ROME edits",
+    "memit_edit": "MEMIT, a batch",
     "training": "Training steps",
     "trained_edit": "Edits of trained editors",
     "moments": "Second moments",
