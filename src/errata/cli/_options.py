@@ -42,6 +42,24 @@ Gates = Annotated[
 
 _MODEL, _EDITOR = "Model", "Editor"
 
+AsPublished = Annotated[
+    str | None,
+    typer.Option(
+        "--as-published",
+        metavar="BACKBONE",
+        help="Settings published for this model, e.g. gpt2-xl; --set still wins.",
+        rich_help_panel=_EDITOR,
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Leave broken records out instead of stopping.",
+        rich_help_panel="Data",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -149,15 +167,7 @@ class EditorOptions:
             rich_help_panel=_EDITOR,
         ),
     ] = None
-    as_published: Annotated[
-        str | None,
-        typer.Option(
-            "--as-published",
-            metavar="BACKBONE",
-            help="Settings published for this model, e.g. gpt2-xl; --set still wins.",
-            rich_help_panel=_EDITOR,
-        ),
-    ] = None
+    as_published: AsPublished = None
 
     def build(self, model: str) -> Editor:
         """Return the editor, with the settings that suit the model.

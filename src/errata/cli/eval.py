@@ -20,6 +20,7 @@ from errata.cli._options import (
     Gates,
     JsonFlag,
     ModelOptions,
+    SkipBad,
     expand,
     key_values,
 )
@@ -82,14 +83,7 @@ def evaluate(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad",
-            help="Leave broken records out instead of stopping.",
-            rich_help_panel=_DATA,
-        ),
-    ] = False,
+    skip_bad: SkipBad = False,
     suite: Annotated[
         str | None,
         typer.Option(

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _summary
-from errata.cli._options import ForceFlag, JsonFlag, ModelOptions, expand, key_values
+from errata.cli._options import (
+    AsPublished,
+    ForceFlag,
+    JsonFlag,
+    ModelOptions,
+    SkipBad,
+    expand,
+    key_values,
+)
 from errata.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -88,15 +96,7 @@ def train(
             rich_help_panel=_EDITOR,
         ),
     ] = None,
-    as_published: Annotated[
-        str | None,
-        typer.Option(
-            "--as-published",
-            metavar="BACKBONE",
-            help="Settings published for this model, e.g. gpt2-xl; --set still wins.",
-            rich_help_panel=_EDITOR,
-        ),
-    ] = None,
+    as_published: AsPublished = None,
     split: Annotated[
         str | None,
         typer.Option(help="Part of the main data set; default train.", rich_help_panel=_DATA),
@@ -132,14 +132,7 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad",
-            help="Leave broken records out instead of stopping.",
-            rich_help_panel=_DATA,
-        ),
-    ] = False,
+    skip_bad: SkipBad = False,
     resume: Annotated[
         bool,
         typer.Option(
