@@ -185,6 +185,25 @@ def test_ls(errata: Errata, what: str) -> None:
     assert all(name in table for name in names)
 
 
+def test_ls_editors_tells_how_they_behave(errata: Errata) -> None:
+    found = {entry["name"]: entry for entry in errata("ls", "editors", "--json").json["entries"]}
+    told = ("needs", "weights", "batch", "sequence", "exports")
+    assert [found["grace"][key] for key in told] == [[], False, "memory", "grows", []]
+    assert [found["rome"][key] for key in told] == [
+        ["subject", "moments"], True, "in turn", "adds", ["lora", "merged"],
+    ]  # fmt: skip
+    assert found["mend"]["needs"] == ["training"]
+    table = errata("ls", "editors").stdout
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= 100
+    assert all(word in table for word in (*told, "in turn", "memory", "grows", "kept", "changed"))
+    shown = errata("ls", "editors", "grace").stdout
+    assert "weights: left as they are" in shown
+    assert "the memory of the earlier patch grows" in shown
+    assert "exports as: nothing but its own format" in shown
+    assert errata("ls", "editors", "rome+rep", "--json").json["exports"] == []
+    assert errata("ls", "editors", "memit+blue", "--json").json["exports"] == ["lora", "merged"]
+
+
 def test_ls_one_editor(errata: Errata) -> None:
     found = errata("ls", "editors", "memit+blue", "--json").json
     settings = {setting["name"]: setting["default"] for setting in found["settings"]}

@@ -322,9 +322,12 @@ def test_earlier_patches_have_to_fit(name: str, tiny: Tiny, make: Make) -> None:
 def test_it_introduces_itself(name: str) -> None:
     cls, entry = editors.load(name), editors.entry(name)
     assert issubclass(cls, Editor)
-    for fact in ("name", "title", "paper", "needs", "weights"):
+    for fact in ("name", "title", "paper", "needs", "weights", "batch", "sequence", "exports"):
         assert entry.facts[fact] == getattr(cls, fact)  # literals, readable without an import
     assert set(cls.needs) <= {"subject", "moments", "training"}
+    assert cls.batch in ("joint", "in turn", "memory")
+    assert cls.sequence in ("adds", "grows")
+    assert set(cls.exports) <= {"lora", "merged"}
     assert name in WITHOUT_ADDRESS or "arXiv" in cls.paper or "http" in cls.paper
     assert entry.summary
     for field, info in cls.Config.model_fields.items():

@@ -67,8 +67,11 @@ def rows_of(what: What) -> list[dict[str, Any]]:
         facts = {key: value for key, value in entry.facts.items() if key != "name"}
         rows.append({"name": entry.name, "summary": entry.summary, **facts})
     if what is What.editors:
-        for row in rows:
-            row["strategies"] = _strategies_on(row["name"])
+        from errata.editors import STATED
+
+        for number, row in enumerate(rows):
+            rows[number] = {**row, **{key: row.get(key, usual) for key, usual in STATED.items()}}
+            rows[number]["strategies"] = _strategies_on(row["name"])
     return rows
 
 
@@ -103,9 +106,24 @@ def settings_of(name: str) -> dict[str, Any]:
         "paper": cls.paper,
         "needs": list(cls.needs),
         "weights": cls.weights,
+        "batch": cls.batch,
+        "sequence": cls.sequence,
+        "exports": list(cls.exports),
         "settings": settings,
         "published": {backbone: dict(values) for backbone, values in cls.published.items()},
     }
+
+
+BATCH = {
+    "joint": "edits of a batch are solved together",
+    "in turn": "edits of a batch follow one another",
+    "memory": "each edit of a batch becomes an entry of its own",
+}
+SEQUENCE = {
+    "adds": "a later change is added to the earlier patch",
+    "grows": "the memory of the earlier patch grows",
+}
+"""What the words of an editor's class mean."""
 
 
 def jsonable(value: Any) -> Any:
@@ -137,14 +155,17 @@ def ls(
         _output.print_json({"what": what.value, "entries": rows})
         return
     columns = {
-        What.editors: ("needs", "with", "paper"),
+        What.editors: ("needs", "weights", "batch", "sequence", "exports"),
         What.strategies: ("works on", "paper"),
     }.get(what, ())
     table = _output.table("name", "what it is", *columns)
     for row in rows:
         cells = {
-            "needs": ", ".join(row.get("needs", ())),
-            "with": ", ".join(f"+{name}" for name in row.get("strategies", ())),
+            "needs": ",\n".join(row.get("needs", ())) or "–",
+            "weights": "changed" if row.get("weights") else "kept",
+            "batch": row.get("batch", ""),
+            "sequence": row.get("sequence", ""),
+            "exports": ",\n".join(row.get("exports", ())) or "–",
             "works on": ", ".join(row.get("hosts", ())),
             "paper": address(str(row.get("paper", ""))),
         }
@@ -161,6 +182,10 @@ def _one(found: dict[str, Any], json: bool) -> None:
     if found["paper"]:
         out.print(found["paper"])
     out.print(f"needs: {', '.join(found['needs']) or 'nothing'}")
+    out.print(f"weights: {'changed' if found['weights'] else 'left as they are'}")
+    out.print(f"batch: {BATCH[found['batch']]}")
+    out.print(f"sequence: {SEQUENCE[found['sequence']]}")
+    out.print(f"exports as: {', '.join(found['exports']) or 'nothing but its own format'}")
     table = _output.table("setting", "default", "meaning")
     for setting in found["settings"]:
         default = setting["default"]

@@ -24,6 +24,16 @@ OWN_MODELS = ("pocket",)
 """Models that ship with errata: nobody published settings for them, so they are found here."""
 
 
+STATED: Mapping[str, Any] = {
+    "needs": (),
+    "weights": True,
+    "batch": "joint",
+    "sequence": "adds",
+    "exports": ("lora", "merged"),
+}
+"""What an editor is when its class does not say so; see `Editor`."""
+
+
 class EditorRegistry(Registry):
     """Editors by name, alone (`memit`) or with a strategy on top (`memit+blue`)."""
 
@@ -45,6 +55,11 @@ class EditorRegistry(Registry):
                     "title": f"{hosts.get('title')}+{own.get('title')}",
                     "paper": f"{own.get('paper')}; on {hosts.get('paper')}",
                     "weights": own.get("weights", True) and hosts.get("weights", True),
+                    "exports": tuple(
+                        form
+                        for form in hosts.get("exports", STATED["exports"])
+                        if form in own.get("exports", STATED["exports"])
+                    ),
                 }
                 summary = f"{hosts.get('title')} with {strategy.summary}"
                 found[facts["name"]] = Entry(facts["name"], summary, facts, strategy.target)

@@ -36,7 +36,12 @@ class Editor(ABC):
         title: Name in tables.
         paper: Citation with an arXiv id or address.
         needs: `subject`, `moments` and `training`, as far as they are needed.
-        weights: Whether it changes weights (and so can be merged or exported).
+        weights: Whether it changes weights.
+        batch: What happens to the edits of a group: `joint` (solved together), `in turn` (one after
+            another) or `memory` (each becomes an entry).
+        sequence: What happens to an earlier patch: `adds` (the new change is added to it) or
+            `grows` (its memory grows).
+        exports: What its patches can be exported as by default settings: `lora`, `merged`.
         Config: Class of its settings.
         published: Backbone -> published settings, for `--as-published`.
     """
@@ -46,6 +51,9 @@ class Editor(ABC):
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[EditorConfig]] = EditorConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 

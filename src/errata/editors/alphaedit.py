@@ -53,6 +53,9 @@ class AlphaEdit(JointEditor):
     )
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = AlphaEditConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "gpt2-xl": _like_memit("gpt2-xl"),

@@ -43,6 +43,9 @@ class Emmet(JointEditor):
     paper = "Gupta et al., A Unified Framework for Model Editing, 2024, arXiv:2403.14236"
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = EmmetConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "gpt2-xl": _settings(17, 10_000.0),

@@ -76,6 +76,9 @@ class FineTuning(Editor):
     )
     needs = ()
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = FtConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "gpt2-medium": {"layers": (0,), "norm_constraint": 2e-3, "objective": "prompt_last"},

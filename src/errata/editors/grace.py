@@ -86,6 +86,9 @@ class Grace(Editor):
     )
     needs = ()
     weights = False
+    batch = "memory"
+    sequence = "grows"
+    exports = ()
     Config = GraceConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "gpt2-xl": _settings(35, "ffn_in", 200),

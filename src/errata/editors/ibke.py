@@ -303,6 +303,9 @@ class Ibke(TrainedEditor):
     paper: ClassVar[str] = "Information Bottleneck Knowledge Editor"
     needs: ClassVar[tuple[str, ...]] = ("training",)
     weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[IbkeConfig]] = IbkeConfig
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt2-xl": {"layers": (15, 16, 17), "norm": "running", "d_m": 1024},

@@ -149,6 +149,9 @@ class Ke(TrainedEditor):
     )
     needs: ClassVar[tuple[str, ...]] = ("training",)
     weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[KeConfig]] = KeConfig
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt2-xl": {"layers": (45, 46, 47)},

@@ -280,6 +280,9 @@ class Malmen(TrainedEditor):
     )
     needs: ClassVar[tuple[str, ...]] = ("training",)
     weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[MalmenConfig]] = MalmenConfig
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt2-xl": {"layers": (42, 43, 44, 45, 46, 47)},

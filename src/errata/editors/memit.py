@@ -71,6 +71,9 @@ class Memit(JointEditor):
     paper = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = MemitConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = PUBLISHED
     config: MemitConfig

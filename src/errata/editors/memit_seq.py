@@ -29,5 +29,8 @@ class MemitSeq(Memit):
     )
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = MemitSeqConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = Memit.published

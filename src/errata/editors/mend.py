@@ -159,6 +159,9 @@ class Mend(TrainedEditor):
     paper: ClassVar[str] = "Mitchell et al., Fast Model Editing at Scale, arXiv:2110.11309"
     needs: ClassVar[tuple[str, ...]] = ("training",)
     weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[MendConfig]] = MendConfig
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt2-xl": {"layers": (45, 46, 47)},

@@ -17,7 +17,10 @@ class NoEdit(Editor):
     title = "No edit"
     paper = ""
     needs = ()
-    weights = True
+    weights = False
+    batch = "joint"
+    sequence = "adds"
+    exports = ("merged",)
 
     def _edit(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

@@ -25,6 +25,9 @@ class PRome(Rome):
     )
     needs = ("subject", "moments")
     weights = True
+    batch = "in turn"
+    sequence = "adds"
+    exports = ("lora", "merged")
     published: ClassVar[Mapping[str, Mapping[str, object]]] = Rome.published
 
     def solve(

@@ -47,6 +47,9 @@ class Pmet(Memit):
     paper = "Li et al., PMET: Precise Model Editing in a Transformer, AAAI 2024, arXiv:2308.08742"
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = PmetConfig
     rule: ClassVar[Rule] = "sqrt"
     places: ClassVar[tuple[Place, ...]] = ("ffn", "attn")

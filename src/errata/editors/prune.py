@@ -39,6 +39,9 @@ class Prune(Memit):
     )
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = PruneConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = Memit.published
     config: PruneConfig

@@ -34,6 +34,9 @@ class Rect(Memit):
     )
     needs = ("subject", "moments")
     weights = True
+    batch = "joint"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = RectConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = Memit.published
     config: RectConfig

@@ -49,6 +49,9 @@ class Rome(LocateEditor):
     )
     needs = ("subject", "moments")
     weights = True
+    batch = "in turn"
+    sequence = "adds"
+    exports = ("lora", "merged")
     Config = RomeConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "gpt2-medium": _settings(8, clamp=3),

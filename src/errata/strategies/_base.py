@@ -46,6 +46,9 @@ def combine(strategy: type[Strategy], host: type[Editor]) -> type[Editor]:
         "paper": f"{strategy.paper}; on {host.paper}",
         "needs": tuple(dict.fromkeys((*host.needs, *strategy.needs))),
         "weights": strategy.weights and host.weights,
+        "batch": host.batch,
+        "sequence": host.sequence,
+        "exports": tuple(form for form in host.exports if form in strategy.exports),
         "Config": config,
         "published": {
             backbone: {**host.published.get(backbone, {}), **own.get(backbone, {})}

@@ -78,6 +78,7 @@ class Rep(Strategy, LocateEditor):
     )
     hosts = ("emmet", "memit", "r_rome", "rome")
     weights = False
+    exports = ()
     Settings = RepSettings
     overrides: ClassVar[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
         host: {"pocket": POCKET} for host in hosts
