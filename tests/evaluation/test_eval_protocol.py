@@ -379,6 +379,7 @@ def test_records_say_what_made_them(lm, cases):
         assert record["config_hash"]
         assert record["regime"] == "single"
         assert set(record["seconds"]) >= {"edit", "evaluate"}
+        assert record["patch_bytes"] > 0
     json.dumps(result.records, allow_nan=False)
     wanted = {"editor", "model", "data", "regime", "cases", "reliability", "generality",
               "locality", "average", "by", "seconds", "ci95", "edits", "skipped"}  # fmt: skip

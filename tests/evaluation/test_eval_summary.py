@@ -198,3 +198,15 @@ def test_summary_survives_json_and_is_repeatable():
     assert other["average"] == json.loads(first)["average"]
     assert other["seconds"]["edit"] == pytest.approx(10.0)
     assert other["seconds"]["per_edit"] == pytest.approx(0.5)
+
+
+def test_cases_of_a_unit_share_the_bytes_of_its_patch():
+    edit = [entry("reliability", "edit", 1.0)]
+    records = [record(0, edit * 2, unit=0, patch_bytes=600),
+               record(1, edit, unit=0, patch_bytes=600),
+               record(2, edit, unit=1, patch_bytes=200),
+               record(3, edit, unit=2, patch_bytes=0, error="no")]  # fmt: skip
+    found = summarise(records, HEADER, bootstrap=0)["bytes"]
+    assert found == {"patches": 800, "per_edit": 200.0}
+    older = [{k: v for k, v in r.items() if k != "patch_bytes"} for r in records[:1]]
+    assert summarise(older + records[2:], HEADER, bootstrap=0)["bytes"] is None

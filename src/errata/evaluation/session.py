@@ -143,8 +143,8 @@ class Session:
         failed |= errors
         entries = self._ask(units, patches, failed)
         return [
-            self._record(case, number, entries.get(case.id), failed)
-            for number, unit in batch
+            self._record(case, number, patch, entries.get(case.id), failed)
+            for (number, unit), patch in zip(batch, patches, strict=True)
             for case in unit
         ]
 
@@ -200,9 +200,11 @@ class Session:
         entries = self._ask(units, flight.patches, flight.failed)
         ages = flight.ages()
         records = []
-        for (number, unit), trajectory in zip(batch, flight.trajectory, strict=True):
+        for (number, unit), patch, trajectory in zip(
+            batch, flight.patches, flight.trajectory, strict=True
+        ):
             for case in unit:
-                record = self._record(case, number, entries.get(case.id), flight.failed)
+                record = self._record(case, number, patch, entries.get(case.id), flight.failed)
                 if case.id in ages:
                     record["age"] = ages[case.id]
                 if case.id in flight.immediate:
@@ -268,6 +270,7 @@ class Session:
         self,
         case: Case,
         unit: int,
+        patch: Patch | None,
         found: Mapping[str, Any] | None,
         failed: Mapping[str, str],
     ) -> dict[str, Any]:
@@ -276,6 +279,7 @@ class Session:
             **self.stamp,
             "unit": unit,
             "edits": len(case.edits),
+            "patch_bytes": 0 if patch is None else bytes_of(patch),
             "error": failed.get(case.id),
             "questions": [],
             **(found or {}),
@@ -283,3 +287,11 @@ class Session:
         if isinstance(case.meta.get("domain"), str):
             record["domain"] = case.meta["domain"]
         return record
+
+
+def bytes_of(patch: Patch) -> int:
+    """Return the bytes of a patch's tensors, with those that its editor keeps for later edits."""
+    from torch import Tensor
+
+    kept = [value for value in patch.state.values() if isinstance(value, Tensor)]
+    return patch.nbytes + sum(tensor.nbytes for tensor in kept)

@@ -56,6 +56,7 @@ def summarise(
         **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
         **_tracked(records),
+        "bytes": _bytes(good),
         "seconds": _seconds(records),
     }
     return summary
@@ -290,3 +291,15 @@ def _seconds(records: Sequence[Record]) -> dict[str, Any]:
     edits = sum(record["edits"] for record in records if record.get("error") is None)
     per_edit = total.get("edit", 0.0) / edits if edits else None
     return {"edit": 0.0, "hops": 0.0, "evaluate": 0.0, **total, "per_edit": per_edit}
+
+
+def _bytes(records: Sequence[Record]) -> dict[str, Any] | None:
+    """Return the size of all patches, and its share of an edit; cases of a unit share a patch."""
+    patches: dict[int, int] = {}
+    for record in records:
+        if "patch_bytes" not in record:
+            return None  # of a version that did not record it
+        patches[record["unit"]] = record["patch_bytes"]
+    edits = sum(record["edits"] for record in records)
+    total = sum(patches.values())
+    return {"patches": total, "per_edit": total / edits if edits else None}
