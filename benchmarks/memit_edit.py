@@ -94,7 +94,7 @@ def main() -> None:
         args.steps, args.records = 4, 4
     lines: list[common.Line] = []
     for model in args.models:
-        from errata.apply import weight_deltas
+        from errata.deltas import weight_deltas
         from errata.editors import get_editor
 
         layers = (3, 4, 5, 6, 7) if model == SMALL else (1, 2, 3)

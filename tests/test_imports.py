@@ -30,13 +30,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lm",
         "loading",
     ),
-    ("patch", "patch_io", "apply", "lora"),
+    ("changes", "patch", "patch_io", "deltas", "whole", "apply", "lora"),
     ("locate", "nets"),
     ("editors", "strategies"),
     ("data", "world"),
     ("evaluation", "runs", "training"),
     ("api",),
     ("sweeping",),
+    ("reporting",),
     ("cli", "__main__"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -49,6 +50,7 @@ ALLOWED = {
     ("loading", "world"): "the pocket model ships with the world",
     ("locate", "world"): "the pocket model's text is the world's",
     ("data", "world"): "the world is a data set",
+    ("editors", "data"): "IKE's demonstrations are made of a data set's training split",
 }
 
 
@@ -127,6 +129,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "numpy", "ri
         ("import errata.config, errata.registry", ("pydantic",)),
         ("import errata.data", ("pydantic",)),
         ("from errata.cli import app", ("pydantic",)),
+        ("import errata.reporting.result, errata.reporting.figure", ("pydantic", "numpy")),
         (
             "from errata.cli.ls import rows_of, What; [rows_of(what) for what in What]",
             ("pydantic",),

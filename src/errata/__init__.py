@@ -30,6 +30,8 @@ _EXPORTS = {
     "LowRank": "errata.patch",
     "Dense": "errata.patch",
     "Module": "errata.patch",
+    "Route": "errata.patch",
+    "Context": "errata.patch",
     "Stack": "errata.apply",
     "Editor": "errata.editors",
     "get_editor": "errata.editors",
@@ -38,6 +40,7 @@ _EXPORTS = {
     "load_cases": "errata.data",
     "load_edits": "errata.data",
     "save_cases": "errata.data",
+    "report": "errata.reporting",
     "trace": "errata.api",
     "train": "errata.training",
 }
@@ -45,6 +48,7 @@ _EXPORTS = {
 __all__ = [
     "LM",
     "Case",
+    "Context",
     "Dense",
     "Edit",
     "Editor",
@@ -53,6 +57,7 @@ __all__ = [
     "Module",
     "Patch",
     "Probe",
+    "Route",
     "Stack",
     "__version__",
     "edit",
@@ -61,6 +66,7 @@ __all__ = [
     "load",
     "load_cases",
     "load_edits",
+    "report",
     "save_cases",
     "trace",
     "train",
@@ -82,10 +88,13 @@ if TYPE_CHECKING:
     from errata.evaluation import evaluate as evaluate
     from errata.lm import LM as LM
     from errata.loading import load as load
+    from errata.patch import Context as Context
     from errata.patch import Dense as Dense
     from errata.patch import LowRank as LowRank
     from errata.patch import Module as Module
     from errata.patch import Patch as Patch
+    from errata.patch import Route as Route
+    from errata.reporting import report as report
     from errata.training import train as train
 
 

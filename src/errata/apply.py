@@ -4,146 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from errata.changes import Context, Dense, LowRank, Module, Route, Router
+from errata.deltas import is_transposed, module_of, parameter_of, weight_deltas
 from errata.errors import PatchError
-from errata.forward import first, hooks, with_first
-from errata.patch import Change, Dense, LowRank, Module, Patch
+from errata.forward import Pass, first, hooks, with_first
+from errata.patch import Patch
+from errata.whole import Whole, sees_pass
 
 if TYPE_CHECKING:
     from errata.lm import LM
 
 
-def _parameter(lm: LM, name: str) -> nn.Parameter:
-    try:
-        return lm.model.get_parameter(name)
-    except AttributeError:
-        raise PatchError(
-            f"{lm.name} has no parameter {name}; the patch is for another model"
-        ) from None
+class _Sources:
+    """Inputs of modules that networks elsewhere read: kept from one hook to the next.
 
-
-def _module(lm: LM, path: str) -> nn.Module:
-    try:
-        return lm.model.get_submodule(path)
-    except AttributeError:
-        raise PatchError(
-            f"{lm.name} has no module {path}; the patch is for another model"
-        ) from None
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a projection stores its weight as `d_in x d_out`."""
-    return isinstance(module, Conv1D)
-
-
-def check_changes(lm: LM, changes: Sequence[Change]) -> None:
-    """Check that every change finds its place and fits.
-
-    Raises:
-        PatchError: Says which module or parameter is missing or has another shape.
+    Args:
+        lm: The model.
     """
-    for change in changes:
-        if isinstance(change, Dense):
-            have, want = tuple(_parameter(lm, change.path).shape), tuple(change.delta.shape)
-        elif isinstance(change, LowRank):
-            module = _module(lm, change.path)
-            stored = tuple(_parameter(lm, f"{change.path}.weight").shape)
-            have = stored[::-1] if is_transposed(module) else stored
-            want = (change.B.shape[0], change.A.shape[1])
-        else:
-            _module(lm, change.path)
-            continue
-        if have != want:
-            raise PatchError(
-                f"the change of {change.path} has shape {want}, the model's is {have}",
-                "The patch is for another model.",
-            )
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+        self.kept: dict[str, Tensor] = {}
+
+    def watch(self, paths: Sequence[str]) -> list[Any]:
+        """Hook modules; called last, so that what is kept is what the module is given."""
+        return [
+            module_of(self.lm, path).register_forward_pre_hook(self._keep(path))
+            for path in dict.fromkeys(paths)
+        ]
+
+    def _keep(self, path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self.kept[path] = args[0]
+
+        return hook
 
 
-def low_rank_delta(change: LowRank, device: torch.device) -> Float[Tensor, "d_out d_in"]:
-    """Return `B A`, multiplied in float32 at least."""
-    wide = torch.promote_types(change.B.dtype, torch.float32)
-    return change.B.to(device, wide) @ change.A.to(device, wide)
+def _called(
+    network: nn.Module, hidden: Sequence[Tensor], seen: Pass | None, shape: Sequence[int]
+) -> Tensor:
+    """Call a network; one that looks at whole rows is given them as rows."""
+    if not sees_pass(network):
+        return network(*hidden)
+    assert seen is not None  # hooked on the model, which has been called
+    rows = [x.reshape(*seen.ids.shape, x.shape[-1]) for x in hidden]
+    return network(*rows, seen).reshape(shape)
 
 
-def weight_deltas(lm: LM, changes: Sequence[Change]) -> dict[str, Tensor]:
-    """Return the summed delta of each changed parameter: stored shape, float32 at least."""
-    total: dict[str, Tensor] = {}
-    for change in changes:
-        if isinstance(change, LowRank):
-            name = f"{change.path}.weight"
-            delta = low_rank_delta(change, _parameter(lm, name).device)
-            if is_transposed(_module(lm, change.path)):
-                delta = delta.T
-        elif isinstance(change, Dense):
-            name = change.path
-            delta = change.delta.to(_parameter(lm, name).device)
-        else:
-            continue
-        total[name] = total[name] + delta if name in total else delta
-    return total
-
-
-def bounded(lm: LM, patch: Patch) -> Patch:
-    """Keep a patch within twice the size of what it changes, however many edits it carries out.
-
-    Changes of one weight that together hold more than twice its numbers are added up into one dense
-    change; all others stay as they are.
-    """
-    held: dict[str, list[Change]] = {}
-    for change in patch.changes:
-        if isinstance(change, LowRank):
-            held.setdefault(f"{change.path}.weight", []).append(change)
-        elif isinstance(change, Dense):
-            held.setdefault(change.path, []).append(change)
-    merged: dict[int, Change] = {}  # position of the first -> what stands for all of them
-    gone: set[int] = set()
-    for name, changes in held.items():
-        numbers = sum(tensor.numel() for change in changes for tensor in change.tensors().values())
-        dense = len(changes) == 1 and isinstance(changes[0], Dense)
-        if dense or numbers <= 2 * _parameter(lm, name).numel():
-            continue
-        own = [i for i, change in enumerate(patch.changes) if any(change is c for c in changes)]
-        # summed in float64, so that a long sequence does not gather rounding errors
-        wide = [_widened(change) for change in changes]
-        total = weight_deltas(lm, wide)[name]
-        dtype = torch.float32
-        for change in changes:
-            for tensor in change.tensors().values():
-                dtype = torch.promote_types(dtype, tensor.dtype)
-        merged[own[0]] = Dense(name, total.to(dtype).contiguous())
-        gone |= set(own)
-    if not merged:
-        return patch
-    kept = [
-        merged.get(i, change)
-        for i, change in enumerate(patch.changes)
-        if i in merged or i not in gone
-    ]
-    return replace(patch, changes=tuple(kept))
-
-
-def _widened(change: Change) -> Change:
-    if isinstance(change, LowRank):
-        return replace(change, B=change.B.double(), A=change.A.double())
-    return replace(change, delta=change.delta.double()) if isinstance(change, Dense) else change
-
-
-def _hook(module: nn.Module, change: Module, network: nn.Module) -> Any:
+def _hook(module: nn.Module, change: Module, network: nn.Module, sources: _Sources, whole: Whole):
     if change.where == "input":
-        return module.register_forward_pre_hook(lambda _, args: (network(args[0]), *args[1:]))
-    if change.where == "both":
-        return module.register_forward_hook(
-            lambda _, args, out: with_first(out, network(args[0], first(out)))
+        return module.register_forward_pre_hook(
+            lambda _, args: (_called(network, [args[0]], whole.seen, args[0].shape), *args[1:])
         )
-    return module.register_forward_hook(lambda _, args, out: with_first(out, network(first(out))))
+
+    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        hidden = [first(out)]
+        if change.where == "both":
+            hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
+        return with_first(out, _called(network, hidden, whole.seen, first(out).shape))
+
+    return module.register_forward_hook(after)
 
 
 @contextmanager
@@ -154,23 +81,36 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     tensors back, so the model is bit-identical to before, also in bfloat16 and after an exception.
 
     Raises:
-        PatchError: If the patch is for another model or holds NaN or infinite values.
+        PatchError: If the patch is for another model, holds NaN or infinite values, or lacks
+            something that it needs.
     """
     patch.check(lm)
     patch.check_finite()
+    modules = [c for c in patch.changes if isinstance(c, Module)]
+    networks = [change.build().to(lm.device) for change in modules]
+    contexts = [c for c in patch.changes if isinstance(c, Context)]
+    whole = Whole(
+        lm, {0: contexts} if contexts else {},
+        [(0, c.build(lm)) for c in patch.changes if isinstance(c, Route)],
+        any(map(sees_pass, networks)),
+        lambda count: torch.zeros(count, dtype=torch.long, device=lm.device),
+    )  # fmt: skip
+    sources = _Sources(lm)
     saved: list[tuple[nn.Parameter, Tensor]] = []
     with ExitStack() as stack:
         stack.callback(_restore, saved)
         with torch.no_grad():
             for name, delta in weight_deltas(lm, patch.changes).items():
-                parameter = _parameter(lm, name)
+                parameter = parameter_of(lm, name)
                 saved.append((parameter, parameter.detach().clone()))
                 wide = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(wide) + delta.to(wide))
-        for change in patch.changes:
-            if isinstance(change, Module):
-                network = change.build().to(lm.device)
-                stack.enter_context(hooks(_hook(_module(lm, change.path), change, network)))
+        for change, network in zip(modules, networks, strict=True):
+            handle = _hook(module_of(lm, change.path), change, network, sources, whole)
+            stack.enter_context(hooks(handle))
+        read = [change.source for change in modules if change.source is not None]
+        stack.enter_context(hooks(*sources.watch(read)))
+        stack.enter_context(whole.installed())
         yield
 
 
@@ -191,7 +131,7 @@ class _Site:
     dense: dict[int, Tensor] = field(default_factory=dict)  # group -> d_out x d_in
     bias: dict[int, Tensor] = field(default_factory=dict)  # group -> d_out
     before: list[tuple[int, nn.Module]] = field(default_factory=list)
-    after: list[tuple[int, nn.Module, bool]] = field(default_factory=list)  # sees the input too?
+    after: list[tuple[int, nn.Module, Module]] = field(default_factory=list)
     groups: Int[Tensor, " G"] | None = (
         None  # groups with a low-rank change here: group -> row of A, or -1
     )
@@ -201,8 +141,9 @@ class Stack:
     """Several patches installed side by side; each row of a forward pass runs under one of them.
 
     Low-rank changes cost two thin products per row and are never multiplied out. Rows routed to -1
-    are bit-equal to the base model. Gradients flow to the factors, so a hypernetwork can be trained
-    through it.
+    are bit-equal to the base model, unless they share a pass with rows that have a context: then
+    they are equal within rounding (`apart` says which rows to keep apart). Gradients flow to the
+    factors, so a hypernetwork can be trained through it.
 
     Args:
         lm: The model.
@@ -219,6 +160,11 @@ class Stack:
         self._rows: Tensor | None = None
         self._sites: dict[str, _Site] = {}
         self._exit = ExitStack()
+        self._sources = _Sources(lm)
+        self._read: list[str] = []
+        contexts: dict[int, list[Context]] = {}
+        routers: list[tuple[int, Router]] = []
+        watched = False
         low: dict[str, dict[int, list[LowRank]]] = {}
         for group, patch in enumerate(self.patches):
             if patch is None:
@@ -229,15 +175,15 @@ class Stack:
                     low.setdefault(change.path, {}).setdefault(group, []).append(change)
                 elif isinstance(change, Dense):
                     self._add_dense(group, change)
+                elif isinstance(change, Context):
+                    contexts.setdefault(group, []).append(change)
+                elif isinstance(change, Route):
+                    routers.append((group, change.build(lm)))
                 else:
-                    site = self._site(change.path)
-                    network = change.build().to(lm.device)
-                    if change.where == "input":
-                        site.before.append((group, network))
-                    else:
-                        site.after.append((group, network, change.where == "both"))
+                    watched |= self._add_module(group, change)
         for path, by_group in low.items():
             self._add_low_rank(path, by_group)
+        self._whole = Whole(lm, contexts, routers, watched, self._routed)
 
     @classmethod
     def of_factors(cls, lm: LM, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Stack:
@@ -257,13 +203,25 @@ class Stack:
 
     def _site(self, path: str) -> _Site:
         if path not in self._sites:
-            module = _module(self.lm, path)
+            module = module_of(self.lm, path)
             self._sites[path] = _Site(module, is_transposed(module))
         return self._sites[path]
 
+    def _add_module(self, group: int, change: Module) -> bool:
+        """Install a network for one group; whether it wants to see the forward pass."""
+        site = self._site(change.path)
+        network = change.build().to(self.lm.device)
+        if change.where == "input":
+            site.before.append((group, network))
+        else:
+            site.after.append((group, network, change))
+            if change.source is not None:
+                self._read.append(change.source)
+        return sees_pass(network)
+
     def _add_dense(self, group: int, change: Dense) -> None:
         path, _, leaf = change.path.rpartition(".")
-        module = _module(self.lm, path)
+        module = module_of(self.lm, path)
         projection = isinstance(module, nn.Linear) or is_transposed(module)
         if not projection or leaf not in {"weight", "bias"}:
             raise PatchError(
@@ -309,6 +267,15 @@ class Stack:
             raise PatchError(f"rows are routed to patches 0..{len(self.patches) - 1} or -1")
         self._rows = rows.to(self.lm.device)
 
+    def apart(self, groups: Sequence[int]) -> list[int] | None:
+        """Return a number per row, such that rows of one number may share a forward pass.
+
+        Rows behind a context and rows without one could share it, but not to the last bit.
+        None: all rows may.
+        """
+        ids = self._whole.ids
+        return [int(group in ids) for group in groups] if ids else None
+
     def __enter__(self) -> Stack:
         for site in self._sites.values():
             if site.before:
@@ -317,10 +284,20 @@ class Stack:
             if site.A is not None or site.dense or site.bias or site.after:
                 handle = site.module.register_forward_hook(self._after(site))
                 self._exit.enter_context(hooks(handle))
+        self._exit.enter_context(hooks(*self._sources.watch(self._read)))
+        self._exit.enter_context(self._whole.installed(self.route))
         return self
 
     def __exit__(self, *details: object) -> None:
         self._exit.close()
+        self._sources.kept.clear()
+
+    def _routed(self, count: int) -> Int[Tensor, " B"]:
+        rows = self._rows
+        if rows is None or len(rows) != count:
+            routed = "none" if rows is None else len(rows)
+            raise RuntimeError(f"a pass of {count} rows needs route() first; routed: {routed}")
+        return rows
 
     def _rows_of(self, x: Tensor) -> Int[Tensor, " B"]:
         """Return the routing of this pass; some models flatten `[B, T, d]` before projections."""
@@ -351,8 +328,13 @@ class Stack:
         for group, network in networks:
             mine = (rows == group).nonzero()[:, 0]
             if len(mine):
-                hidden = hidden.index_copy(0, mine, network(hidden[mine]))
+                own = hidden[mine]
+                new = _called(network, [own], self._seen(mine), own.shape)
+                hidden = hidden.index_copy(0, mine, new)
         return hidden
+
+    def _seen(self, mine: Int[Tensor, " m"]) -> Pass | None:
+        return None if self._whole.seen is None else self._whole.seen.rows(mine)
 
     def _after(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -363,11 +345,19 @@ class Stack:
                 y = _add_to(y, rows == group, lambda mine, d=delta: _product(x[mine], d))
             for group, delta in site.bias.items():
                 y = _add_to(y, rows == group, lambda mine, d=delta: d)
-            for group, network, both in site.after:
+            for group, network, change in site.after:
                 mine = (rows == group).nonzero()[:, 0]
-                if len(mine):
-                    new = network(x[mine], y[mine]) if both else network(y[mine])
-                    y = y.index_copy(0, mine, new)
+                if not len(mine):
+                    continue
+                hidden = [y[mine]]
+                if change.where == "both":
+                    given = x
+                    if change.source is not None:
+                        kept = self._sources.kept[change.source]
+                        given = kept.reshape(len(rows), -1, kept.shape[-1])
+                    hidden.insert(0, given[mine])
+                new = _called(network, hidden, self._seen(mine), hidden[-1].shape)
+                y = y.index_copy(0, mine, new)
             return with_first(output, y.reshape(first(output).shape))
 
         return hook

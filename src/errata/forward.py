@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.tokens import Batch, Row
@@ -36,6 +36,45 @@ def first(output: Any) -> Tensor:
 def with_first(output: Any, value: Tensor) -> Any:
     """Return `output` with its hidden states replaced by `value`."""
     return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is known of a forward pass by changes that look at whole rows.
+
+    Attributes:
+        ids: `[B, T]`.
+        mask: `[B, T]`, true on real tokens.
+        prompts: `[B]`, how many tokens of each row are its prompt; all of them if whoever runs the
+            model did not say.
+        at: `[N, 2]`, the (row, column) pairs whose logits are computed; None: all of them.
+    """
+
+    ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    prompts: Int[Tensor, " B"]
+    at: Int[Tensor, "N 2"] | None = None
+
+    @property
+    def prompt_mask(self) -> Bool[Tensor, "B T"]:
+        """True on the tokens of the prompts."""
+        return self.mask & (self.mask.cumsum(1) <= self.prompts[:, None])
+
+    def rows(self, index: Int[Tensor, " m"]) -> Pass:
+        """Return what is known of some of the rows, in that order; of different rows."""
+        at = self.at
+        if at is not None:
+            number = torch.full((len(self.ids),), -1, device=at.device)
+            number[index] = torch.arange(len(index), device=at.device)
+            moved = number[at[:, 0]]
+            at = torch.stack([moved, at[:, 1]], 1)[moved >= 0]
+        return Pass(self.ids[index], self.mask[index], self.prompts[index], at)
+
+    def tokens(self, *, prompt_only: bool = False) -> list[tuple[int, ...]]:
+        """Return the real tokens of each row, or those of its prompt."""
+        mask = self.prompt_mask if prompt_only else self.mask
+        pairs = zip(self.ids.tolist(), mask.tolist(), strict=True)
+        return [tuple(i for i, real in zip(ids, own, strict=True) if real) for ids, own in pairs]
 
 
 @contextmanager
@@ -147,6 +186,24 @@ class Prefix:
         layers = tuple(picked[id(keys)] for keys, _ in self.layers)
         return Prefix(layers, self.mask[rows], tuple(self.starts[i] for i in rows.tolist()))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Prefix]) -> Prefix:
+        """Return the prefixes of all rows of some prefixes as one."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.mask.shape[1] for part in parts)
+
+        def wide(part: Prefix, x: Tensor) -> Tensor:
+            return nn.functional.pad(x, (0, 0, width - part.mask.shape[1], 0))
+
+        layers = []
+        for own in zip(*(part.layers for part in parts), strict=True):
+            keys = [wide(part, k) for part, (k, _) in zip(parts, own, strict=True)]
+            values = [wide(part, v) for part, (_, v) in zip(parts, own, strict=True)]
+            layers.append((torch.cat(keys), torch.cat(values)))
+        masks = [nn.functional.pad(p.mask, (width - p.mask.shape[1], 0)) for p in parts]
+        return cls(tuple(layers), torch.cat(masks), tuple(n for p in parts for n in p.starts))
+
     def cache(self) -> Any:
         """Return a fresh key/value cache; a forward pass appends to it, never to this object.
 
@@ -223,5 +280,5 @@ def suffix_batch(lm: LM, rows: Sequence[Row], prefix: Prefix) -> tuple[Batch, di
     if limit is not None:
         positions = positions.clamp(max=limit - 1)  # padding must not run past a learned table
     mask = torch.cat([prefix.mask, batch.attention_mask], dim=1)
-    shifted = Batch(batch.input_ids, mask, positions, batch.index)
+    shifted = Batch(batch.input_ids, mask, positions, batch.index)  # its prompts are cut off
     return shifted, {"past_key_values": prefix.cache(), "use_cache": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,11 @@ class LM:
         revision: Commit or tag on the Hub, if any.
         max_tokens: Budget of padded tokens per forward pass; default by device.
         sites: Overrides for the architecture probe (`{"ffn_out": "…{}…"}`).
+
+    Attributes:
+        takes_positions: Whether the model is told positions.
+        running: Batch and (row, position) pairs of the forward pass that runs, if it is known.
+        whole_rows: How many active changes have to see whole rows: no prefix may be cached.
     """
 
     def __init__(
@@ -75,7 +80,9 @@ class LM:
         self._finite: dict[str, tuple[int, int]] = {}
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
         parameters = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in parameters
+        self.takes_positions = "position_ids" in parameters
+        self.running: tuple[Batch | None, Tensor | None] = (None, None)
+        self.whole_rows = 0
 
     # ------------------------------------------------------------------ what is known of the model
 
@@ -222,20 +229,43 @@ class LM:
         """Right-pad the rows of the given numbers into one batch on the model's device."""
         return make_batch(rows, index, self.pad_id, self.device)
 
-    def batches(self, rows: Sequence[Row], max_tokens: int | None = None) -> Iterator[Batch]:
-        """Yield length-bucketed batches under the token budget, with little padding."""
-        for index in bucket(rows, max_tokens or self.max_tokens, max_padding=self.pass_cost):
-            yield self.batch(rows, index)
+    def batches(
+        self,
+        rows: Sequence[Row],
+        max_tokens: int | None = None,
+        apart: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """Yield length-bucketed batches under the token budget, with little padding.
+
+        Args:
+            rows: The rows.
+            max_tokens: Budget of padded tokens per batch.
+            apart: For each row a number; rows of different numbers never share a batch.
+        """
+        budget = max_tokens or self.max_tokens
+        for kind in sorted(set(apart or [0])):
+            mine = [i for i in range(len(rows)) if apart is None or apart[i] == kind]
+            mine.sort(key=lambda i: len(rows[i].ids))
+            for index in bucket(rows, budget, mine, max_padding=self.pass_cost):
+                yield self.batch(rows, index)
 
     # ------------------------------------------------------------------ forward passes
 
     def run(self, batch: Batch, **kwargs: Any) -> Any:
         """Run the model on a batch and return its output object; no cache unless asked for."""
         given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._takes_positions:
+        if self.takes_positions:
             given["position_ids"] = batch.position_ids
-        with self._attention():
+        with self._attention(), self._running(batch, self.running[1]):
             return self.model(**given, **{"use_cache": False, **kwargs})
+
+    @contextmanager
+    def _running(self, batch: Batch | None, at: Tensor | None) -> Iterator[None]:
+        before, self.running = self.running, (batch, at)
+        try:
+            yield
+        finally:
+            self.running = before
 
     def _attention(self) -> AbstractContextManager[Any]:
         """Avoid torch's fused attention where its backward pass is slow: in half precision on CPU.
@@ -249,7 +279,7 @@ class LM:
 
     def logits(self, batch: Batch, at: Int[Tensor, "N 2"], **kwargs: Any) -> Float[Tensor, "N V"]:
         """Return logits at (row, position) pairs only; never `rows x T x vocabulary`."""
-        with gather_logits(self, at):
+        with gather_logits(self, at), self._running(None, at):
             return self.run(batch, **kwargs).logits[0]
 
     @torch.no_grad()
@@ -278,9 +308,10 @@ class LM:
         for i, host in enumerate(hosts):
             guests[host].append(i)
         scores: list[RowScore | None] = [None] * len(rows)
-        for batch in self.batches(shared, max_tokens):
+        patches = [owners[own[0]] for own in guests]
+        for batch in self.batches(shared, max_tokens, stack.apart(patches) if stack else None):
             if stack is not None:
-                stack.route([owners[guests[host][0]] for host in batch.index])
+                stack.route([patches[host] for host in batch.index])
             pairs = [(host, p) for host in batch.index for p in shared[host].positions]
             line = {pair: at for at, pair in enumerate(pairs)}
             logits = self.logits(batch, positions_of(shared, batch.index, self.device))
@@ -314,9 +345,10 @@ class LM:
         """Return the `k` most probable next tokens of each prompt with their probabilities."""
         rows = [self.row(prompt) for prompt in prompts]
         result: list[list[tuple[str, float]]] = [[] for _ in rows]
-        for batch in self.batches(rows):
+        owners = list(groups) if groups is not None else [0] * len(rows)
+        for batch in self.batches(rows, apart=stack.apart(owners) if stack else None):
             if stack is not None:
-                stack.route([groups[i] if groups is not None else 0 for i in batch.index])
+                stack.route([owners[i] for i in batch.index])
             logits = self.logits(batch, positions_of(rows, batch.index, self.device))
             values, ids = logits.float().softmax(-1).topk(k, dim=-1)
             for at, i in enumerate(batch.index):
@@ -347,10 +379,11 @@ class LM:
         eos = self.tokenizer.eos_token_id
         while open_rows:
             live = sorted(open_rows)
-            now = [Row(tuple(ids[i]), (len(ids[i]) - 1,), (), len(ids[i])) for i in live]
-            for batch in self.batches(now):
+            now = [Row(tuple(ids[i]), (len(ids[i]) - 1,), (), rows[i].prompt_length) for i in live]
+            owners = [groups[i] if groups is not None else 0 for i in live]
+            for batch in self.batches(now, apart=stack.apart(owners) if stack else None):
                 if stack is not None:
-                    stack.route([groups[live[j]] if groups is not None else 0 for j in batch.index])
+                    stack.route([owners[j] for j in batch.index])
                 best = self.logits(batch, positions_of(now, batch.index, self.device)).argmax(-1)
                 for j, token in zip(batch.index, best.tolist(), strict=True):
                     i = live[j]
@@ -362,8 +395,16 @@ class LM:
                         open_rows.discard(i)
         return [self.text(ids[i][len(row.ids) :]) for i, row in enumerate(rows)]
 
-    @cached_property
+    @property
     def prefix_cache_works(self) -> bool:
+        """Whether rows may continue behind keys and values of their first tokens.
+
+        Not while a change is active that has to see whole rows.
+        """
+        return not self.whole_rows and self.prefix_cache_is_exact
+
+    @cached_property
+    def prefix_cache_is_exact(self) -> bool:
         """Whether a key/value cached prefix reproduces a full forward pass on this model.
 
         Established by running both on a few tokens once, so no list of architectures is needed.

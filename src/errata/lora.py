@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from errata.apply import is_transposed
+from errata.deltas import is_transposed
 from errata.errors import ErrataError, PatchError
 from errata.files import write_together
 from errata.loading import quiet_transformers
-from errata.patch import Dense, LowRank, Module, Patch
+from errata.patch import Dense, LowRank, Patch
 from errata.patch_io import pack
+from errata.widen import Widening, split
 
 if TYPE_CHECKING:
     from errata.lm import LM
@@ -96,9 +97,9 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
                 )
             delta = change.delta.T if is_transposed(module) else change.delta
             dense[path] = dense.get(path, 0) + delta.cpu().double()
-        elif isinstance(change, Module):
+        else:
             raise PatchError(
-                f"LoRA cannot carry the {change.name} module at {change.path}: it is no weight",
+                f"LoRA cannot carry {change.label}: it is no weight",
                 "Keep the patch folder and apply it with errata.",
             )
     triplets = {}
@@ -232,19 +233,20 @@ def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
 def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     """Write the patched model as a plain transformers checkpoint with its tokenizer.
 
-    The checkpoint is written beside the target and moved there when it is complete. The model in
-    memory stays untouched.
+    Units beside an FFN become part of it; see [`errata.widen`][]. The checkpoint is written beside
+    the target and moved there when it is complete. The model in memory stays untouched.
 
     Raises:
-        PatchError: If the patch is for another model or contains modules, or the folder is not
-        empty.
+        PatchError: If the patch is for another model or holds a change that cannot be merged, or
+        the folder is not empty.
         ErrataError: If the folder cannot be written.
     """
     folder = Path(folder)
-    for change in patch.changes:
-        if isinstance(change, Module):
+    units, rest = split(patch.changes)
+    for change in rest:
+        if not isinstance(change, LowRank | Dense):
             raise PatchError(
-                f"the {change.name} module at {change.path} cannot be merged: it changes no weight",
+                f"{change.label} cannot be merged: it changes no weight",
                 "Keep the patch folder and apply it with errata.",
             )
     if folder.exists() and any(folder.iterdir()):
@@ -255,12 +257,14 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
                 f"{folder} holds files that are no model checkpoint; they would be lost",
                 "Choose a new or empty folder.",
             )
+    patch.check(lm)
+    wider = Widening.of(lm, units) if units else None
     beside = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        with patch.applied(lm), quiet_transformers():
-            lm.model.save_pretrained(beside)
+        with replace(patch, changes=tuple(rest)).applied(lm), quiet_transformers():
+            (lm.model if wider is None else wider.model(lm)).save_pretrained(beside)
         lm.tokenizer.save_pretrained(beside)
         if folder.exists():
             shutil.rmtree(folder)

@@ -18,7 +18,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.errors import PatchError
 from errata.files import sha256_of, write_together
-from errata.patch import Change, Dense, LowRank, Module, Patch
+from errata.patch import Change, Context, Dense, LowRank, Module, Patch, Route
 
 FORMAT = 1
 JSON_NAME = "patch.json"
@@ -88,7 +88,14 @@ def _change(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
     if kind == Dense.kind:
         return Dense(entry["path"], tensors["delta"])
     if kind == Module.kind:
-        return Module(entry["path"], entry["name"], entry["config"], dict(tensors), entry["where"])
+        return Module(
+            entry["path"], entry["name"], entry["config"], dict(tensors), entry["where"],
+            entry.get("source"),
+        )  # fmt: skip
+    if kind == Route.kind:
+        return Route(entry["name"], entry["config"], dict(tensors))
+    if kind == Context.kind:
+        return Context(tensors["ids"], entry["text"])
     raise PatchError(f"unknown kind of change {kind!r}", "The patch was made by a newer errata.")
 
 

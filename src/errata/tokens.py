@@ -69,12 +69,15 @@ class Batch:
         attention_mask: `[B, S]`, 1 on real tokens; `S` is `T`, or longer behind a cached prefix.
         position_ids: `[B, T]`, counted from the left.
         index: For each row of the batch, its number in the list it came from.
+        prompts: For each row, the tokens of its prompt among those of the batch; empty: unknown,
+            all of them.
     """
 
     input_ids: Int[Tensor, "B T"]
     attention_mask: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B T"]
     index: tuple[int, ...]
+    prompts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -185,7 +188,8 @@ def make_batch(
         ids[at, :n] = torch.tensor(rows[i].ids, dtype=torch.long)
         mask[at, :n] = 1
     positions = torch.arange(length).expand(len(index), length).contiguous()
-    return Batch(ids.to(device), mask.to(device), positions.to(device), tuple(index))
+    prompts = tuple(min(rows[i].prompt_length, len(rows[i].ids)) for i in index)
+    return Batch(ids.to(device), mask.to(device), positions.to(device), tuple(index), prompts)
 
 
 def bucket(
@@ -221,7 +225,7 @@ def bucket(
 
 
 def share_rows(rows: Sequence[Row], groups: Sequence[int]) -> tuple[list[Row], list[int]]:
-    """Join rows that hold the same tokens under the same patch, so that each is run once.
+    """Join rows of the same prompt and tokens under the same patch, so that each is run once.
 
     Two answers to one question are such rows whenever both have a single token.
 
@@ -233,16 +237,17 @@ def share_rows(rows: Sequence[Row], groups: Sequence[int]) -> tuple[list[Row], l
         The different rows, each with the positions of all that it stands for and without labels;
         and for each given row the number of the one that stands for it.
     """
-    number: dict[tuple[int, tuple[int, ...]], int] = {}
+    number: dict[tuple[int, tuple[int, ...], int], int] = {}
     hosts = [
-        number.setdefault((g, row.ids), len(number)) for row, g in zip(rows, groups, strict=True)
+        number.setdefault((g, row.ids, row.prompt_length), len(number))
+        for row, g in zip(rows, groups, strict=True)
     ]
     positions: list[set[int]] = [set() for _ in number]
     for row, host in zip(rows, hosts, strict=True):
         positions[host].update(row.positions)
     return [
-        Row(ids, tuple(sorted(wanted)), (), len(ids))
-        for (_, ids), wanted in zip(number, positions, strict=True)
+        Row(ids, tuple(sorted(wanted)), (), prompt)
+        for (_, ids, prompt), wanted in zip(number, positions, strict=True)
     ], hosts
 
 

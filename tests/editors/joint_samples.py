@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.apply import weight_deltas
+from errata.deltas import weight_deltas
 from errata.editors._base import Editor
 from errata.editors._joint import JointEditor
 from errata.lm import LM

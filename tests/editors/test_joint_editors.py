@@ -12,7 +12,7 @@ from tests.editors.joint_samples import EXACT, SAME, Make, Tiny, built, deltas, 
 from tests.locate.samples import EDITS
 from torch import Tensor
 
-from errata.apply import bounded, weight_deltas
+from errata.deltas import bounded, weight_deltas
 from errata.case import Edit
 from errata.editors._joint import JointEditor, Write
 from errata.errors import ConfigError, EditError

@@ -322,7 +322,7 @@ class TestJoined:
             apart = editor.edit_one(lm, make_case(i).edits, apart)
         assert patch.edits == apart.edits
         assert patch.ranks() == apart.ranks() == {lm.site(1).path: 40}
-        from errata.apply import weight_deltas
+        from errata.deltas import weight_deltas
 
         left, right = (weight_deltas(lm, p.changes)[lm.site(1).weight] for p in (patch, apart))
         assert (left - right).abs().max() <= 1e-12 * right.abs().max()

@@ -17,7 +17,7 @@ import torch
 from tests.golden.published import golden, near
 from torch import Tensor
 
-from errata.apply import weight_deltas
+from errata.deltas import weight_deltas
 from errata.case import Edit
 from errata.editors import _joint, get_editor
 from errata.editors._joint import JointEditor, Write

@@ -9,19 +9,17 @@ import torch
 from tests.locate.samples import EDITS
 from torch import Tensor
 
-from errata.apply import is_transposed
 from errata.case import Edit
+from errata.deltas import is_transposed
 from errata.editors import editors, get_editor
-from errata.editors._trained import TrainedEditor
+from errata.editors._networks import NetworkEditor
 from errata.lm import LM
 from errata.nets.capture import Signals, capture, edit_rows
 from errata.nets.update import FactorNetwork
 from errata.spec import Site
 from errata.tokens import Row, positions_of
-from errata.training.calibrate import calibrate
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
-from errata.training.objective import Objective
 from errata.training.prepared import Prepared
 
 SMALL: dict[str, Any] = {
@@ -33,22 +31,30 @@ SMALL: dict[str, Any] = {
     "lstm": 8,
     "condition": 12,
     "norm": "unit",
+    "router": "own:0",
+    "small": "own:0,1",
+    "train_router": True,
+    "key_width": 8,
 }
 """Given to every trained editor that has a setting of the name."""
 
-TRAINED = [name for name in editors.entries if "training" in editors.entry(name).facts["needs"]]
+LEARNING = [name for name in editors.entries if "training" in editors.entry(name).facts["needs"]]
+"""Editors with networks of whatever kind."""
+
+TRAINED = [name for name in LEARNING if editors.entry(name).facts["weights"]]
+"""Those whose networks write an update of weights."""
 
 
-def small(name: str, **settings: Any) -> TrainedEditor:
-    """Return a trained editor with small settings and no networks yet."""
+def small(name: str, **settings: Any) -> Any:
+    """Return an editor with small settings and no networks yet."""
     known = editors.load(name).Config.model_fields
     chosen = {key: value for key, value in SMALL.items() if key in known}
     editor = get_editor(name, {**chosen, **settings})
-    assert isinstance(editor, TrainedEditor)
+    assert isinstance(editor, NetworkEditor)
     return editor
 
 
-def untrained(editor: TrainedEditor, lm: LM, seed: int = 0) -> FactorNetwork:
+def untrained(editor: NetworkEditor, lm: LM, seed: int = 0) -> Any:
     """Return networks with seeded weights, in the type of the model's factors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,17 +79,14 @@ def group_of(lm: LM, number: int, edits: Sequence[Edit], gens: Sequence[Row] = (
     return Group(str(number), tuple(edits), rows, tuple(gens), locs, len(edits))
 
 
-def briefly_trained(
-    editor: TrainedEditor, lm: LM, steps: int = 12, lr: float = 3e-3
-) -> FactorNetwork:
+def briefly_trained(editor: NetworkEditor, lm: LM, steps: int = 12, lr: float = 3e-3) -> Any:
     """Return networks trained for a few steps on the edits that the tests make."""
     network = untrained(editor, lm)
     edits = editor.completed(lm, EDITS)
     groups = [group_of(lm, i, [edit]) for i, edit in enumerate(edits)]
     prepared = Prepared(lm, editor.sites(lm), groups)
-    network.observe(prepared.signals_of(groups))
-    calibrate(lm, editor.sites(lm), network, groups, 0.1)
-    objective = Objective(lm, prepared, TrainConfig())
+    objective = editor.objective(lm, prepared, TrainConfig())
+    objective.start(network, groups, groups)
     rates = network.edit_rates()
     rest = [p for p in network.parameters() if id(p) not in {id(r) for r in rates}]
     optimizer = torch.optim.Adam([{"params": rest, "lr": lr}, {"params": rates, "lr": 10 * lr}])

@@ -12,7 +12,7 @@ from tests.training.samples import CASES, groups, model, without
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from errata.apply import is_transposed
+from errata.deltas import is_transposed
 from errata.lm import LM
 from errata.nets.update import FactorNetwork
 from errata.training import TrainConfig

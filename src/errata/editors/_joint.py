@@ -17,8 +17,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.apply import Stack, bounded
+from errata.apply import Stack
 from errata.case import Edit
+from errata.deltas import bounded
 from errata.editors._base import gated, recall_layer, resolve_layer, under
 from errata.editors._located import Layers, LocateConfig, LocateEditor, refuse_conflicts
 from errata.errors import EditError

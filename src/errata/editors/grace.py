@@ -19,7 +19,7 @@ from errata.editors._grace_codebook import KIND, Codebook, Replacement, replaced
 from errata.editors._grace_training import Asked, Work
 from errata.errors import ConfigError, EditError, PatchError, SpecError
 from errata.lm import LM
-from errata.patch import Change, Module, Patch
+from errata.patch import Change, Module, Patch, Route
 from errata.spec import Site
 from errata.tokens import Row, bucket
 
@@ -285,6 +285,8 @@ def _without(patch: Patch) -> Patch:
 
 def _moves_keys(lm: LM, change: Change, layer: int, site: Site) -> bool:
     """Whether a change reaches the input of the layer that holds the codebook."""
+    if isinstance(change, Route):  # acts on logits alone
+        return False
     path = change.path if change.kind != "dense" else change.path.rpartition(".")[0]
     if path == site.path:
         return isinstance(change, Module) and change.where == "input"

@@ -8,8 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from errata.apply import weight_deltas
 from errata.case import Edit
+from errata.deltas import weight_deltas
 from errata.editors.memit import Memit, MemitConfig
 from errata.lm import LM
 from errata.locate.joint import clip_singular

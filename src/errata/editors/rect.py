@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from errata.apply import weight_deltas
+from errata.deltas import weight_deltas
 from errata.editors._joint import Write
 from errata.editors.memit import Memit, MemitConfig
 from errata.lm import LM

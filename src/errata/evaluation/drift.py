@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from errata.apply import weight_deltas
+from errata.deltas import weight_deltas
 from errata.patch import Change, Dense, LowRank, Patch
 
 if TYPE_CHECKING:

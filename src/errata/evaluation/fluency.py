@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from errata.forward import gather_logits
 from errata.tokens import Batch
 
 if TYPE_CHECKING:
@@ -127,10 +126,9 @@ def _extend(
         )
         rows = torch.arange(len(texts), device=lm.device)
         at = torch.stack([rows, torch.full_like(rows, now - first - 1)], 1)
-        with gather_logits(lm, at):
-            output = lm.run(batch, **more, use_cache=cached)
+        logits = lm.logits(batch, at, **more, use_cache=cached)
         first = now if cached else 0
-        values, tokens = output.logits[0].double().softmax(-1).topk(top_k, dim=-1)
+        values, tokens = logits.double().softmax(-1).topk(top_k, dim=-1)
         sums = values.cumsum(-1).cpu()
         for text, draw, bounds, own in zip(texts, draws, sums, tokens.tolist(), strict=True):
             at_most = int(torch.searchsorted(bounds, draw.random() * bounds[-1]))

@@ -1,0 +1,220 @@
+"""Changes of a whole model at work: contexts in front of every row, routes around the model.
+
+They hook the model itself, so they act on every way to call it: through
+[`LM`][errata.lm.LM], by `model(...)` and by `model.generate(...)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from errata.changes import Context, Router
+from errata.errors import ModelError, PatchError
+from errata.forward import Pass, Prefix, hooks, make_prefix
+from errata.tokens import Row, bucket
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+
+def sees_pass(network: nn.Module) -> bool:
+    """Whether a network wants to know of the forward pass it is called in."""
+    return bool(getattr(network, "sees_pass", False))
+
+
+class Whole:
+    """What some patches do to a model as a whole.
+
+    Args:
+        lm: The model.
+        contexts: Per group, its contexts in order.
+        routers: Groups and their routers.
+        watched: Whether a network wants to see the forward pass.
+        rows: Returns the group of each row of a forward pass of so many rows; -1: none.
+
+    Attributes:
+        seen: The forward pass that runs.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        contexts: Mapping[int, Sequence[Context]],
+        routers: Sequence[tuple[int, Router]],
+        watched: bool,
+        rows: Callable[[int], Int[Tensor, " B"]],
+    ) -> None:
+        self.lm, self.routers, self.watched, self._rows = lm, list(routers), watched, rows
+        self.ids = {
+            group: tuple(n for context in own for n in context.ids.tolist())
+            for group, own in contexts.items()
+        }
+        self._prefix: Prefix | None = None
+        self._names = list(inspect.signature(lm.model.forward).parameters)
+        self.seen: Pass | None = None
+        limit = lm.max_length
+        for ids in self.ids.values():
+            if limit is not None and len(ids) >= limit:
+                raise PatchError(
+                    f"the contexts hold {len(ids)} tokens; {lm.name} has {limit} positions",
+                    "Edit fewer facts at once, or give fewer demonstrations.",
+                )
+        if self.ids and not lm.prefix_cache_is_exact:
+            raise PatchError(
+                f"{lm.name} does not continue exactly behind cached keys and values",
+                "A context cannot be applied to it; edit with a method that changes weights.",
+            )
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.ids or self.routers or self.watched)
+
+    @contextmanager
+    def installed(self, route: Callable[[Sequence[int]], None] | None = None) -> Iterator[None]:
+        """Hook the model, once all other changes are in place; contexts are computed under them.
+
+        Args:
+            route: Says under which patches the rows of the next forward pass run.
+        """
+        if not self.is_needed:
+            yield
+            return
+        model = self.lm.model
+        self.lm.whole_rows += 1
+        try:
+            with hooks(
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after, with_kwargs=True),
+            ):
+                self._prefix = self._computed(route) if self.ids else None
+                yield
+        finally:
+            self.lm.whole_rows -= 1
+            self._prefix = self.seen = None
+
+    def _computed(self, route: Callable[[Sequence[int]], None] | None) -> Prefix:
+        """Return keys and values of every group's context, in the order of the groups."""
+        groups = list(self.ids)
+        rows = [Row(ids, (len(ids) - 1,), (), len(ids)) for ids in self.ids.values()]
+        parts: list[Prefix] = []
+        for index in bucket(rows, self.lm.max_tokens, range(len(rows))):
+            if route is not None:
+                route([groups[i] for i in index])
+            part = [rows[i] for i in index]
+            parts.append(make_prefix(self.lm, part, [len(row.ids) for row in part]))
+        return Prefix.joined(parts)
+
+    # ------------------------------------------------------------------ in front of the model
+
+    def _before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        past = given.get("past_key_values")
+        behind = int(past.get_seq_length()) if past is not None else 0
+        if self.watched or self.routers:
+            self.seen = self._pass(given, behind)
+        if self._prefix is not None:
+            self._insert(self._prefix, given, behind)
+        return (), given
+
+    def _pass(self, given: Mapping[str, Any], behind: int) -> Pass:
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if ids is None or behind:
+            raise PatchError(
+                "this patch has to see the tokens of whole rows, and was given "
+                + ("embeddings" if ids is None else f"what follows {behind} cached tokens"),
+                "Generate with use_cache=False, or with LM.generate.",
+            )
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        batch, at = self.lm.running
+        prompts = real.sum(1)
+        if batch is not None and batch.input_ids is ids and batch.prompts:
+            prompts = torch.tensor(batch.prompts, device=ids.device)
+        return Pass(ids, real, prompts, at)
+
+    def _insert(self, prefix: Prefix, given: dict[str, Any], behind: int) -> None:
+        """Let every row continue behind its group's context."""
+        tokens = given.get("input_ids")
+        tokens = given["inputs_embeds"] if tokens is None else tokens
+        count, length = tokens.shape[:2]
+        number = {group: at for at, group in enumerate(self.ids)}
+        place = [number.get(group, -1) for group in self._rows(count).tolist()]
+        index = torch.tensor(place, device=tokens.device)
+        own = prefix.rows(index.clamp(min=0))
+        has = index >= 0
+        before = own.mask * has[:, None]
+        width = before.shape[1]
+        mask = given.get("attention_mask")
+        if mask is None:
+            mask = before.new_ones(count, max(behind - width, 0) + length)
+        starts = torch.tensor(own.starts, device=tokens.device) * has
+        limit = self.lm.max_length
+        if limit is not None and width + mask.shape[1] > limit:
+            longest = int((starts + mask.sum(1)).max())
+            if longest > limit:
+                raise ModelError(
+                    f"context and input need {longest} tokens; {self.lm.name} holds {limit}",
+                    "Edit fewer facts at once, or give fewer demonstrations.",
+                )
+        if self.lm.takes_positions:
+            positions = given.get("position_ids")
+            if positions is None:
+                positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+            positions = positions + starts[:, None]
+            if limit is not None:
+                positions = positions.clamp(max=limit - 1)  # padding may run past a learned table
+            given["position_ids"] = positions
+        given["attention_mask"] = torch.cat([before.to(mask), mask], 1)
+        if given.get("cache_position") is not None:
+            given["cache_position"] = given["cache_position"] + (0 if behind else width)
+        if not behind:
+            given["past_key_values"], given["use_cache"] = own.cache(), True
+
+    # ------------------------------------------------------------------ behind the model
+
+    def _after(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        seen = self.seen
+        if not self.routers or seen is None:
+            return None
+        bare = isinstance(output, tuple)
+        logits = output[0] if bare else output.logits
+        rows = self._rows(len(seen.ids))
+        for group, router in self.routers:
+            mine = (rows == group).nonzero()[:, 0]
+            if len(mine):
+                mine = mine[router.scope(seen.rows(mine))]
+            if len(mine):
+                logits = _answered(router, seen, mine, logits)
+        if bare:
+            return (logits, *output[1:])
+        output.logits = logits
+        return output
+
+
+def _answered(
+    router: Router, seen: Pass, mine: Int[Tensor, " m"], logits: Float[Tensor, "B T V"]
+) -> Float[Tensor, "B T V"]:
+    """Put a router's logits in the place of the model's; other rows keep their bits."""
+    part = seen.rows(mine)
+    if seen.at is not None and part.at is not None:  # logits are [1, N, V]
+        in_scope: Bool[Tensor, " N"] = torch.isin(seen.at[:, 0], mine)
+        lines = in_scope.nonzero()[:, 0]
+        new = router.logits(part, part.at, logits[0, lines])
+        return logits[0].index_copy(0, lines, new.to(logits.dtype))[None]
+    length, width = seen.ids.shape[1], logits.shape[1]
+    columns = torch.arange(length - width, length, device=mine.device)
+    own = torch.arange(len(mine), device=mine.device)
+    at = torch.stack([own.repeat_interleave(width), columns.repeat(len(mine))], 1)
+    new = router.logits(part, at, logits[mine].flatten(0, 1))
+    return logits.index_copy(0, mine, new.to(logits.dtype).view(len(mine), width, -1))
