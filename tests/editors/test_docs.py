@@ -11,7 +11,8 @@ from errata.editors import editors
 from errata.strategies import strategies
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+PAGES = ("methods.md", "memory-editors.md")
+METHODS = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 @pytest.mark.parametrize("name", list(editors.entries))
