@@ -158,10 +158,11 @@ def _run(
     devices: str | None, ray: str | None, force: bool, json: bool,
 ) -> None:  # fmt: skip
     from errata.sweeping import schedule
-    from errata.sweeping.scores import results
+    from errata.sweeping.scores import labels_of, results
     from errata.sweeping.state import State
 
-    with State.open(folder, recipe.name, units, force=force) as state:
+    labels = labels_of(recipe)
+    with State.open(folder, recipe.name, units, labels=labels, force=force) as state:
         _output.note(f"{folder}: {_sweep_views.counted(units)}")
         again = recipe.retries if retries is None else retries
         # Ray prints what happens to its workers; stdout is for the result

@@ -9,12 +9,27 @@ exam        questions under patches, unknown hops edited first
 metrics     hits, rates, comparisons, generated answers
 summary     records -> summary, with bootstrap intervals
 ```
+
+What needs torch is imported on first use: reports read summaries without it.
 """
 
 from __future__ import annotations
 
-from errata.evaluation.protocol import evaluate
-from errata.evaluation.result import Result
-from errata.evaluation.summary import summarise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from errata.evaluation.protocol import evaluate as evaluate
+    from errata.evaluation.result import Result as Result
+    from errata.evaluation.summary import summarise as summarise
 
 __all__ = ["Result", "evaluate", "summarise"]
+
+_PLACES = {"Result": "result", "evaluate": "protocol", "summarise": "summary"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

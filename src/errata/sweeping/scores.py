@@ -8,7 +8,7 @@ from typing import Any
 
 from errata.sweeping.recipe import Recipe
 from errata.sweeping.state import State
-from errata.sweeping.units import SUMMARY, Unit
+from errata.sweeping.units import SUMMARY, Unit, variants
 
 METRICS = ("reliability", "generality", "locality", "average")
 
@@ -62,6 +62,19 @@ def count(units: Sequence[Unit], state: State) -> dict[str, int]:
         status = state.units[unit.name].status
         counts[status] = counts.get(status, 0) + 1
     return counts
+
+
+def labels_of(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return the names in tables of models, rows and data sets, in the order of the recipe."""
+    return {
+        "models": {name: entry.label or name for name, entry in recipe.models.items()},
+        "rows": {
+            name: row.label or name
+            for key, entry in recipe.editors.items()
+            for name, row in variants(key, entry)
+        },
+        "data": {name: entry.label or name for name, entry in recipe.data.items()},
+    }
 
 
 def label_of(recipe: Recipe, unit: Unit) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from errata.locks import take_lock as take
 from errata.sweeping.units import Unit
 
 FILE = "sweep.json"
+Labels = Mapping[str, Mapping[str, str]]
 Status = Literal["waiting", "running", "done", "failed", "blocked", "skipped"]
 """Blocked: a training that it needs failed. Skipped: this version does not have the editor."""
 
@@ -48,21 +49,31 @@ class State:
 
     Attributes:
         units: Progress by the unit's name.
+        labels: Names in tables of models, rows and data sets, in the order of the recipe.
     """
 
-    def __init__(self, out: Path, name: str, lock: BinaryIO) -> None:
-        self.out, self.name = out, name
+    def __init__(self, out: Path, name: str, lock: BinaryIO, labels: Labels) -> None:
+        self.out, self.name, self.labels = out, name, labels
         self.units: dict[str, Progress] = {}
         self._lock = lock
 
     @classmethod
-    def open(cls, out: Path, name: str, units: Sequence[Unit], *, force: bool = False) -> State:
+    def open(
+        cls,
+        out: Path,
+        name: str,
+        units: Sequence[Unit],
+        *,
+        labels: Labels | None = None,
+        force: bool = False,
+    ) -> State:
         """Take a sweep's folder and compare what was done there with what is asked for now.
 
         Args:
             out: The folder; created if missing.
             name: Name of the sweep.
             units: All units of the recipe.
+            labels: Names in tables, by `models`, `rows` and `data`; kept for reports.
             force: Do units again that were done with another command, instead of refusing.
 
         Raises:
@@ -83,7 +94,7 @@ class State:
         except OSError as error:
             raise RunError(f"cannot use {out}: {error.strerror or error}") from error
         try:
-            state = cls(out, name, lock)
+            state = cls(out, name, lock, labels or {})
             state._enter(units, read(out), force)
         except BaseException:
             lock.close()
@@ -128,6 +139,7 @@ class State:
         document = {
             "sweep": self.name,
             "errata": __version__,
+            "labels": self.labels,
             "units": {name: asdict(progress) for name, progress in self.units.items()},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,108 @@
+"""`errata report`: tables of comparison from run folders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import _output
+from errata.cli._options import ForceFlag, JsonFlag
+from errata.config import did_you_mean
+from errata.errors import ConfigError
+
+EXAMPLES = (
+    "errata report runs/table2-pocket",
+    "errata report runs/rome runs/mend runs/grace --format csv",
+    "errata report runs/table2-pocket --out tables",
+)
+_TABLE, _STATISTICS = "Tables", "Statistics"
+FORMATS = ("markdown", "latex", "csv")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders, sweep folders, or folders above them."),
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="|".join(FORMATS), help="What to print.", rich_help_panel=_TABLE
+        ),
+    ] = "markdown",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Write all formats and a figure there, and print nothing.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
+    within: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT",
+            help="Underline what is within so many percent of a column's best value.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = 3.0,
+    intervals: Annotated[
+        str,
+        typer.Option(
+            metavar="average|all|none",
+            help="Where tables print ±; the CSV and --json have all intervals.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = "average",
+    f1: Annotated[
+        str | None,
+        typer.Option(
+            "--f1",
+            metavar="DATA,…",
+            help="Data sets that count for F1; default: all but zsRE.",
+            rich_help_panel=_STATISTICS,
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int,
+        typer.Option(min=0, help="Resamples for intervals.", rich_help_panel=_STATISTICS),
+    ] = 1000,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the resampling.", rich_help_panel=_STATISTICS)
+    ] = 0,
+    force: ForceFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Compare finished runs: rows are editors, columns are data sets.
+
+    Evaluations under another regime or top k, or of another model, stand in a table of their own.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"unknown format {form!r}", did_you_mean(form, FORMATS))
+    from errata import reporting
+    from errata.reporting import figure
+    from errata.reporting.collect import told
+
+    names = None if f1 is None else [name.strip() for name in f1.split(",") if name.strip()]
+    with _output.status("reading runs"):
+        made = reporting.report(
+            runs, within=within, f1=names, intervals=intervals, bootstrap=bootstrap, seed=seed
+        )
+        written = [] if out is None else made.save(out, force=force)
+    if json:
+        _output.print_json({**made.document(), "files": written})
+        return
+    if made.missing:
+        _output.note(f"missing: {told(made.missing)}")
+    if out is None:
+        sys.stdout.write(made.text(form))
+        return
+    if not figure.available():
+        _output.note("no figure: it needs matplotlib, pip install 'errata[report]'")
+    console = _output.out()
+    console.print(f"{out}/: " + ", ".join(path.name for path in written), soft_wrap=True)
