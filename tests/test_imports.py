@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lm",
         "loading",
     ),
-    ("changes", "patch", "patch_io", "deltas", "whole", "apply", "lora"),
+    ("changes", "patch", "patch_io", "deltas", "whole", "apply", "lora", "widen"),
     ("locate", "nets"),
     ("editors", "strategies"),
     ("data", "world"),
