@@ -9,15 +9,16 @@ import pytest
 from tests.locate.samples import build
 from tests.nets.samples import SMALL, briefly_trained, untrained
 
-from errata.case import Edit
+from errata.case import Case, Edit, Probe
+from errata.data import save_cases
 from errata.editors import _joint, editors, get_editor
 from errata.editors._base import Editor
 from errata.editors._joint import JointEditor, Write
-from errata.editors._trained import TrainedEditor
+from errata.editors._networks import NetworkEditor
 from errata.lm import LM
 from errata.locate.contexts import Contexts
 from errata.locate.values import Values
-from errata.nets.update import FactorNetwork
+from errata.nets.update import EditNetwork
 from errata.patch import Change
 
 QUICK: dict[str, Any] = {
@@ -29,6 +30,7 @@ QUICK: dict[str, Any] = {
     "layers": (1,),
     "moments_samples": 50,
     "ridge": 1e-2,  # fifty short texts do not fill the space of keys
+    "memory_words": 0,
 }
 """Small settings, given to every editor that has a setting of the name."""
 
@@ -48,6 +50,25 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def demos_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Cases that demonstrations are made of."""
+    path = tmp_path_factory.mktemp("demos") / "demos.jsonl"
+    cases = [
+        Case(
+            person,
+            (Edit(f"{person} lives in", town, person),),
+            (
+                Probe(f"The home of {person} is", town, "generality", "rephrase"),
+                Probe(f"The mayor of {town} is", "Anna", "locality", "near"),
+            ),
+        )
+        for person, town in [("Emma", "Lima"), ("Otto", "Oslo"), ("Ida", "Rome"), ("Max", "Bern")]
+    ]
+    save_cases(path, cases)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
@@ -58,23 +79,29 @@ def _cache_of_its_own(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture(scope="session")
-def make(texts_file: str) -> Callable[..., Editor]:
+def make(texts_file: str, demos_file: str) -> Callable[..., Editor]:
     """Build an editor by name with small settings; a new editor needs nothing here."""
 
     def build_editor(name: str, **settings: Any) -> Editor:
         known = editors.load(name).Config.model_fields
-        quick = {**SMALL, **QUICK, "moments_text": texts_file}
+        quick = {
+            **SMALL,
+            **QUICK,
+            "moments_text": texts_file,
+            "memory_text": texts_file,
+            "demos": demos_file,
+        }
         chosen = {key: value for key, value in quick.items() if key in known}
         editor = get_editor(name, {**chosen, **settings})
-        return _with_networks(editor) if isinstance(editor, TrainedEditor) else editor
+        return _with_networks(editor) if isinstance(editor, NetworkEditor) else editor
 
     return build_editor
 
 
-_networks: dict[tuple[str, str, str], FactorNetwork] = {}
+_networks: dict[tuple[str, str, str], EditNetwork] = {}
 
 
-def _with_networks(editor: TrainedEditor) -> TrainedEditor:
+def _with_networks(editor: NetworkEditor) -> NetworkEditor:
     """Let an editor adopt small networks for whatever model it is given.
 
     They are trained for a few steps on a float64 model, once, and used for its other types too.

@@ -24,7 +24,7 @@ from errata.cli._options import (
 from errata.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from errata.editors._trained import TrainedEditor
+    from errata.editors._networks import NetworkEditor
     from errata.training import TrainConfig
     from errata.training.loop import Trained
     from errata.training.sources import Sources
@@ -209,7 +209,7 @@ def _settings(
     loop: list[str] | None,
     short: Mapping[str, Any],
     as_published: str | None,
-) -> tuple[TrainedEditor, TrainConfig]:
+) -> tuple[NetworkEditor, TrainConfig]:
     """Return the untrained editor and the settings of the loop.
 
     Raises:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from errata.apply import Stack
 from errata.case import Edit
-from errata.config import settings_from
 from errata.editors import backbone_of
-from errata.editors._base import Editor, EditorConfig, recall_layer, resolve_layer, under
-from errata.errors import ConfigError, ModelError
+from errata.editors._base import recall_layer, resolve_layer, under
+from errata.editors._networks import NetworkConfig, NetworkEditor
+from errata.errors import ConfigError
 from errata.lm import LM
-from errata.nets import weights
 from errata.nets.capture import Signals, capture, edit_rows
 from errata.nets.update import FactorNetwork
 from errata.patch import Patch
@@ -24,18 +23,10 @@ from errata.spec import Site
 
 Matrices = Literal["out", "all"]
 
-AT_EDIT_TIME = ("weights", "signal_source", "scale")
-"""Settings that may differ from those a network was trained with."""
 
+class TrainedConfig(NetworkConfig):
+    """Settings that all editors have whose networks write an update."""
 
-class TrainedConfig(EditorConfig):
-    """Settings that all trained editors have."""
-
-    weights: str | None = Field(
-        default=None,
-        description="Trained networks: a folder that `errata train` wrote, a Hub id, or pocket; "
-        "none: those that come with the model, if any",
-    )
     layers: tuple[int, ...] | Literal["auto"] = Field(
         default="auto", description="Blocks to edit; auto: as published for this model, else a rule"
     )
@@ -57,23 +48,14 @@ class TrainedConfig(EditorConfig):
         return (value,) if isinstance(value, int) else value
 
 
-class TrainedEditor(Editor):
+class TrainedEditor(NetworkEditor):
     """An editor whose update comes from networks trained beforehand on one base model.
 
     Subclasses give `build`. Capture, losses, the training loop and checkpoints are shared.
-
-    Attributes:
-        defaults: Settings of the training loop that suit this editor.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("training",)
     Config: ClassVar[type[TrainedConfig]] = TrainedConfig
-    defaults: ClassVar[Mapping[str, Any]] = {}
-
-    def __init__(self, config: TrainedConfig | None = None) -> None:
-        super().__init__(config)
-        self._network: FactorNetwork | None = None
-        self._made_for: str | None = None
+    at_edit_time: ClassVar[tuple[str, ...]] = ("weights", "signal_source", "scale")
 
     @property
     def settings(self) -> TrainedConfig:
@@ -113,86 +95,6 @@ class TrainedEditor(Editor):
                 chosen += [(layer, site) for site in lm.spec.ffn_in[layer]]
             chosen.append((layer, lm.site(layer)))
         return chosen
-
-    def completed(
-        self,
-        lm: LM,
-        edits: Sequence[Edit],
-        *,
-        stack: Stack | None = None,
-        routes: Sequence[int] | None = None,
-    ) -> list[Edit]:
-        """Return the requests with what the networks want to read filled in; here: as they are.
-
-        Args:
-            lm: The model.
-            edits: Requests.
-            stack: Active stack of patches under which the model is asked.
-            routes: For each request, its patch in the stack.
-        """
-        return list(edits)
-
-    # ------------------------------------------------------------------ networks
-
-    def adopt(self, lm: LM, network: FactorNetwork) -> None:
-        """Use these networks for this model, as the training loop does."""
-        self._network, self._made_for = network, lm.fingerprint
-
-    def network(self, lm: LM) -> FactorNetwork:
-        """Return the trained networks for this model, loaded once.
-
-        Raises:
-            ConfigError: If no networks are named and none come with the model.
-            ModelError: If the networks were trained on another model.
-        """
-        if self._network is not None:
-            if self._made_for != lm.fingerprint:
-                raise ModelError(
-                    f"these {self.name} networks belong to another model than {lm.name}",
-                    "Make an editor per model.",
-                )
-            return self._network
-        folder = weights.find(self.name, self.settings.weights, lm.name)
-        card = weights.read_card(folder, self.name, lm)
-        self.config = self._merged(card["settings"], str(folder))
-        with torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
-            network = self.build(self.sites(lm), lm)
-        weights.load_into(network, folder)
-        wide = torch.promote_types(lm.dtype, torch.float32)
-        self.adopt(lm, network.to(lm.device, wide).requires_grad_(False).eval())
-        return network
-
-    def _merged(self, trained: Mapping[str, Any], where: str) -> TrainedConfig:
-        """Return the settings the networks were trained with, and those of edit time from here."""
-        mine = self.config.model_dump(mode="json")
-        given = self.config.model_fields_set
-        for key in given - set(AT_EDIT_TIME):
-            if key in trained and mine[key] != trained[key] and mine[key] != "auto":
-                raise ConfigError(
-                    f"{key}={mine[key]!r} was asked for, but the networks in {where} were trained "
-                    f"with {key}={trained[key]!r}",
-                    f"Leave {key} out, or train networks of your own: errata train {self.name}",
-                )
-        kept = {key: mine[key] for key in AT_EDIT_TIME if key in given}
-        return settings_from(self.Config, {**trained, **kept}, where=f"the networks in {where}")
-
-    def made_of(self, lm: LM) -> dict[str, str]:
-        """Return the fingerprint of the networks: a run does not go on with others."""
-        from errata.loading import weight_fingerprint
-
-        return {"networks": weight_fingerprint(self.network(lm))[:16]}
-
-    def prepare(self, lm: LM) -> None:
-        """Load the networks."""
-        self.network(lm)
-
-    def also(self, edit: Edit) -> list[Edit]:
-        """Return further requests whose signals the networks want beside an edit's own."""
-        return []
-
-    def with_others(self, edits: Sequence[Edit]) -> list[Edit]:
-        """Return the edits of a group, and after them what `also` adds."""
-        return [*edits, *(other for edit in edits for other in self.also(edit))]
 
     # ------------------------------------------------------------------ editing
 

@@ -88,7 +88,18 @@ class Update:
         return made
 
 
-class FactorNetwork(nn.Module, ABC):
+class EditNetwork(nn.Module):
+    """Base of all networks that an editor trains."""
+
+    def observe(self, signals: Signals) -> None:
+        """Take in signals before they are used in training (running statistics)."""
+
+    def edit_rates(self) -> list[nn.Parameter]:
+        """Return what is trained at the rate for edit learning rates; here: nothing."""
+        return []
+
+
+class FactorNetwork(EditNetwork, ABC):
     """Base of hypernetworks that turn gradient factors into the factors of an update.
 
     Attributes:
@@ -97,9 +108,6 @@ class FactorNetwork(nn.Module, ABC):
     """
 
     rates: EditRates
-
-    def observe(self, signals: Signals) -> None:
-        """Take in signals before they are used in training (running statistics)."""
 
     @abstractmethod
     def forward(self, signals: Signals, noise: Any = None) -> Update:

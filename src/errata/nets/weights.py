@@ -62,6 +62,14 @@ def find(editor: str, given: str | None, model: str) -> Path:
     return locate(given, train)
 
 
+def source(given: str | None) -> str:
+    """Return what names networks from any folder: an absolute path, a Hub id or `pocket`."""
+    if given is None:
+        return "pocket"
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.is_dir() else given
+
+
 def locate(given: str, hint: str = "") -> Path:
     """Return the folder of networks that were named by a folder or a Hub id.
 

@@ -11,7 +11,7 @@ from errata.training.config import TrainConfig
 if TYPE_CHECKING:
     from errata.case import Case
     from errata.data import LoadedData
-    from errata.editors._trained import TrainedEditor
+    from errata.editors._networks import NetworkEditor
     from errata.lm import LM
     from errata.training.loop import Trained
     from errata.training.prepared import Prepared
@@ -23,7 +23,7 @@ __all__ = ["TrainConfig", "train"]
 
 def train(
     lm: LM,
-    editor: TrainedEditor | str,
+    editor: NetworkEditor | str,
     cases: Cases | Sequence[Cases],
     out: str | Path,
     *,

@@ -21,6 +21,8 @@ def write_card(facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         f"version `{d.get('version')}`"
         for d in facts.get("data", ())
     ]
+    paths = ", ".join(f"`{path}`" for path in facts["matrices"])
+    matrices = [f"Edited matrices: {paths}.", ""] if paths else []
     lines = [
         f"# {facts['editor']} for {facts['model']}",
         "",
@@ -41,8 +43,7 @@ def write_card(facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         "",
         *(data or ["* groups given from Python"]),
         "",
-        f"Edited matrices: {', '.join(f'`{path}`' for path in facts['matrices'])}.",
-        "",
+        *matrices,
         f"Step {result['step']}"
         + "".join(f", {name} {value:.4f}" for name, value in losses.items())
         + (" (validation, no noise)." if losses else "; there were no validation groups."),

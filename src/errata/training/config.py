@@ -11,7 +11,7 @@ from errata.config import Settings, settings_from
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
-    from errata.editors._trained import TrainedEditor
+    from errata.editors._networks import NetworkEditor
 
 
 class TrainConfig(Settings):
@@ -86,7 +86,7 @@ def trainable(
     *,
     overrides: Iterable[str] = (),
     as_published: str | None = None,
-) -> TrainedEditor:
+) -> NetworkEditor:
     """Build an untrained editor.
 
     Args:
@@ -116,7 +116,7 @@ def trainable(
 
 
 def settings_for(
-    editor: TrainedEditor,
+    editor: NetworkEditor,
     model: str,
     values: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),

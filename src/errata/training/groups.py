@@ -18,7 +18,7 @@ from errata.nets.capture import edit_rows
 from errata.tokens import Row
 
 if TYPE_CHECKING:
-    from errata.editors._trained import TrainedEditor
+    from errata.editors._networks import NetworkEditor
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: 
     )
 
 
-def complete(lm: LM, editor: TrainedEditor, groups: Sequence[Group]) -> list[Group]:
+def complete(lm: LM, editor: NetworkEditor, groups: Sequence[Group]) -> list[Group]:
     """Fill in what an editor's networks want to read beside the edits; all groups at once."""
     asked = [editor.with_others(group.edits) for group in groups]
     others = [edits[len(group.edits) :] for edits, group in zip(asked, groups, strict=True)]

@@ -14,22 +14,20 @@ import torch
 
 from errata.errors import ConfigError, DataError, RunError
 from errata.nets import weights
-from errata.nets.update import FactorNetwork
+from errata.nets.update import EditNetwork
 from errata.runs import RunFolder
 from errata.training import checkpoint
-from errata.training.calibrate import calibrate
 from errata.training.card import write_card
 from errata.training.checkpoint import Progress
 from errata.training.config import TrainConfig
 from errata.training.groups import Group, merged
 from errata.training.log import LOG, Log
-from errata.training.objective import Objective
 from errata.training.prepared import Prepared
 from errata.training.processes import Interrupt, add_up, finish, make_accelerator, start_tracker
 from errata.training.sampler import Sampler, noise_for
 
 if TYPE_CHECKING:
-    from errata.editors._trained import TrainedEditor
+    from errata.editors._networks import NetworkEditor
     from errata.lm import LM
 
 BEST = "best"
@@ -74,7 +72,7 @@ class Trainer:
     def __init__(
         self,
         lm: LM,
-        editor: TrainedEditor,
+        editor: NetworkEditor,
         pools: Sequence[Sequence[Group]],
         validation: Sequence[Group],
         config: TrainConfig,
@@ -145,7 +143,9 @@ class Trainer:
                 folder.finish(summary)
             self.accelerator.wait_for_everyone()
             weights.load_into(self.network, self.out / BEST)
-        self.editor.adopt(self.lm, self.network.requires_grad_(False).eval())
+        self.editor.adopt(
+            self.lm, self.network.requires_grad_(False).eval(), str((self.out / BEST).resolve())
+        )
         return Trained(self.out, self.out / BEST, summary)
 
     def _set_up(self) -> None:
@@ -154,11 +154,11 @@ class Trainer:
             self.lm, self.sites, [*self.groups, *self.validation], config.memory_gb,
             lambda done, total: self.report("preparing", done, total),
         )  # fmt: skip
-        self.objective = Objective(self.lm, self.prepared, config)
+        self.objective = self.editor.objective(self.lm, self.prepared, config)
         torch.manual_seed(config.seed)
         wide = torch.promote_types(self.lm.dtype, torch.float32)
         network = self.editor.build(self.sites, self.lm)
-        self.network: FactorNetwork = network.to(self.lm.device, wide)
+        self.network: EditNetwork = network.to(self.lm.device, wide)
         rates = self.network.edit_rates()
         known = {id(p) for p in rates}
         rest = [p for p in self.network.parameters() if id(p) not in known]
@@ -176,9 +176,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         every = max(1, len(self.groups) // self.config.calibration_edits)
         sample = self.groups[::every][: self.config.calibration_edits]
-        self.network.observe(self.prepared.signals_of(sample[rank::world] or sample[:1]))
-        if self.config.calibrate is not None:
-            calibrate(self.lm, self.sites, self.network, sample, self.config.calibrate)
+        self.objective.start(self.network, sample, sample[rank::world] or sample[:1])
         if world > 1:  # measured by each for itself, so the last bit may differ
             for rates in self.network.edit_rates():
                 torch.distributed.broadcast(rates.data, 0)
@@ -270,7 +268,8 @@ class Trainer:
     @torch.no_grad()
     def _not_finite(self, what: str, groups: Sequence[Group]) -> RunError:
         """Return the error for a NaN, naming the groups that bring it by themselves, if any do."""
-        bad = [g.id for g in groups if not self._is_finite(g)]
+        self.network.eval()
+        bad = [g.id for g in groups if not self.objective.is_finite(self.network, g)]
         named = bad if 0 < len(bad) < len(groups) else [g.id for g in groups]
         names = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
         alone = "; these bring it by themselves" if named is bad else ""
@@ -280,13 +279,6 @@ class Trainer:
             "Remove a broken record; else a smaller --train lr=…, or --dtype float32, and --resume "
             "or --force.",
         )
-
-    def _is_finite(self, group: Group) -> bool:
-        signals = self.prepared.signals_of([group])
-        if not all(bool(f.h.isfinite().all() and f.u.isfinite().all()) for f in signals.factors):
-            return False
-        self.network.eval()
-        return math.isfinite(self.objective.run(self.network, [group])["total"])
 
     # ------------------------------------------------------------------ validation, files
 

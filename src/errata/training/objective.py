@@ -7,6 +7,7 @@ low-rank factors go into the forward pass, and only their gradients come back to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from errata.apply import Stack
 from errata.nets.capture import Signals
 from errata.nets.update import Update
 from errata.tokens import Row, bucket, positions_of
+from errata.training.calibrate import calibrate
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
 from errata.training.prepared import Prepared
@@ -61,6 +63,26 @@ class Objective:
     def __init__(self, lm: LM, prepared: Prepared, config: TrainConfig) -> None:
         self.lm, self.prepared, self.config = lm, prepared, config
         self._sites = [site for _, site in prepared.sites]
+
+    def start(self, network: Any, groups: Sequence[Group], mine: Sequence[Group]) -> None:
+        """Get new networks ready before the first step.
+
+        Args:
+            network: The networks.
+            groups: Groups that the edit learning rates are calibrated on.
+            mine: Those of them whose signals this process takes in.
+        """
+        network.observe(self.prepared.signals_of(mine))
+        if self.config.calibrate is not None:
+            calibrate(self.lm, self.prepared.sites, network, groups, self.config.calibrate)
+
+    @torch.no_grad()
+    def is_finite(self, network: Any, group: Group) -> bool:
+        """Whether a group by itself gives a finite loss."""
+        signals = self.prepared.signals_of([group])
+        if not all(bool(f.h.isfinite().all() and f.u.isfinite().all()) for f in signals.factors):
+            return False
+        return math.isfinite(self.run(network, [group])["total"])
 
     def gens(self, group: Group) -> tuple[Row, ...]:
         """Return the rows of a group that count as generality questions."""

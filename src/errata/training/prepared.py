@@ -65,7 +65,7 @@ class Prepared:
 
     Args:
         lm: The frozen model.
-        sites: Edited matrices.
+        sites: Edited matrices; none: only the unedited model's answers are prepared.
         groups: Training groups.
         memory_gb: Budget for keeping results; nothing is kept if they would need more.
         progress: Called with (done, total) while they are computed.
@@ -80,7 +80,7 @@ class Prepared:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.lm, self.sites = lm, list(sites)
-        self.lowest = min(layer for layer, _ in sites)
+        self.lowest = min((layer for layer, _ in sites), default=0)
         self.hidden: _Ragged | None = None
         self.number: dict[tuple[int, ...], int] = {}
         self.signals: dict[Row, int] = {}
@@ -95,7 +95,7 @@ class Prepared:
         self, groups: Sequence[Group], split: Split, progress: Callable[[int, int], None]
     ) -> None:
         texts = {row.ids: row for g in groups for row in (*g.edit_rows, *g.gens, *g.locs)}
-        edits = list(dict.fromkeys(row for g in groups for row in g.edit_rows))
+        edits = list(dict.fromkeys(self._edit_rows(groups)))
         locs = list(dict.fromkeys(row for g in groups for row in g.locs))
         jobs = len(texts) * bool(self.lowest) + len(edits) + len(locs)
         done = 0
@@ -132,6 +132,10 @@ class Prepared:
                 self.base[row] = logprobs
             done += len(index)
             progress(done, jobs)
+
+    def _edit_rows(self, groups: Sequence[Group]) -> list[Row]:
+        """Return the requests whose factors are wanted: none where no matrix is edited."""
+        return [row for g in groups for row in g.edit_rows] if self.sites else []
 
     @torch.no_grad()
     def _compute_below(self, batch: Batch) -> Float[Tensor, "B T d"]:
@@ -172,7 +176,7 @@ class Prepared:
         Texts that occur as edit, generality question and locality question then pass the lower
         blocks once, not once for each purpose.
         """
-        edits = (row for g in groups for row in g.edit_rows)
+        edits = self._edit_rows(groups)
         locs = (row for g in groups for row in g.locs)
         texts = (row.ids for g in groups for row in (*g.edit_rows, *g.gens, *g.locs))
         if (
