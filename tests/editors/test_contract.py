@@ -37,6 +37,9 @@ SAVED = 0.0
 WITHOUT_ADDRESS = {"none", "ibke"}
 """Editors without a paper, or whose paper has no public address."""
 
+WITHOUT_TRAINING = {"none", "ike"}
+"""Editors that leave it to the model what becomes of an edit; a random one does not read."""
+
 Make = Callable[..., Editor]
 Tiny = Callable[..., LM]
 
@@ -88,6 +91,11 @@ def logits(lm: LM, patch: Patch | None = None) -> Tensor:
 def likelihood(lm: LM, edits: Sequence[Edit]) -> float:
     scores = lm.score([lm.row(edit.prompt, edit.target) for edit in edits])
     return sum(sum(score.logprobs) / len(score.logprobs) for score in scores) / len(scores)
+
+
+def distance(a: Tensor, b: Tensor | float = 0.0) -> float:
+    """Also of token ids, which have no norm."""
+    return float((a - b).double().norm())
 
 
 def tensors(patch: Patch) -> list[Tensor]:
@@ -172,8 +180,10 @@ def test_edits_take(name: str, kind: str, tiny: Tiny, make: Make) -> None:
         before += likelihood(lm, group)
         with patch.applied(lm):
             after += likelihood(lm, group)
-    # on average: random keys are alike, so one edit may well be spoilt by its own other tokens
-    assert after == before if name == "none" else after > before
+    if name in WITHOUT_TRAINING:
+        assert (after == before) is (name == "none")
+    else:  # on average: random keys are alike, so one edit may be spoilt by its own other tokens
+        assert after > before
 
 
 @everywhere
@@ -185,7 +195,7 @@ def test_together_is_one_by_one(name: str, kind: str, tiny: Tiny, make: Make) ->
     for i, group in enumerate(GROUPS):
         alone = make(name).edit_one(lm, group, after=after[i])
         for a, b in zip(tensors(together[i]), tensors(alone), strict=True):
-            assert float((a - b).norm()) <= TOGETHER * float(b.norm())
+            assert distance(a, b) <= TOGETHER * distance(b)
         torch.testing.assert_close(
             logits(lm, together[i]), logits(lm, alone), rtol=TOGETHER, atol=TOGETHER
         )
@@ -228,7 +238,7 @@ def test_an_earlier_patch_that_cannot_be_stacked(name: str, tiny: Tiny, make: Ma
     assert patches[0].changes[0] is after.changes[0]
     plain = make(name).edit_one(lm, GROUPS[1])
     for a, b in zip(tensors(patches[1]), tensors(plain), strict=True):
-        assert float((a - b).norm()) <= TOGETHER * float(b.norm())
+        assert distance(a, b) <= TOGETHER * distance(b)
 
 
 @everywhere
