@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from errata.changes import Change
@@ -22,6 +22,7 @@ from errata.tokens import Row, bucket
 if TYPE_CHECKING:
     from errata.apply import Stack
     from errata.lm import LM
+    from errata.patch import Patch
 
 HEADING = re.compile(r"^\s*=|=\s*$")
 """A line of wikitext that is no text."""
@@ -72,18 +73,26 @@ class Text:
 _kept: WeakKeyDictionary[Any, dict[Any, list[Tensor]]] = WeakKeyDictionary()
 
 
-def base_memory(lm: LM, layer: int, text: Text) -> list[Float[Tensor, "T d"]]:
+def base_memory(
+    lm: LM, layer: int, text: Text, stack: Stack | None = None
+) -> list[Float[Tensor, "T d"]]:
     """Return the FFN's inputs at the tokens of each paragraph, in the model without any patch.
 
     They are kept with the model for as long as no weight is written to: an editor needs them for
     every edit of a sequence.
+
+    Args:
+        lm: The model.
+        layer: Block of the FFN.
+        text: The paragraphs.
+        stack: An active stack, which has to let these rows alone.
     """
     weights = tuple((id(p), p._version) for p in lm.model.parameters())  # counts in-place writes
     key = (layer, text, weights)
     known = _kept.setdefault(lm.model, {})
     if key not in known:
         known.clear()
-        known[key] = inputs_of(lm, layer, text.rows(lm))
+        known[key] = inputs_of(lm, layer, text.rows(lm), stack)
     return known[key]
 
 
@@ -114,6 +123,45 @@ def inputs_of(
         for i, states in zip(index, given, strict=True):
             found[i] = states[: len(rows[i].ids)].clone()
     return [states for states in found if states is not None]
+
+
+def memories(
+    lm: LM,
+    layer: int,
+    text: Text,
+    patches: Sequence[Patch],
+    stack: Stack | None,
+    routes: Sequence[int],
+) -> tuple[list[list[Float[Tensor, "T d"]]], Int[Tensor, " G"] | None]:
+    """Return the text's states in every different model that some groups have below a block's FFN.
+
+    Args:
+        lm: The model.
+        layer: The block.
+        text: The paragraphs.
+        patches: What each group has at work; most change nothing below.
+        stack: An active stack of these patches; None: there are none, or one is applied in place.
+        routes: For each group, its patch in the stack.
+
+    Returns:
+        For each model the states of every paragraph; for each group its model, None if there is
+        only one.
+    """
+    known: dict[int, int] = {}
+    found: list[list[Tensor]] = []
+    which: list[int] = []
+    for patch, route in zip(patches, routes, strict=True):
+        moved = any(moves_input(lm, change, layer) for change in patch.changes)
+        key = id(patch) if moved else 0
+        if key not in known:
+            known[key] = len(found)
+            if moved:
+                rows = text.rows(lm)
+                found.append(inputs_of(lm, layer, rows, stack, [route] * len(rows)))
+            else:
+                found.append(base_memory(lm, layer, text, stack))
+        which.append(known[key])
+    return found, torch.tensor(which, device=lm.device) if len(found) > 1 else None
 
 
 def moves_input(lm: LM, change: Change, layer: int) -> bool:

@@ -8,23 +8,16 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from errata.case import Edit
 from errata.changes import Module
 from errata.editors._base import Editor, EditorConfig, Layer, resolve_layer, under
-from errata.editors._t_patcher_memory import Text, base_memory, inputs_of, moves_input
-from errata.editors._t_patcher_training import (
-    Penalty,
-    Schedule,
-    Start,
-    StatesPenalty,
-    TextPenalty,
-    Work,
-)
+from errata.editors._t_patcher_losses import Penalty, StatesPenalty, TextPenalty
+from errata.editors._t_patcher_memory import Text, base_memory, memories
+from errata.editors._t_patcher_training import Schedule, Start, Work
 from errata.editors._t_patcher_units import Units, form_of, is_units
 from errata.errors import EditError, PatchError
 from errata.lm import LM
@@ -213,8 +206,9 @@ class TPatcher(Editor):
                     owners, own = zip(*(here[i] for i in chunk), strict=True)
                     work = Work(lm, place.layer, place.form, stack, own)
                     edits = [groups[g][position] for g in owners]
-                    moved = [moved_patch(lm, bare[g], place.layer) for g in owners]
-                    added = self._units(work, place, edits, [state[g] for g in owners], moved)
+                    added = self._units(
+                        work, place, edits, [state[g] for g in owners], [bare[g] for g in owners]
+                    )
                     for g, new in zip(owners, added, strict=True):
                         state[g] = new
         return [
@@ -250,7 +244,7 @@ class TPatcher(Editor):
         place: _Place,
         edits: Sequence[Edit],
         held: Sequence[_Held],
-        moved: Sequence[Patch | None],
+        below: Sequence[Patch],
     ) -> list[_Held]:
         """Add one edit to each of some groups."""
         lm, settings = work.lm, self.config
@@ -275,9 +269,9 @@ class TPatcher(Editor):
         rows, mine = [rows[i] for i in live], [held[i] for i in live]
         own = [t.to(mine[0].units.values.dtype) for t in work.inputs(rows)]
         start = self._start(place, [edits[i] for i in live], own, [places[i] for i in live])
-        memory, which = self._memory(work, [moved[i] for i in live])
-        make = self._text_penalty if settings.form == "unit_per_edit" else self._states_penalty
-        penalty = make(rows, own, [places[i] for i in live], mine, memory, which)
+        penalty = self._penalty(
+            work, rows, own, [places[i] for i in live], mine, [below[i] for i in live]
+        )
         schedule = Schedule(
             int(settings.of_form("steps")), settings.lr, settings.weight_decay,
             settings.stop_loss, settings.stop_after,
@@ -322,73 +316,28 @@ class TPatcher(Editor):
         generator = torch.Generator().manual_seed(number)
         return torch.randn(count, like.shape[-1], generator=generator).to(like)
 
-    # ------------------------------------------------------------------ losses of activations
-
-    def _memory(
-        self, work: Work, moved: Sequence[Patch | None]
-    ) -> tuple[list[list[Tensor]], Int[Tensor, " G"] | None]:
-        """Return the text's states for every different model below the units, and each group's."""
-        lm, text = work.lm, self._text()
-        if work.stack is not None:
-            work.stack.route([-1])
-        known: dict[int | None, int] = {}
-        found: list[list[Tensor]] = []
-        for route, patch in zip(work.routes, moved, strict=True):
-            key = None if patch is None else id(patch)
-            if key in known:
-                continue
-            known[key] = len(found)
-            if patch is None:
-                found.append(base_memory(lm, work.layer, text))
-            else:
-                rows = text.rows(lm)
-                found.append(inputs_of(lm, work.layer, rows, work.stack, [route] * len(rows)))
-        if len(found) == 1:
-            return found, None
-        which = [known[None if patch is None else id(patch)] for patch in moved]
-        return found, torch.tensor(which, device=lm.device)
-
-    def _weights(self) -> tuple[float, float]:
-        return self.config.of_form("activation_weight"), self.config.of_form("memory_weight")
-
-    def _text_penalty(
+    def _penalty(
         self,
+        work: Work,
         rows: Sequence[Row],
-        own: Sequence[Tensor],
+        own: Sequence[Float[Tensor, "T d"]],
         places: Sequence[Sequence[int]],
         held: Sequence[_Held],
-        memory: Sequence[Sequence[Tensor]],
-        which: Int[Tensor, " G"] | None,
+        below: Sequence[Patch],
     ) -> Penalty:
-        padded = pad_sequence(list(own), batch_first=True)
-        mask = torch.zeros(padded.shape[:2], dtype=torch.bool, device=padded.device)
-        for g, row in enumerate(rows):
-            counted = range(len(row.ids)) if self.config.fires_at == "all" else row.positions
-            mask[g, list(counted)] = True
-        texts = [torch.stack(same).to(padded) for same in zip(*memory, strict=True)]
-        return TextPenalty(padded, mask, texts, which, self._weights())
-
-    def _states_penalty(
-        self,
-        rows: Sequence[Row],
-        own: Sequence[Tensor],
-        places: Sequence[Sequence[int]],
-        held: Sequence[_Held],
-        memory: Sequence[Sequence[Tensor]],
-        which: Int[Tensor, " G"] | None,
-    ) -> Penalty:
-        chosen = [t[list(p)] for t, p in zip(own, places, strict=True)]
-        padded = pad_sequence(chosen, batch_first=True)
-        real = pad_sequence([torch.ones(len(t), device=t.device) for t in chosen], batch_first=True)
-        states = [torch.cat(list(texts))[: self.config.memory_size] for texts in memory]
-        edits = pad_sequence([one.states.to(padded) for one in held], batch_first=True)
-        there = pad_sequence(
-            [torch.ones(len(one.states), device=padded.device) for one in held], batch_first=True
-        )
-        return StatesPenalty(
-            padded, real.bool(), torch.stack(states).to(padded), which, edits, there.bool(),
-            self._weights(),
+        """Return the loss of activations, with the text's states under each group's patch."""
+        settings = self.config
+        weights = settings.of_form("activation_weight"), settings.of_form("memory_weight")
+        memory, which = memories(
+            work.lm, work.layer, self._text(), below, work.stack, work.routes
         )  # fmt: skip
+        if settings.form == "unit_per_edit":
+            everywhere = settings.fires_at == "all"
+            counted = [range(len(row.ids)) if everywhere else row.positions for row in rows]
+            return TextPenalty.of(own, counted, memory, which, weights)
+        chosen = [states[list(positions)] for states, positions in zip(own, places, strict=True)]
+        states = [torch.cat(texts)[: settings.memory_size] for texts in memory]
+        return StatesPenalty.of(chosen, [one.states for one in held], states, which, weights)
 
     # ------------------------------------------------------------------ earlier patches
 
@@ -464,8 +413,3 @@ def _without(patch: Patch) -> Patch:
     """Return a patch without its units."""
     rest = tuple(change for change in patch.changes if not is_units(change))
     return replace(patch, changes=rest)
-
-
-def moved_patch(lm: LM, patch: Patch, layer: int) -> Patch | None:
-    """Return the patch if it may change the input of a block's FFN, else None."""
-    return patch if any(moves_input(lm, change, layer) for change in patch.changes) else None
