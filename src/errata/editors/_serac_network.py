@@ -144,7 +144,7 @@ class SeracNetwork(EditNetwork):
         self.counterfactual = Counterfactual(lm, small)
         encoder = make_encoder(lm, router, key_width, size)
         self.trained = encoder if train_router else None
-        self._frozen = () if train_router else (encoder.requires_grad_(False).eval(),)
+        self._frozen: tuple[nn.Module, ...] = () if train_router else (encoder,)
         self.train()
 
     @property

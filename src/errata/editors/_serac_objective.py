@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def full_text(row: Row) -> Text:
     """Return the tokens of an edit, the last of its target included."""
-    return (*row.ids, *row.labels[-1:])
+    return (*row.ids[: row.prompt_length], *row.labels)
 
 
 def stored_text(row: Row, route_on: str) -> Text:
@@ -35,7 +35,9 @@ def stored_text(row: Row, route_on: str) -> Text:
 
 def shown_text(row: Row, route_on: str) -> Text:
     """Return what the router is shown of a question."""
-    return row.ids if route_on == "target_leak" else row.ids[: row.prompt_length]
+    if route_on == "prompt":
+        return row.ids[: row.prompt_length]
+    return row.ids[: row.prompt_length + len(row.labels[:-1])]
 
 
 class SeracObjective(Objective):

@@ -109,7 +109,7 @@ class Serac(NetworkEditor):
         "lr": 1e-4, "batch": 8, "clip": 100.0, "hops": "none", "warmup": 0, "decay_from": 1.0,
         "calibrate": None, "validate_every": 500, "save_every": 500,
         "pocket": {"lr": 1e-3, "batch": 32, "clip": 1.0, "warmup": 50, "decay_from": 0.3,
-                   "validate_every": 100, "save_every": 100},
+                   "il_weight": 0.1, "validate_every": 75, "save_every": 75},
     }  # fmt: skip
     config: SeracConfig
     _printed: tuple[SeracNetwork, int, str] | None = None

@@ -55,6 +55,7 @@ def copy_of_blocks(lm: LM, blocks: Sequence[int]) -> nn.Module:
     attention = getattr(lm.model.config, "_attn_implementation", None)
     with torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
         made = AutoModel.from_config(config, attn_implementation=attention)
+    made = made.to(torch.promote_types(lm.dtype, torch.float32))
     prefix = f"{lm.model.base_model_prefix}."
     old = {
         name.removeprefix(prefix): tensor
@@ -108,7 +109,7 @@ def _without_words(model: Any) -> nn.Module:
     stub = nn.Embedding(1, words.weight.shape[1]).requires_grad_(False)
     nn.init.zeros_(stub.weight)
     model.set_input_embeddings(stub)
-    return model
+    return model.eval()
 
 
 def words_of(lm: LM, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T d"]:
