@@ -388,3 +388,39 @@ def test_data_needs_neither_torch_nor_the_hub():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------- parts of a file
+
+
+def test_parts_of_a_file_never_share_a_record(tmp_path):
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([{**MEND, "src": f"Who is {i}?"} for i in range(10)]))
+
+    def asked(part, **more):
+        return [
+            c.edits[0].prompt.split()[2] for c in load_cases(f"zsre:{path}{part}", **more).cases
+        ]
+
+    assert asked("[:3]") == ["0?", "1?", "2?"]
+    assert asked("[7:]") == ["7?", "8?", "9?"]
+    assert asked("[1::4]") == ["1?", "5?", "9?"]
+    for seed in range(5):
+        first, second = asked("[::2]", seed=seed, limit=4), asked("[1::2]", seed=seed, limit=4)
+        assert len(first) == len(second) == 4
+        assert not set(first) & set(second)
+        assert all(int(name[0]) % 2 == 0 for name in first)
+    whole, part = load_cases(f"zsre:{path}"), load_cases(f"zsre:{path}[0:10]")
+    assert whole.version != load_cases(f"zsre:{path}[0:9]").version
+    assert [c.id for c in whole.cases] == [c.id for c in part.cases]  # names stay the same
+    assert part.source.endswith("records [0:10:1]")
+
+
+def test_a_part_without_records(tmp_path):
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([MEND]))
+    for part in ("[3:3]", "[4:2]", "[::0]"):
+        with pytest.raises(ConfigError, match="takes no record"):
+            load_cases(f"zsre:{path}{part}")
+    with pytest.raises(DataError, match="no usable record"):
+        load_cases(f"zsre:{path}[5:]")

@@ -30,7 +30,6 @@ def sweep(tmp_path: Path) -> Path:
         "pocket/rome/zsre/seed0": {"status": "running"},
         "pocket/none/world/seed0": {"status": "done"},
         "pocket/none/zsre/seed0": {"status": "waiting"},
-        "pocket/later/zsre/seed0": {"status": "skipped", "reason": "not in this version"},
         "pocket/ibke/zsre/seed0": {"status": "blocked"},
     }
     for row, editor in (("rome", "rome"), ("mend-star", "mend"), ("none", "none")):
@@ -51,7 +50,6 @@ def test_a_sweep_has_the_order_and_the_labels_of_its_recipe(sweep: Path) -> None
         "pocket/none/zsre/seed0": "not begun",
         "pocket/mend-star/zsre/seed0": "failed: exit code 1",
         "pocket/rome/zsre/seed0": "unfinished",
-        "pocket/later/zsre/seed0": "not in this version",
         "pocket/ibke/zsre/seed0": "waiting for a training that failed",
     }
     text = errata.report(sweep).text("markdown")

@@ -58,7 +58,6 @@ def unit(
         "name": name, "kind": kind, "words": (kind, behaviour, "--out", str(folder)),
         "folder": folder, "needs": needs, "row": name, "label": name,
         "entry": EditorRow(editor="none"), "model": "pocket", "data": "world", "seed": 0,
-        "missing": None,
     }  # fmt: skip
     return Unit(**{**facts, **more})
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from errata.editors import editors
+from errata.data import split_part
 from errata.errors import ConfigError
 from errata.sweeping.check import check
 from errata.sweeping.recipe import read_recipe, recipe_from
-from errata.sweeping.units import MISSING, PLANNED, as_word, expand
+from errata.sweeping.units import as_word, expand
+from errata.training.sources import parse_sources
 from tests.sweeping.conftest import small
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -56,7 +57,7 @@ def test_layers_of_table_two() -> None:
     ("name", "cells", "trainings"),
     [
         ("ibke-table2", 208, 24),
-        ("ibke-table2-pocket", 20, 3),
+        ("table2-pocket", 104, 3),
         ("ibke-ablation", 16, 4),
         ("ibke-ablation-pocket", 8, 4),
         ("ibke-latents", 80, 20),
@@ -78,10 +79,44 @@ def test_no_recipe_is_untested() -> None:
     assert {path.stem for path in RECIPES.glob("*.toml")} == {row[0] for row in mark.args[1]}
 
 
-def test_editors_of_later_versions_are_marked() -> None:
-    later = next(name for name in PLANNED if name not in editors)
-    recipe = recipe_from(small(editors={"a": {"editor": later}, "b": {"editor": "ft"}}))
-    assert [unit.missing for unit in expand(recipe, OUT)] == [MISSING, None]
+def test_the_folder_of_local_data_is_put_in() -> None:
+    recipe = read_recipe(RECIPES / "table2-pocket.toml", "/elsewhere")
+    assert recipe.data["counterfact"].spec == (
+        "counterfact:/elsewhere/counterfact/counterfact-val.json"
+    )
+    assert recipe.data["world"].spec == "world"
+    units = {unit.name: unit for unit in expand(recipe, OUT)}
+    words = units["train/ibke-star/pocket/seed0"].words
+    assert (
+        ",zsre:/elsewhere/zsre/zsre_mend_train-1k.json[:512]," in words[words.index("--data") + 1]
+    )
+    assert read_recipe(RECIPES / "table2-pocket.toml").data["zsre"].spec.startswith("zsre:data/")
+
+
+def test_table_two_is_trained_and_tested_on_different_records() -> None:
+    recipe = read_recipe(RECIPES / "table2-pocket.toml")
+    tested: dict[str, tuple[str, slice | None]] = {}
+    for entry in recipe.data.values():
+        spec, part = split_part(entry.spec)
+        tested[spec] = (spec, part)
+    shared = set()
+    for row in recipe.editors.values():
+        for source in parse_sources(",".join(row.train.data if row.train else ["world"])):
+            spec, part = split_part(source.spec)
+            if spec not in tested or spec == "world":
+                continue  # another file; the world's splits are its own
+            other = tested[spec][1]
+            assert part is not None
+            assert other is not None
+            assert set(range(3000)[part]).isdisjoint(range(3000)[other])
+            shared.add(source.name)
+    assert shared == {"zsre", "mquake"}
+    assert recipe.data["world"].split == "test"
+
+
+def test_pairs_are_editors_too() -> None:
+    recipe = recipe_from(small(editors={"a": {"editor": "memit+blue"}}))
+    check(recipe, expand(recipe, OUT), files=False)
 
 
 def test_a_grid_is_one_row_per_combination() -> None:
@@ -222,8 +257,13 @@ def test_mistakes_are_explained(sections: dict[str, Any], message: str, hint: st
     assert hint in (caught.value.hint or "")
 
 
-def test_files_of_what_cannot_run_are_not_needed() -> None:
-    later = next(name for name in PLANNED if name not in editors)
-    document = small(data={"d": {"spec": "zsre:nowhere.json"}}, editors={"e": {"editor": later}})
+def test_files_of_what_is_finished_are_not_needed(tmp_path: Path) -> None:
+    document = small(data={"d": {"spec": "zsre:nowhere.json[3:]"}}, editors={"e": {"editor": "ft"}})
     recipe = recipe_from(document)
-    check(recipe, expand(recipe, OUT), files=True)
+    units = expand(recipe, tmp_path)
+    with pytest.raises(ConfigError, match=r"no such file or folder: nowhere\.json"):
+        check(recipe, units, files=True)
+    for unit in units:
+        unit.folder.mkdir(parents=True)
+        (unit.folder / "summary.json").write_text("{}")
+    check(recipe, units, files=True)

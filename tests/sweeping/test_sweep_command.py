@@ -8,22 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from errata.editors import editors
-from errata.sweeping.units import PLANNED
 from tests.cli.conftest import Errata, errata, here, loaded, model, tree
 
 __all__ = ["errata", "here", "loaded", "model"]
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-LATER = next(name for name in PLANNED if name not in editors)
-RECIPE = f"""
+RECIPE = """
 name = "little"
-models.tiny = {{ id = "MODEL" }}
-data.world = {{ spec = "world", limit = 2 }}
+models.tiny = { id = "MODEL" }
+data.world = { spec = "world", limit = 2 }
 [editors.none]
 editor = "none"
 label = "W/O"
-[editors.later]
-editor = "{LATER}"
 """
 
 
@@ -42,13 +37,12 @@ def test_a_dry_run_of_table_two(errata: Errata, here: Path) -> None:
     for entry in found["cells"] + found["trainings"]:
         assert entry["memory_bytes"] == pytest.approx(sum(entry["memory"].values()))
         assert entry["seconds"] > 0
-        here_now = entry["editor"] in editors
-        assert entry["status"] == ("to do" if here_now else "not in this version")
+        assert entry["status"] == "to do"
     training = next(e for e in found["trainings"] if e["name"] == "train/ibke/gpt2-xl/seed0")
     assert training["network_parameters"] == 160_124_358
     assert training["memory"]["networks"] == 16 * 160_124_358
     assert training["memory"]["weights"] == pytest.approx(4 * 1.5e9, rel=0.05)
-    assert found["device_seconds_here"] <= found["device_seconds"]
+    assert found["device_seconds_left"] == found["device_seconds"]
     assert tree(here) == {}
 
 
@@ -63,23 +57,25 @@ def test_a_dry_run_shows_every_cell(errata: Errata, here: Path) -> None:
 
 def test_a_recipe_runs_and_is_not_run_again(errata: Errata, here: Path, recipe: Path) -> None:
     found = errata("sweep", recipe, "--limit", "1", "--json").json
-    assert found["counts"] == {"done": 1, "skipped": 1}
-    first, second = found["cells"]
+    assert found["counts"] == {"done": 1}
+    (first,) = found["cells"]
     assert first["status"] == "done"
     assert first["cases"] == 1
     assert first["locality"] == 1.0
-    assert second["status"] == "skipped"
-    assert second["reason"] == "not in this version"
     assert found["trainings"] == []
     assert (here / "runs/little/cells/tiny/none/world/seed0/records.jsonl").is_file()
     done = errata("sweep", recipe, "--limit", "1")
     assert done.code == 0
-    assert "2 of 2 units are finished or cannot run here" in done.stderr
-    assert f"1 done, 1 skipped (not in this version: {LATER}). All runs: runs/" in done.stdout
+    assert "1 of 1 units are finished" in done.stderr
+    assert "1 done. All runs: runs/" in done.stdout
     document = json.loads((here / "runs/little/sweep.json").read_text(encoding="utf-8"))
     assert document["units"]["tiny/none/world/seed0"]["attempts"] == 1
+    assert document["labels"]["rows"] == {"none": "W/O"}
+    (numbers,) = errata("report", "runs/little", "--json").json["tables"]
+    assert numbers["rows"] == [{"row": "W/O", "editor": "none"}]
+    assert numbers["numbers"][0]["value"] == pytest.approx(100 * first["reliability"])
     plan = errata("sweep", recipe, "--dry-run", "--json").json
-    assert [entry["status"] for entry in plan["cells"]] == ["finished", "not in this version"]
+    assert [entry["status"] for entry in plan["cells"]] == ["finished"]
     assert plan["cells"][0]["seconds"] is None  # nothing is known of the model's size
     other = errata("sweep", recipe)
     assert other.code == 1
@@ -95,14 +91,11 @@ def test_failures_are_reported_with_their_log(
     assert done.code == 1
     assert "tiny/none/world/seed0: exit code 1 after 1 attempts" in done.stderr
     assert "error: out of luck" in done.stderr
-    assert "1 of 2 units failed" in done.stderr
+    assert "1 of 1 units failed" in done.stderr
     assert "failed" in done.stdout
 
 
 def test_wrong_usage(errata: Errata, here: Path, recipe: Path) -> None:
-    strict = errata("sweep", recipe, "--strict", "--dry-run")
-    assert strict.code == 2
-    assert f"this version has no {LATER}" in strict.stderr
     nothing = errata("sweep", recipe, "--only", "nobody/*")
     assert nothing.code == 2
     assert "One is called tiny/none/world/seed0" in nothing.stderr

@@ -20,9 +20,6 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 def counted(units: Sequence[Unit]) -> str:
     cells = [unit for unit in units if unit.kind == "eval"]
     parts = [f"{len(cells)} cells", f"{len(units) - len(cells)} trainings"]
-    absent = sum(unit.missing is not None for unit in cells)
-    if absent:
-        parts[0] += f" ({absent} with editors that this version does not have)"
     return ", ".join(parts)
 
 
@@ -57,9 +54,6 @@ def show_results(
     console = _output.out()
     console.print(table)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    absent = sorted({unit.entry.editor for unit in units if unit.missing is not None})
-    if absent:
-        told += f" (not in this version: {', '.join(absent)})"
     console.print(f"{told}. All runs: {_near(folder)}/", soft_wrap=True)
 
 
@@ -75,9 +69,9 @@ def show_plan(
     from errata.sweeping.estimate import total
     from errata.sweeping.scores import facts, label_of
 
-    here = [unit for unit in units if unit.missing is None and not unit.finished]
+    open_units = [unit for unit in units if not unit.finished]
     everything = total(estimates, recipe.hardware.devices)
-    runnable = total({unit.name: estimates[unit.name] for unit in here}, recipe.hardware.devices)
+    left = total({unit.name: estimates[unit.name] for unit in open_units}, recipe.hardware.devices)
     if json:
         listed = []
         for unit in units:
@@ -100,7 +94,7 @@ def show_plan(
             "dry_run": True,
             "hardware": recipe.hardware.model_dump(),
             "device_seconds": everything[0] if everything else None,
-            "device_seconds_here": runnable[0] if runnable else None,
+            "device_seconds_left": left[0] if left else None,
             "cells": [entry for entry in listed if entry.pop("kind") == "eval"],
         }
         cells = {entry["name"] for entry in document["cells"]}
@@ -128,10 +122,10 @@ def show_plan(
     console.print(f"{recipe.name}: {counted(units)}.", soft_wrap=True)
     number = recipe.hardware.devices
     many = f" on {number} devices" if number > 1 else ""
-    if runnable is not None:
+    if left is not None:
         console.print(
-            f"What this version runs and is not finished: {_duration(runnable[0])} of device time,"
-            f" {_duration(runnable[1])}{many}.",
+            f"What is not finished: {_duration(left[0])} of device time,"
+            f" {_duration(left[1])}{many}.",
             soft_wrap=True,
         )
     if everything is not None:
@@ -144,9 +138,7 @@ def show_plan(
 
 
 def _status(unit: Unit) -> str:
-    if unit.finished:
-        return "finished"
-    return unit.missing or "to do"
+    return "finished" if unit.finished else "to do"
 
 
 def _tflops(recipe: Recipe) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "errata sweep recipes/ibke-table2.toml --dry-run",
-    "errata sweep recipes/ibke-table2-pocket.toml --limit 20 --steps 200",
+    "errata sweep recipes/table2-pocket.toml --limit 5 --steps 20",
     "errata sweep recipes/ibke-table2.toml --only 'gpt2-xl/*' --devices 0,1",
     "errata sweep recipes/ibke-table2.toml --ray auto",
 )
@@ -59,14 +59,18 @@ def sweep(
         int | None,
         typer.Option(min=1, help="At most so many steps per training.", rich_help_panel=_RUN),
     ] = None,
-    strict: Annotated[
-        bool,
+    data_dir: Annotated[
+        Path,
         typer.Option(
-            "--strict",
-            help="Refuse a recipe with editors that this version does not have.",
+            "--data-dir",
+            metavar="DIR",
+            envvar="ERRATA_DATA",
+            show_envvar=False,
+            show_default=False,
+            help="What {data} in the recipe stands for; default $ERRATA_DATA, else data.",
             rich_help_panel=_RUN,
         ),
-    ] = False,
+    ] = Path("data"),
     retries: Annotated[
         int | None,
         typer.Option(
@@ -113,16 +117,11 @@ def sweep(
     from errata.sweeping.recipe import read_recipe
     from errata.sweeping.units import expand
 
-    found = read_recipe(recipe)
+    found = read_recipe(recipe, data_dir)
     folder = (out or Path("runs") / found.name).absolute()
     units = _chosen(expand(found, folder, limit=limit, steps=steps), only)
     with _output.status("checking the recipe"):
         settings = check(found, units, files=not dry_run)
-    missing = sorted({unit.entry.editor for unit in units if unit.missing is not None})
-    if strict and missing:
-        raise ConfigError(
-            f"this version has no {', '.join(missing)}", "Without --strict their cells are skipped."
-        )
     if dry_run:
         from errata.sweeping.estimate import estimate
 

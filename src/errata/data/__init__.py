@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ __all__ = [
     "load_edits",
     "save_cases",
     "save_edits",
+    "split_part",
 ]
 
 datasets = Registry("data set", "errata.data", Path(__file__).parent, "errata.datasets")
@@ -53,7 +57,9 @@ def load_cases(
 
     Args:
         spec: `NAME` downloads from the published place; `NAME:PATH` reads a local file or folder;
-            a path alone reads errata's own JSONL.
+            a path alone reads errata's own JSONL. `[A:B]` or `[A:B:STEP]` behind it reads a part
+            of the records, as Python slices lists: `[:500]` and `[500:]`, or `[::2]` and `[1::2]`,
+            never share one.
         split: Part of the data set; each has its default.
         limit: Number of cases to keep.
         seed: Shuffles the records before `limit`, and decides what a mapping draws; without it
@@ -67,9 +73,10 @@ def load_cases(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1")
-    name, path = _resolve(str(spec))
+    whole, part = split_part(str(spec))
+    name, path = _resolve(whole)
     dataset: Dataset = datasets.load(name)(options)
-    opened = dataset.open(path, split)
+    opened = _part_of(dataset.open(path, split), part)
     records = opened.records
     if seed is not None:
         records = list(records)
@@ -107,6 +114,40 @@ def load_cases(
         split=opened.split,
         skipped=tuple(skipped),
         notes=tuple(notes),
+    )
+
+
+_PART = re.compile(r"(.+)\[(\d*):(\d*)(?::(\d*))?\]")
+
+
+def split_part(spec: str) -> tuple[str, slice | None]:
+    """Split `SPEC[A:B:STEP]` into the data set and the part of its records; None: all of them.
+
+    Raises:
+        ConfigError: If the part is empty whatever the file holds.
+    """
+    found = _PART.fullmatch(spec)
+    if found is None:
+        return spec, None
+    start, stop, step = (int(text) if text else None for text in found.groups()[1:])
+    if step == 0 or (stop is not None and stop <= (start or 0)):
+        raise ConfigError(
+            f"--data {spec!r} takes no record", "Write parts as [A:B] or [A:B:STEP], A below B."
+        )
+    return found[1], slice(start, stop, step)
+
+
+def _part_of(opened: Opened, part: slice | None) -> Opened:
+    """Keep some of the records; the version says which."""
+    if part is None:
+        return opened
+    start, stop, step = part.start or 0, part.stop, part.step or 1
+    words = f"records [{start}:{'' if stop is None else stop}:{step}]"
+    return replace(
+        opened,
+        records=islice(opened.records, start, stop, step),
+        digest=f"{opened.digest} {words}",
+        source=f"{opened.source}, {words}",
     )
 
 

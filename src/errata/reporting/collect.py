@@ -227,8 +227,6 @@ def _finished(folder: Path) -> Run | None:
 
 
 def _why(progress: state.Progress, run: Run | None) -> str:
-    if progress.status == "skipped":
-        return progress.reason or "skipped"
     if progress.status == "failed":
         return f"failed: {progress.reason}" if progress.reason else "failed"
     if progress.status == "blocked":

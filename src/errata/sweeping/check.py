@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from errata.editors import get_editor
@@ -31,7 +30,7 @@ def check(recipe: Recipe, units: Sequence[Unit], *, files: bool) -> dict[str, Re
 
     Args:
         recipe: The recipe.
-        units: Its units; of those that this version cannot run nothing is checked.
+        units: Its units.
         files: Whether local files have to exist, as they need not for a dry run.
 
     Returns:
@@ -61,8 +60,6 @@ def _resolve(recipe: Recipe, unit: Unit) -> Resolved:
 
     row, model = unit.entry, recipe.models[unit.model].id
     settings = {**row.settings, **row.on.get(unit.model, {})}
-    if unit.missing is not None:
-        return Resolved(settings, {} if row.train is None else row.train.options)
     published = row.as_published
     if isinstance(published, dict):
         published = published.get(unit.model)
@@ -77,23 +74,22 @@ def _resolve(recipe: Recipe, unit: Unit) -> Resolved:
 
 
 def _check_files(recipe: Recipe, units: Sequence[Unit]) -> None:
-    """Look for local data that runnable units read."""
+    """Look for local data that unfinished units read."""
+    from errata.training.sources import parse_sources
+
     wanted: dict[str, str] = {}
     for unit in units:
-        if unit.missing is not None or unit.finished:
+        if unit.finished:
             continue
         if unit.kind == "eval":
             wanted[recipe.data[unit.data].spec] = f"[data.{unit.data}]"
         elif unit.entry.train is not None:
             wanted |= dict.fromkeys(unit.entry.train.data, f"[editors.{unit.row}.train]")
     for spec, place in wanted.items():
-        name, _, rest = spec.partition(":")
-        path, _, count = rest.rpartition(":")
-        path = path if count.isdecimal() else rest
-        if name.endswith(".jsonl"):
-            path = name
-        if path and not Path(path).expanduser().exists():
-            raise ConfigError(
-                f"{place}: no such file or folder: {path}",
-                "Paths are looked up from the current folder, as on the command line.",
-            )
+        for source in parse_sources(spec):
+            if source.path is not None and not source.path.exists():
+                raise ConfigError(
+                    f"{place}: no such file or folder: {source.path}",
+                    "Paths are looked up from the current folder; {data} in a recipe stands for"
+                    " --data-dir, else $ERRATA_DATA, else the folder data.",
+                )

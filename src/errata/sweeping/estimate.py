@@ -139,7 +139,8 @@ def _cell(
         "editor": _extra(editor, model),
     }
     steps, each = EDIT_PASSES.get(editor, (1, 2.0))
-    steps = settings.get("steps", steps) if steps > 1 else steps  # several: it optimises
+    asked = settings.get("steps")  # several: it optimises
+    steps = asked if steps > 1 and isinstance(asked, int) else steps
     longer = QUESTION_FACTOR.get(editor, 1.0)
     tokens = steps * each * edit + longer * (edit + generality + locality) + locality
     flops = cases * (tokens * 2 * model.parameters + edit * 2 * network)

@@ -15,6 +15,9 @@ from errata.errors import ConfigError
 Value = bool | int | float | str | tuple[Any, ...]
 """A setting as TOML knows it."""
 
+DATA, DATA_DIR = "{data}", "data"
+"""What a recipe writes for the folder of local data, and the folder that it means by default."""
+
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -56,7 +59,9 @@ class ModelEntry(Settings):
 class DataEntry(Settings):
     """A data set that every editor is evaluated on."""
 
-    spec: str = Field(description="As --data: NAME, NAME:PATH or FILE.jsonl")
+    spec: str = Field(
+        description="As --data: NAME, NAME:PATH or FILE.jsonl; {data} stands for --data-dir"
+    )
     split: str | None = Field(default=None, description="As --split")
     limit: int | None = Field(default=None, ge=1, description="Cases per cell, as --limit")
     shuffle: bool | None = Field(default=None, description="Whether the seed draws the cases")
@@ -135,17 +140,28 @@ class Recipe(Settings):
     editors: dict[str, EditorRow]
 
 
-def read_recipe(path: str | Path) -> Recipe:
+def read_recipe(path: str | Path, data_dir: str | Path = DATA_DIR) -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        path: The TOML file.
+        data_dir: The folder that `{data}` stands for in the names of data sets.
 
     Raises:
         ConfigError: If the file is missing or broken, or a name or value in it is wrong.
     """
-    return recipe_from(read_toml(path), str(path))
+    return recipe_from(read_toml(path), str(path), data_dir)
 
 
-def recipe_from(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
+def recipe_from(
+    document: Mapping[str, Any], where: str = "recipe", data_dir: str | Path = DATA_DIR
+) -> Recipe:
     """Build a recipe from a parsed document.
+
+    Args:
+        document: The tables of the file.
+        where: What to call it in messages.
+        data_dir: The folder that `{data}` stands for in the names of data sets.
 
     Raises:
         ConfigError: If a name or value in it is wrong; names the table that holds it.
@@ -170,8 +186,12 @@ def recipe_from(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
                     "Use letters, digits, . _ and -; the name in tables is `label`.",
                 )
             table = dict(_table(entry, where, f"{section}.{name}"))
+            if isinstance(table.get("spec"), str):
+                table["spec"] = table["spec"].replace(DATA, str(data_dir))
             if kind is EditorRow and "train" in table:
                 inner = _table(table["train"], where, f"{section}.{name}.train")
+                if "data" in inner:
+                    inner = {**inner, "data": _placed(inner["data"], data_dir)}
                 table["train"] = _read(Training, inner, f"{where} [{section}.{name}.train]")
             made[name] = _read(kind, table, place)
         values[section] = made
@@ -196,6 +216,13 @@ def _read(kind: type[S], table: Mapping[str, Any], where: str) -> S:
         if field.is_required() and name not in table:
             raise ConfigError(f"{where}: {name!r} is missing", f"{name}: {field.description}")
     return settings_from(kind, table, where=where)
+
+
+def _placed(specs: Any, data_dir: str | Path) -> Any:
+    """Return the names of data sets with the folder put in; anything else as it is."""
+    if not isinstance(specs, list | tuple):
+        return specs
+    return [spec.replace(DATA, str(data_dir)) if isinstance(spec, str) else spec for spec in specs]
 
 
 def _table(value: Any, where: str, name: str) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ def run(units: Sequence[Unit], state: State, executor: Executor, *, retries: int
     open_units = _first_look(units, state)
     total = len(open_units)
     if total < len(units):
-        say(f"{len(units) - total} of {len(units)} units are finished or cannot run here")
+        say(f"{len(units) - total} of {len(units)} units are finished")
     failures: dict[str, int] = dict.fromkeys(open_units, 0)
     not_before: dict[str, float] = {}
     running: dict[str, Unit] = {}
@@ -121,15 +121,13 @@ def run(units: Sequence[Unit], state: State, executor: Executor, *, retries: int
 
 
 def _first_look(units: Sequence[Unit], state: State) -> dict[str, Unit]:
-    """Return the units to run; note in the state what is finished and what cannot run."""
+    """Return the units to run; note in the state what is finished."""
     open_units: dict[str, Unit] = {}
     for unit in units:
         progress = state.units[unit.name]
         progress.reason, progress.log = "", []
         if unit.finished:
             progress.status = "done"
-        elif unit.missing is not None:
-            progress.status, progress.reason = "skipped", unit.missing
         else:
             progress.status = "waiting"
             open_units[unit.name] = unit
@@ -140,7 +138,7 @@ def _first_look(units: Sequence[Unit], state: State) -> dict[str, Unit]:
 def _block(open_units: dict[str, Unit], state: State, say: Say) -> None:
     """Take out what needs a training that failed."""
     for unit in list(open_units.values()):
-        lost = [name for name in unit.needs if state.units[name].status in ("failed", "skipped")]
+        lost = [name for name in unit.needs if state.units[name].status == "failed"]
         if lost:
             del open_units[unit.name]
             _set(state, unit, "blocked", reason=f"{lost[0]} failed")

@@ -18,8 +18,8 @@ from errata.sweeping.units import Unit
 
 FILE = "sweep.json"
 Labels = Mapping[str, Mapping[str, str]]
-Status = Literal["waiting", "running", "done", "failed", "blocked", "skipped"]
-"""Blocked: a training that it needs failed. Skipped: this version does not have the editor."""
+Status = Literal["waiting", "running", "done", "failed", "blocked"]
+"""Blocked: a training that it needs failed."""
 
 
 @dataclass

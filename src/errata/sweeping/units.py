@@ -18,18 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from errata.config import did_you_mean
-from errata.data import datasets
+from errata.data import datasets, split_part
 from errata.editors import OWN_MODELS, editors
 from errata.errors import ConfigError
 from errata.sweeping.recipe import DataEntry, EditorRow, ModelEntry, Recipe, Training, Value
 
-PLANNED = (
-    "alphaedit", "emmet", "grace", "ibke", "ike", "ke", "lemoe", "malmen", "memit", "mend", "pmet",
-    "r_rome", "serac", "t_patcher",
-)  # fmt: skip
-"""Published editors that a recipe may name although this version does not have them."""
-
-MISSING = "not in this version"
 SUMMARY = "summary.json"
 
 
@@ -49,7 +42,6 @@ class Unit:
         model: Name of the model in the recipe.
         data: Name of the data set in the recipe; empty for a training.
         seed: Seed.
-        missing: Why this version cannot run it; None if it can.
     """
 
     name: str
@@ -63,7 +55,6 @@ class Unit:
     model: str
     data: str
     seed: int
-    missing: str | None
 
     @property
     def log(self) -> Path:
@@ -93,12 +84,13 @@ def expand(
         steps: Fewer steps per training.
 
     Raises:
-        ConfigError: If an editor or a data set is unknown (neither here nor planned), or an editor
-            that has to be trained has no training.
+        ConfigError: If an editor or a data set is unknown, or an editor that has to be trained has
+            no training.
     """
     for name, entry in recipe.data.items():
-        known = entry.spec.partition(":")[0]
-        if known not in datasets and not entry.spec.endswith(".jsonl"):
+        spec, _ = split_part(entry.spec)
+        known = spec.partition(":")[0]
+        if known not in datasets and not spec.endswith(".jsonl"):
             raise ConfigError(
                 f"[data.{name}]: unknown data set {known!r}", did_you_mean(known, datasets.entries)
             )
@@ -159,12 +151,12 @@ def _vary(values: dict[str, Any], key: str, value: Value, place: str) -> None:
 
 
 def _check_editor(name: str, row: EditorRow, recipe: Recipe) -> None:
-    known = {*editors.entries, *PLANNED}
-    if row.editor not in known:
+    if row.editor not in editors:
         raise ConfigError(
-            f"[editors.{name}]: unknown editor {row.editor!r}", did_you_mean(row.editor, known)
+            f"[editors.{name}]: unknown editor {row.editor!r}",
+            did_you_mean(row.editor, editors.all),
         )
-    if row.editor not in editors or row.train is not None:
+    if row.train is not None:
         return
     trained = "training" in editors.entry(row.editor).facts.get("needs", ())
     for model in row.models or recipe.models:
@@ -174,10 +166,6 @@ def _check_editor(name: str, row: EditorRow, recipe: Recipe) -> None:
                 f"[editors.{name}]: {row.editor} needs networks trained for {model}",
                 f"Add [editors.{name}.train] data = […], or settings = {{ weights = 'DIR' }}",
             )
-
-
-def _missing(row: EditorRow) -> str | None:
-    return None if row.editor in editors else MISSING
 
 
 def _training(
@@ -202,7 +190,6 @@ def _training(
         name=f"train/{name}/{model}/seed{seed}",
         kind="train", words=tuple(words), folder=folder, needs=(),
         row=name, label=row.label or name, entry=row, model=model, data="", seed=seed,
-        missing=_missing(row),
     )  # fmt: skip
 
 
@@ -225,7 +212,6 @@ def _cell(
         kind="eval", words=tuple(words), folder=folder,
         needs=() if training is None else (training.name,),
         row=name, label=row.label or name, entry=row, model=model, data=data, seed=seed,
-        missing=_missing(row),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.case import Case
-from errata.data import LoadedData, datasets, load_cases
+from errata.data import LoadedData, datasets, load_cases, split_part
 from errata.errors import ConfigError, DataError
 
 TRAIN, VALIDATION = "train", "val"
@@ -31,15 +31,16 @@ class Source:
     @property
     def name(self) -> str:
         """Name of the data set."""
-        head = self.spec.partition(":")[0]
+        head = split_part(self.spec)[0].partition(":")[0]
         return head if head in datasets else "jsonl"
 
     @property
     def path(self) -> Path | None:
         """The local file or folder, if one was named."""
-        head, _, rest = self.spec.partition(":")
+        spec, _ = split_part(self.spec)
+        head, _, rest = spec.partition(":")
         if head not in datasets:
-            return Path(self.spec).expanduser()
+            return Path(spec).expanduser()
         return Path(rest).expanduser() if rest else None
 
 
@@ -60,6 +61,8 @@ class Sources:
 
 def parse_sources(text: str) -> list[Source]:
     """Split `SPEC[,SPEC…]`, each `NAME`, `NAME:PATH`, `NAME:PATH:N`, `NAME::N` or `FILE.jsonl[:N]`.
+
+    A part of the records is `NAME:PATH[A:B]`, with `:N` behind it N of them.
 
     Raises:
         ConfigError: If one of them is empty or its number is below 1.
