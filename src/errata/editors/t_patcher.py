@@ -141,12 +141,17 @@ class TPatcher(Editor):
     exports = ("merged",)
     Config = TPatcherConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        # UniEdit's baseline, the one in IBKE's table; for Qwen3 as IBKE's table needs it
         "gpt2-xl": _settings(47),
         "gpt-j-6b": _settings(27),
         "llama-3-8b": _settings(31),
         "qwen3-1.7b": _settings(27),
         "qwen3-8b": _settings(35),
+        # UniEdit's baseline, the one in IBKE's table: every unit has a bias
+        "uniedit-gpt2-xl": {"layer": 47, "bias": True},
+        "uniedit-gpt-j-6b": {"layer": 27, "bias": True},
+        "uniedit-llama-3-8b": {"layer": 31, "bias": True},
+        # found on 150 validation facts of the world; see docs
+        "pocket": {"memory_words": 0, "memory_weight": 3.0},
     }
     config: TPatcherConfig
 
