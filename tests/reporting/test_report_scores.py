@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,13 @@ def test_costs_are_per_edit_and_patches_of_a_unit_count_once(tmp_path: Path) -> 
     assert row.costs["mquake"].seconds_per_edit == pytest.approx(0.25 / 3)
     assert row.costs["mquake"].bytes_per_edit == pytest.approx(2048 / 12)  # one unit of 12 edits
     assert row.cost.bytes_per_edit == pytest.approx((4 * 2048 + 2048) / 16)
+
+
+def test_a_run_of_an_older_version_has_no_bytes(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", rates(90, 60, 80))
+    summary = json.loads((path / "summary.json").read_text())
+    del summary["bytes"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    made = errata.report(tmp_path)
+    assert made.comparisons[0].rows[0].cost.bytes_per_edit is None
+    assert "| 0.25 | – |" in made.text("markdown")

@@ -7,8 +7,8 @@ from typing import Any
 
 from errata.sweeping.backbones import Backbone
 
-SERAC = 234e6
-"""OPT-125M as counterfactual model and MPNet (109 M) as classifier, as in the paper's baseline."""
+SERAC = {"small": 125e6, "router": 109e6}
+"""OPT-125M as counterfactual model and MPNet as classifier, as in the paper's baseline."""
 
 LAYERS = {"mend": 3, "ke": 3, "malmen": 6}
 """Edited blocks as published; three for the others."""
@@ -75,6 +75,16 @@ def ke_networks(d: int, count: int, hidden: int, settings: Mapping[str, Any]) ->
     return encoder + count * (width * (condition + 2) + outputs * (width + 2))
 
 
+def serac_networks(settings: Mapping[str, Any], model: Backbone) -> int:
+    """Return the parameters of SERAC's two networks: copies of the model's blocks, or published."""
+    block = 4 * model.hidden**2 + (2 + model.gated) * model.hidden * model.inner
+    total = 0.0
+    for name, published in SERAC.items():
+        kind, own, blocks = str(settings.get(name, "")).partition("own:")
+        total += block * len(blocks.split(",")) if own and not kind else published
+    return int(total)
+
+
 def edited_layers(editor: str, settings: Mapping[str, Any], model: Backbone) -> Sequence[int]:
     """Return the blocks that a trained editor edits: those asked for, else as published."""
     given = settings.get("layers")
@@ -97,7 +107,7 @@ def network_parameters(editor: str, settings: Mapping[str, Any], model: Backbone
         count = matrices(editor, settings, model)
         return count * ibke_matrix(d, settings, matrices=count)
     if editor == "serac":
-        return int(SERAC)
+        return serac_networks(settings, model)
     if editor == "ke":
         return ke_networks(d, matrices(editor, settings, model), model.hidden, settings)
     if editor not in ("mend", "malmen"):

@@ -48,7 +48,7 @@ EDIT_PASSES: dict[str, tuple[int, float]] = {
     "pmet": (25, 14.0),
     "emmet": (25, 14.0),
     "alphaedit": (25, 14.0),
-    "t_patcher": (75, 16.0),  # and a random paragraph per step
+    "t_patcher": (75, 3.0),  # states of the text in which units keep quiet are computed once
     "lemoe": (100, 2.0),
     "grace": (100, 2.0),
     "serac": (1, 1.0),
@@ -141,6 +141,8 @@ def _cell(
     steps, each = EDIT_PASSES.get(editor, (1, 2.0))
     asked = settings.get("steps")  # several: it optimises
     steps = asked if steps > 1 and isinstance(asked, int) else steps
+    if settings.get("contexts") == "bare":
+        each = min(each, 3.0)
     longer = QUESTION_FACTOR.get(editor, 1.0)
     tokens = steps * each * edit + longer * (edit + generality + locality) + locality
     flops = cases * (tokens * 2 * model.parameters + edit * 2 * network)
