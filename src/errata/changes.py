@@ -200,7 +200,11 @@ class Module:
 
 
 class Router(Protocol):
-    """What a `Route` change does at work; the rows it is shown are those of its own patch."""
+    """What a `Route` change does at work; the rows it is shown are those of its own patch.
+
+    A class with a static method `together(routers)` serves the routers of many patches at once: it
+    returns an object with the same two methods, which are told each row's router as `owner` `[B]`.
+    """
 
     def scope(self, seen: Pass) -> Bool[Tensor, " B"]:
         """Return which rows it answers; the others stay bit-equal to the model's."""

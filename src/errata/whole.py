@@ -35,7 +35,7 @@ class Whole:
     Args:
         lm: The model.
         contexts: Per group, its contexts in order.
-        routers: Groups and their routers.
+        routers: Groups and their routers; of a group's the last one that takes a row answers.
         watched: Whether a network wants to see the forward pass.
         rows: Returns the group of each row of a forward pass of so many rows; -1: none.
 
@@ -51,12 +51,14 @@ class Whole:
         watched: bool,
         rows: Callable[[int], Int[Tensor, " B"]],
     ) -> None:
-        self.lm, self.routers, self.watched, self._rows = lm, list(routers), watched, rows
+        self.lm, self.watched, self._rows = lm, watched, rows
+        self._routes = _teams(routers)
         self.ids = {
             group: tuple(n for context in own for n in context.ids.tolist())
             for group, own in contexts.items()
         }
         self._prefix: Prefix | None = None
+        self._hidden = False  # whether the cache of the pass that runs is not handed out
         self._names = list(inspect.signature(lm.model.forward).parameters)
         self.seen: Pass | None = None
         limit = lm.max_length
@@ -75,7 +77,7 @@ class Whole:
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.ids or self.routers or self.watched)
+        return bool(self.ids or self._routes or self.watched)
 
     @contextmanager
     def installed(self, route: Callable[[Sequence[int]], None] | None = None) -> Iterator[None]:
@@ -120,7 +122,7 @@ class Whole:
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         past = given.get("past_key_values")
         behind = int(past.get_seq_length()) if past is not None else 0
-        if self.watched or self.routers:
+        if self.watched or self._routes:
             self.seen = self._pass(given, behind)
         if self._prefix is not None:
             self._insert(self._prefix, given, behind)
@@ -176,6 +178,11 @@ class Whole:
         given["attention_mask"] = torch.cat([before.to(mask), mask], 1)
         if given.get("cache_position") is not None:
             given["cache_position"] = given["cache_position"] + (0 if behind else width)
+        wanted = given.get("use_cache")
+        if wanted is None:
+            wanted = getattr(self.lm.model.config, "use_cache", True)
+        # a cache that nobody asked for would be taken for one that holds the row
+        self._hidden = not behind and not wanted
         if not behind:
             given["past_key_values"], given["use_cache"] = own.cache(), True
 
@@ -184,37 +191,105 @@ class Whole:
     def _after(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        seen = self.seen
-        if not self.routers or seen is None:
-            return None
-        bare = isinstance(output, tuple)
+        seen, bare = self.seen, isinstance(output, tuple)
+        if self._hidden:
+            if bare:
+                output = tuple(part for part in output if not hasattr(part, "get_seq_length"))
+            else:
+                output.past_key_values = None
+        if not self._routes or seen is None:
+            return output
         logits = output[0] if bare else output.logits
         rows = self._rows(len(seen.ids))
-        for group, router in self.routers:
-            mine = (rows == group).nonzero()[:, 0]
+        for team in self._routes:
+            owner = team.owner(rows)
+            mine = (owner >= 0).nonzero()[:, 0]
             if len(mine):
-                mine = mine[router.scope(seen.rows(mine))]
+                mine = mine[team.scope(seen.rows(mine), owner[mine])]
             if len(mine):
-                logits = _answered(router, seen, mine, logits)
+                logits = _answered(team, owner[mine], seen, mine, logits)
         if bare:
             return (logits, *output[1:])
         output.logits = logits
         return output
 
 
+class _Team:
+    """Routers of one class, at most one per group.
+
+    Args:
+        members: Groups and their routers.
+    """
+
+    def __init__(self, members: Sequence[tuple[int, Router]]) -> None:
+        self.groups = [group for group, _ in members]
+        self.members = [router for _, router in members]
+        join = getattr(type(self.members[0]), "together", None)
+        self._joint: Any = join(self.members) if join is not None and len(members) > 1 else None
+
+    def owner(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Return the number of each row's router; -1: none."""
+        number = {group: at for at, group in enumerate(self.groups)}
+        return torch.tensor([number.get(g, -1) for g in rows.tolist()], device=rows.device)
+
+    def scope(self, seen: Pass, owner: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Return which of these rows are answered."""
+        if self._joint is not None:
+            return self._joint.scope(seen, owner)
+        taken = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
+        for number in owner.unique().tolist():
+            mine = (owner == number).nonzero()[:, 0]
+            taken[mine] = self.members[number].scope(seen.rows(mine)).to(taken.device)
+        return taken
+
+    def logits(
+        self,
+        seen: Pass,
+        owner: Int[Tensor, " B"],
+        at: Int[Tensor, "N 2"],
+        base: Float[Tensor, "N V"],
+    ) -> Float[Tensor, "N V"]:
+        """Return what stands for the model's logits at these places of these rows."""
+        if self._joint is not None:
+            return self._joint.logits(seen, owner, at, base)
+        made = base
+        for number in owner.unique().tolist():
+            mine = (owner == number).nonzero()[:, 0]
+            lines = torch.isin(at[:, 0], mine).nonzero()[:, 0]
+            own = at[lines]
+            own = torch.stack([torch.searchsorted(mine, own[:, 0].contiguous()), own[:, 1]], 1)
+            new = self.members[number].logits(seen.rows(mine), own, base[lines])
+            made = made.index_copy(0, lines, new.to(made.dtype))
+        return made
+
+
+def _teams(routers: Sequence[tuple[int, Router]]) -> list[_Team]:
+    """Gather routers that can work side by side: of one class, in the same place of their group."""
+    place: dict[int, int] = {}
+    teams: dict[tuple[int, type], list[tuple[int, Router]]] = {}
+    for group, router in routers:
+        at = place[group] = place.get(group, -1) + 1
+        teams.setdefault((at, type(router)), []).append((group, router))
+    return [_Team(teams[key]) for key in sorted(teams, key=lambda key: key[0])]
+
+
 def _answered(
-    router: Router, seen: Pass, mine: Int[Tensor, " m"], logits: Float[Tensor, "B T V"]
+    team: _Team,
+    owner: Int[Tensor, " m"],
+    seen: Pass,
+    mine: Int[Tensor, " m"],
+    logits: Float[Tensor, "B T V"],
 ) -> Float[Tensor, "B T V"]:
-    """Put a router's logits in the place of the model's; other rows keep their bits."""
+    """Put routers' logits in the place of the model's; other rows keep their bits."""
     part = seen.rows(mine)
     if seen.at is not None and part.at is not None:  # logits are [1, N, V]
         in_scope: Bool[Tensor, " N"] = torch.isin(seen.at[:, 0], mine)
         lines = in_scope.nonzero()[:, 0]
-        new = router.logits(part, part.at, logits[0, lines])
+        new = team.logits(part, owner, part.at, logits[0, lines])
         return logits[0].index_copy(0, lines, new.to(logits.dtype))[None]
     length, width = seen.ids.shape[1], logits.shape[1]
     columns = torch.arange(length - width, length, device=mine.device)
     own = torch.arange(len(mine), device=mine.device)
     at = torch.stack([own.repeat_interleave(width), columns.repeat(len(mine))], 1)
-    new = router.logits(part, at, logits[mine].flatten(0, 1))
+    new = team.logits(part, owner, at, logits[mine].flatten(0, 1))
     return logits.index_copy(0, mine, new.to(logits.dtype).view(len(mine), width, -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -132,15 +132,56 @@ def test_a_router_sees_the_prompt_alone_also_while_an_answer_grows(tiny) -> None
     with constant(lm, 5).applied(lm):
         lm.score(ROWS)
     with Stack(lm, [constant(lm, 5)]) as stack:
-        ((_, router),) = stack._whole.routers
-        lm.score(ROWS, stack=stack, groups=[0] * 3)
+        (router,) = stack._whole._routes[0].members
         assert isinstance(router, Constant)
+        lm.score(ROWS, stack=stack, groups=[0] * 3)
         assert sorted(set(router.prompts)) == [(5, 6, 7), (5, 9), (11, 6)]
         router.prompts.clear()
         router.token = lm.row("Who is").ids[0]
         lm.generate(["Who is"], 4, stack=stack, groups=[0])
         assert len(router.prompts) > 1
         assert len(set(router.prompts)) == 1
+
+
+class Together:
+    """Many `Constant` routers asked at once."""
+
+    calls = 0
+
+    def __init__(self, routers: Sequence[Constant]) -> None:
+        self.tokens = torch.tensor([router.token for router in routers])
+        self.vectors = torch.stack([router.vector for router in routers])
+
+    def scope(self, seen: Pass, owner: Tensor) -> Tensor:
+        Together.calls += 1
+        return seen.ids[:, 0] == self.tokens[owner]
+
+    def logits(self, seen: Pass, owner: Tensor, at: Tensor, base: Tensor) -> Tensor:
+        return self.vectors[owner[at[:, 0]]] + seen.ids[at[:, 0], at[:, 1]][:, None]
+
+
+def test_routers_that_can_are_asked_together_and_say_the_same(tiny, monkeypatch) -> None:
+    lm = tiny(PLAIN, "float64")
+    patches = [constant(lm, 5, 1), constant(lm, 11, 2), None, constant(lm, 5, 3)]
+    rows, groups = [*ROWS, *ROWS], [0, 1, 1, 3, 2, 3]
+    with Stack(lm, patches) as stack:
+        alone = [s.logprobs for s in lm.score(rows, stack=stack, groups=groups)]
+    monkeypatch.setattr(Constant, "together", staticmethod(Together), raising=False)
+    with Stack(lm, patches) as stack:
+        together = [s.logprobs for s in lm.score(rows, stack=stack, groups=groups)]
+    assert Together.calls == 1
+    assert together == alone
+
+
+def test_of_several_routes_the_last_that_takes_a_row_answers(tiny) -> None:
+    lm = tiny(PLAIN, "float64")
+    both = constant(lm, 5, 1) + constant(lm, 11, 2) + constant(lm, 5, 3)
+    with constant(lm, 5, 3).applied(lm):
+        five = [s.logprobs for s in lm.score(ROWS[:2])]
+    with constant(lm, 11, 2).applied(lm):
+        eleven = lm.score(ROWS[2:])[0].logprobs
+    with both.applied(lm):
+        assert [s.logprobs for s in lm.score(ROWS)] == [*five, eleven]
 
 
 def test_same_tokens_with_another_prompt_may_be_answered_otherwise(tiny) -> None:
