@@ -16,6 +16,7 @@ TITLES = {
     "moments": "Second moments",
     "solves": "Solves of several edits",
     "sequences": "Long sequences",
+    "serac_lookup": "Lookup in a memory of edits",
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",

@@ -389,6 +389,24 @@ def test_a_named_encoder_reads_its_first_token(lm: LM, tmp_path: Path) -> None:
     assert all(name.startswith("counterfactual.") for name in network.state_dict())
 
 
+def test_a_named_model_answers_between_the_blocks(lm: LM, tmp_path: Path) -> None:
+    from transformers import OPTConfig, OPTModel
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=50, hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=12, max_position_embeddings=64, pad_token_id=1,
+    )  # fmt: skip
+    OPTModel(config).save_pretrained(tmp_path)
+    network = untrained(small("serac", small=str(tmp_path)), lm)
+    edit, row = EDITS[0], rows_of(lm)[0]
+    asked = Asked(full_text(lm.row(edit.prompt, edit.target)), row.ids, row.positions)
+    with torch.no_grad():
+        found = read_out(lm, network.counterfactual(lm, [asked]))
+        torch.testing.assert_close(found, answer(lm, network, edit, row))
+    assert network.counterfactual.before.inner.weight.shape == (12, lm.embedding.shape[1])
+
+
 # ---------------------------------------------------------------------- training
 
 

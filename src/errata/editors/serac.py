@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from errata.case import Edit
 from errata.changes import Change, Route
@@ -180,15 +182,13 @@ class Serac(NetworkEditor):
             memory = _earlier(patch, rule, new).grown([full_text(r) for r in own], prompts, new)
             self._check_size(memory, group)
             patches.append(self._patch(lm, [rule.change(memory)], group))
-        self._warn(lm, rows, patches)
+        self._warn(lm, rows, torch.cat(keys), patches)
         return patches
 
-    def _keys(
-        self, lm: LM, rows: Sequence[Sequence[Row]], bare: Sequence[Patch]
-    ) -> list[torch.Tensor]:
+    def _keys(self, lm: LM, rows: Sequence[Sequence[Row]], bare: Sequence[Patch]) -> list[Tensor]:
         """Return the keys of every group's edits; the encoder sees the model's words as patched."""
         encoder = self.network(lm).encoder
-        keys: dict[int, torch.Tensor] = {}
+        keys: dict[int, Tensor] = {}
         for numbers, _, _ in under(lm, bare):
             texts = [stored_text(row, self.config.route_on) for g in numbers for row in rows[g]]
             parts = embed(lm, encoder, texts).split([len(rows[g]) for g in numbers])
@@ -204,13 +204,20 @@ class Serac(NetworkEditor):
                 f"Example: --set memory_gb={limit * 2:g}", edits=list(group),
             )  # fmt: skip
 
-    def _warn(self, lm: LM, rows: Sequence[Sequence[Row]], patches: Sequence[Patch]) -> None:
+    def _warn(
+        self,
+        lm: LM,
+        rows: Sequence[Sequence[Row]],
+        queries: Float[Tensor, "m k"],
+        patches: Sequence[Patch],
+    ) -> None:
         """Warn of a router that does not know an edit by its own prompt, or takes all for edits."""
         if self.config.switch == "soft":
             return
         shown = [[shown_text(row, self.config.route_on) for row in own] for own in rows]
         flat = [text for own in shown for text in own]
-        queries = embed(lm, self.network(lm).encoder, flat)
+        if self.config.route_on == "target_leak":  # else what is shown is what is stored
+            queries = embed(lm, self.network(lm).encoder, flat)
         own = others = known = pairs = 0
         start = 0
         for texts, patch in zip(shown, patches, strict=True):
@@ -255,7 +262,7 @@ def _memory(patch: Patch, device: torch.device) -> Memory:
     return Memory.from_change(change, device)
 
 
-def _earlier(patch: Patch, rule: Rule, keys: torch.Tensor) -> Memory:
+def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> Memory:
     """Return the memory of an earlier patch; an empty one if it has none.
 
     Raises:

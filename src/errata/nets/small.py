@@ -145,5 +145,5 @@ def hidden_states(
 
 
 def width_of(model: Any) -> int:
-    """Return the width of the hidden states."""
-    return model.config.get_text_config().hidden_size
+    """Return the width of what goes in and comes out."""
+    return model.get_input_embeddings().weight.shape[1]
