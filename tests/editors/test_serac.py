@@ -166,7 +166,8 @@ def test_only_the_prompt_decides_unless_the_leak_is_asked_for(lm: LM) -> None:
             row = lm.row("The capital of France is", target)
             ids = torch.tensor([row.ids])
             seen = Pass(ids, torch.ones_like(ids).bool(), torch.tensor([row.prompt_length]))
-            found.append(router._nearest(seen)[0])
+            router.scope(seen)
+            found.append(router.found[router.texts(seen)[0]])
         assert (found[0] == found[1]) is same
 
 

@@ -215,34 +215,31 @@ class SeracRouter:
         self.memory = Memory.from_change(Route(KIND, config, tensors), lm.device)
         self.rule = Rule.of(config)
         self.network = networks_of(lm, self.rule) if len(self.memory) else None
-        self._found: dict[Text, tuple[float, int]] = {}
+        self.found: dict[Text, tuple[float, int]] = {}
 
-    def _nearest(self, seen: Pass) -> list[tuple[float, int]]:
-        """Return similarity and number of the nearest entry of each row."""
-        assert self.network is not None
-        texts = seen.tokens(prompt_only=self.rule.route_on == "prompt")
-        fresh = sorted({text for text in texts if text not in self._found})
-        if len(self._found) + len(fresh) > REMEMBERED:
-            self._found, fresh = {}, sorted(set(texts))
-        if fresh:
-            keys = embed(self.lm, self.network.encoder, fresh)
-            sims, numbers = nearest(keys, self.memory.keys.to(keys))
-            pairs = zip(sims.tolist(), numbers.tolist(), strict=True)
-            self._found.update(zip(fresh, pairs, strict=True))
-        return [self._found[text] for text in texts]
+    def texts(self, seen: Pass) -> list[Text]:
+        """Return what the router looks at of each row."""
+        return seen.tokens(prompt_only=self.rule.route_on == "prompt")
 
-    @torch.no_grad()
+    def look_up(self, texts: Sequence[Text], keys: Float[Tensor, "n k"]) -> None:
+        """Find the nearest entries of texts and remember them."""
+        sims, numbers = nearest(keys, self.memory.keys.to(keys))
+        pairs = zip(sims.tolist(), numbers.tolist(), strict=True)
+        self.found.update(zip(texts, pairs, strict=True))
+
+    def takes(self, text: Text) -> bool:
+        """Whether a text is answered that was looked up before."""
+        return self.rule.switch == "soft" or self.found[text][0] >= self.rule.threshold
+
+    @staticmethod
+    def together(routers: Sequence[SeracRouter]) -> SeracRouters:
+        """Return what serves the routers of many patches at once."""
+        return SeracRouters(routers)
+
     def scope(self, seen: Pass) -> Bool[Tensor, " B"]:
         """Return which rows are answered: all with a soft switch, else those near an entry."""
-        count = len(seen.ids)
-        if self.network is None:
-            return torch.zeros(count, dtype=torch.bool, device=self.lm.device)
-        if self.rule.switch == "soft":
-            return torch.ones(count, dtype=torch.bool, device=self.lm.device)
-        near = [sim >= self.rule.threshold for sim, _ in self._nearest(seen)]
-        return torch.tensor(near, device=self.lm.device)
+        return SeracRouters([self]).scope(seen, _first(seen))
 
-    @torch.no_grad()
     def logits(
         self, seen: Pass, at: Int[Tensor, "N 2"], base: Float[Tensor, "N V"]
     ) -> Float[Tensor, "N V"]:
@@ -253,26 +250,97 @@ class SeracRouter:
             at: Row and column.
             base: The base model's logits there.
         """
-        assert self.network is not None
-        found, texts = self._nearest(seen), seen.tokens()
+        return SeracRouters([self]).logits(seen, _first(seen), at, base)
+
+
+class SeracRouters:
+    """Routers of several patches: questions are encoded and answered together.
+
+    Args:
+        routers: One per patch.
+    """
+
+    def __init__(self, routers: Sequence[SeracRouter]) -> None:
+        self.routers = list(routers)
+
+    @torch.no_grad()
+    def scope(self, seen: Pass, owner: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Return which rows are answered; `owner` is the number of each row's router."""
+        rows = self._looked_up(seen, owner)
+        taken = [router.network is not None and router.takes(text) for router, text in rows]
+        return torch.tensor(taken, dtype=torch.bool, device=seen.ids.device)
+
+    def _looked_up(self, seen: Pass, owner: Int[Tensor, " B"]) -> list[tuple[SeracRouter, Text]]:
+        """Return router and text of each row, after all of them were looked up."""
+        mine = [self.routers[number] for number in owner.tolist()]
+        for router in self.routers:
+            if len(router.found) > REMEMBERED:
+                router.found = {}
+        shown = {rule: router.texts(seen) for router in mine for rule in [router.rule.route_on]}
+        rows = [(r, shown[r.rule.route_on][at]) for at, r in enumerate(mine)]
+        fresh: dict[SeracNetwork, dict[SeracRouter, set[Text]]] = {}
+        for router, text in rows:
+            if router.network is not None and text not in router.found:
+                fresh.setdefault(router.network, {}).setdefault(router, set()).add(text)
+        for network, wanted in fresh.items():
+            texts = sorted(set().union(*wanted.values()))
+            keys = embed(self.routers[0].lm, network.encoder, texts)
+            place = {text: at for at, text in enumerate(texts)}
+            for router in wanted:
+                own = sorted(wanted[router])
+                router.look_up(own, keys[[place[text] for text in own]])
+        return rows
+
+    @torch.no_grad()
+    def logits(
+        self,
+        seen: Pass,
+        owner: Int[Tensor, " B"],
+        at: Int[Tensor, "N 2"],
+        base: Float[Tensor, "N V"],
+    ) -> Float[Tensor, "N V"]:
+        """Return the counterfactual models' logits at these places of rows in scope."""
+        rows, texts = self._looked_up(seen, owner), seen.tokens()
         # padding may stand on either side; what stands at padding is of no interest
         place = (seen.mask.long().cumsum(1) - 1).clamp(min=0)[at[:, 0], at[:, 1]].tolist()
-        wanted: list[list[int]] = [[] for _ in texts]
-        line = []
-        for row, p in zip(at[:, 0].tolist(), place, strict=True):
-            line.append((row, len(wanted[row])))
-            wanted[row].append(p)
-        asked = [
-            Asked(self.memory.text(number), text, tuple(positions))
-            for (_, number), text, positions in zip(found, texts, wanted, strict=True)
-        ]
-        starts = torch.tensor([0, *map(len, wanted)]).cumsum(0).tolist()
-        order = torch.tensor([starts[row] + n for row, n in line], device=base.device)
-        made = read_out(self.lm, self.network.counterfactual(self.lm, asked))[order]
-        if self.rule.switch == "hard":
+        lines: dict[SeracNetwork, dict[int, list[int]]] = {}
+        for line, row in enumerate(at[:, 0].tolist()):
+            network = rows[row][0].network
+            assert network is not None  # the row is in scope
+            lines.setdefault(network, {}).setdefault(row, []).append(line)
+        made = base
+        for network, by_row in lines.items():
+            asked = []
+            for row, own in by_row.items():
+                router, text = rows[row]
+                edit = router.memory.text(router.found[text][1])
+                asked.append(Asked(edit, texts[row], tuple(place[line] for line in own)))
+            lm = self.routers[0].lm
+            new = read_out(lm, network.counterfactual(lm, asked))
+            order = torch.tensor([line for own in by_row.values() for line in own])
+            made = made.index_copy(0, order.to(made.device), new.to(made.dtype))
+        return self._switched(rows, at, base, made)
+
+    def _switched(
+        self,
+        rows: Sequence[tuple[SeracRouter, Text]],
+        at: Int[Tensor, "N 2"],
+        base: Float[Tensor, "N V"],
+        made: Float[Tensor, "N V"],
+    ) -> Float[Tensor, "N V"]:
+        """Mix where the switch is soft."""
+        soft = torch.tensor([router.rule.switch == "soft" for router, _ in rows])
+        if not bool(soft.any()):
             return made
-        near = torch.tensor([sim for sim, _ in found], device=base.device)[at[:, 0]]
-        return mixed(base, made, (near - self.rule.threshold).sigmoid())
+        over = [router.found[text][0] - router.rule.threshold for router, text in rows]
+        row = at[:, 0]
+        share = torch.tensor(over, device=base.device)[row].sigmoid()
+        return torch.where(soft.to(base.device)[row][:, None], mixed(base, made, share), made)
+
+
+def _first(seen: Pass) -> Int[Tensor, " B"]:
+    """Return the owner of rows that all belong to one router."""
+    return torch.zeros(len(seen.ids), dtype=torch.long)
 
 
 def mixed(
