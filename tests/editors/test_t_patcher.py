@@ -14,9 +14,11 @@ from tests.tiny_models import TINY, tiny_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, silu
 
+import errata
 from errata.apply import Stack
 from errata.case import Edit
 from errata.changes import Module
+from errata.editors import get_editor
 from errata.editors._base import Editor
 from errata.editors._t_patcher_losses import StatesPenalty
 from errata.editors._t_patcher_memory import Text, inputs_of, moves_input
@@ -467,3 +469,13 @@ def test_text_without_paragraphs_is_refused(tiny: Tiny, make: Make) -> None:
     with pytest.raises(DataError, match="no paragraph of more than 50 words") as caught:
         make("t_patcher", memory_words=50).edit_one(tiny("gpt2"), EDITS[:1])
     assert "memory_words=0" in str(caught.value.hint)
+
+
+def test_settings_for_pocket_edit_and_spare_the_rest() -> None:
+    lm = errata.load("pocket")
+    cases = errata.load_cases("world", split="val", limit=16, seed=1)
+    result = errata.evaluate(lm, get_editor("t_patcher", model="pocket"), cases)
+    asked = [question for record in result.records for question in record["questions"]]
+    for kind, least in (("reliability", 0.95), ("locality", 0.85)):
+        hits = [question["top1"] for question in asked if question["kind"] == kind]
+        assert sum(hits) >= least * len(hits), kind
