@@ -98,9 +98,11 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
             delta = change.delta.T if is_transposed(module) else change.delta
             dense[path] = dense.get(path, 0) + delta.cpu().double()
         else:
+            keep = "Keep the patch folder and apply it with errata."
+            units, _ = split([change])
             raise PatchError(
                 f"LoRA cannot carry {change.label}: it is no weight",
-                "Keep the patch folder and apply it with errata.",
+                f"Export with --to merged. {keep}" if units else keep,
             )
     triplets = {}
     for path in sorted(low.keys() | dense.keys()):

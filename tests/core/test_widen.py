@@ -143,5 +143,6 @@ def test_a_patch_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_lora_says_why_it_cannot(tmp_path: Path) -> None:
     lm = build("gpt2")
     patch = Patch.for_model(lm, [units(lm, 1, 2)], editor="t_patcher")
-    with pytest.raises(PatchError, match="no weight"):
+    with pytest.raises(PatchError, match="no weight") as caught:
         to_lora(lm, patch, tmp_path / "lora")
+    assert "--to merged" in str(caught.value.hint)
