@@ -31,6 +31,9 @@ SPARE = 4
 """Documents asked for per paragraph wanted: of wikitext's lines many are headings or short."""
 
 
+_rows: WeakKeyDictionary[Any, tuple[Text, list[Row]]] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class Text:
     """Which paragraphs are taken.
@@ -52,9 +55,16 @@ class Text:
     def rows(self, lm: LM) -> list[Row]:
         """Return the paragraphs, tokenised, as many as wanted or as there are.
 
+        Those last asked for are kept with the model.
+
         Raises:
             DataError: If the text cannot be read, or holds no paragraph that is long enough.
         """
+        if _rows.get(lm.model, (None,))[0] != self:
+            _rows[lm.model] = (self, self._read(lm))
+        return _rows[lm.model][1]
+
+    def _read(self, lm: LM) -> list[Row]:
         corpus = load_corpus(lm, self.source, SPARE * self.count)
         texts = [
             text
