@@ -183,7 +183,7 @@ class Serac(NetworkEditor):
             memory = _earlier(patch, rule, new).grown([full_text(r) for r in own], prompts, new)
             self._check_size(memory, group)
             patches.append(self._patch(lm, [rule.change(memory)], group))
-        self._warn(lm, rows, torch.cat(keys), patches)
+        self._warn(lm, rows, keys, patches)
         return patches
 
     def _keys(self, lm: LM, rows: Sequence[Sequence[Row]], bare: Sequence[Patch]) -> list[Tensor]:
@@ -209,7 +209,7 @@ class Serac(NetworkEditor):
         self,
         lm: LM,
         rows: Sequence[Sequence[Row]],
-        queries: Float[Tensor, "m k"],
+        fresh: Sequence[Float[Tensor, "n k"]],
         patches: Sequence[Patch],
     ) -> None:
         """Warn of a router that does not know an edit by its own prompt, or takes all for edits."""
@@ -217,20 +217,25 @@ class Serac(NetworkEditor):
             return
         shown = [[shown_text(row, self.config.route_on) for row in own] for own in rows]
         flat = [text for own in shown for text in own]
-        if self.config.route_on == "target_leak":  # else what is shown is what is stored
+        queries = torch.cat(list(fresh))  # what is shown is what is stored
+        if self.config.route_on == "target_leak":
             queries = embed(lm, self.network(lm).encoder, flat)
         own = others = known = pairs = 0
         start = 0
-        for texts, patch in zip(shown, patches, strict=True):
+        for texts, stored, patch in zip(shown, fresh, patches, strict=True):
             keys = _memory(patch, lm.device).keys.to(queries)
             mine = torch.zeros(len(flat), dtype=torch.bool, device=queries.device)
             mine[start : start + len(texts)] = True
             same = set(texts)
             mine |= torch.tensor([text in same for text in flat], device=queries.device)
             start += len(texts)
-            near = nearest(queries, keys)[0] >= self.config.threshold
-            own, known = own + int(near[mine].sum()), known + int(mine.sum())
-            others, pairs = others + int(near[~mine].sum()), pairs + int((~mine).sum())
+            near = nearest(queries[mine], keys)[0] >= self.config.threshold
+            own, known = own + int(near.sum()), known + int(mine.sum())
+            if bool(mine.all()):
+                continue
+            # entries of earlier edits are left out: among many, one or another is near by chance
+            near = nearest(queries[~mine], stored)[0] >= self.config.threshold
+            others, pairs = others + int(near.sum()), pairs + int((~mine).sum())
         if own < RATE * known:
             log.warning(
                 "SERAC's router finds %d of %d edits by their own prompts (threshold %g): the "
