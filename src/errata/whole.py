@@ -184,7 +184,22 @@ class Whole:
         # a cache that nobody asked for would be taken for one that holds the row
         self._hidden = not behind and not wanted
         if not behind:
+            self._check_window(width, mask)
             given["past_key_values"], given["use_cache"] = own.cache(), True
+
+    def _check_window(self, width: int, mask: Int[Tensor, "B T"]) -> None:
+        """Refuse padding between a context and a row where attention counts columns.
+
+        Raises:
+            PatchError: If the model has a sliding window that the padding would shift.
+        """
+        window = getattr(self.lm.model.config.get_text_config(), "sliding_window", None)
+        if window and width + mask.shape[1] > window and not bool(mask[:, 0].all()):
+            raise PatchError(
+                f"rows padded on the left do not stand next to their context, and {self.lm.name} "
+                f"attends to windows of {window} tokens",
+                "Pad on the right, give rows of one length, or use LM.generate.",
+            )
 
     # ------------------------------------------------------------------ behind the model
 
