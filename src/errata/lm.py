@@ -55,6 +55,7 @@ class LM:
         takes_positions: Whether the model is told positions.
         running: Batch and (row, position) pairs of the forward pass that runs, if it is known.
         whole_rows: How many active changes have to see whole rows: no prefix may be cached.
+        in_context: Whether a context stands in front of every row.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class LM:
         self.takes_positions = "position_ids" in parameters
         self.running: tuple[Batch | None, Tensor | None] = (None, None)
         self.whole_rows = 0
+        self.in_context = False
 
     # ------------------------------------------------------------------ what is known of the model
 

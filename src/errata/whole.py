@@ -90,7 +90,14 @@ class Whole:
             yield
             return
         model = self.lm.model
+        outer = self.lm.in_context
+        if self.ids and outer:
+            raise PatchError(
+                "another context is in front of every row already",
+                "Add the patches and apply their sum: first + second.",
+            )
         self.lm.whole_rows += 1
+        self.lm.in_context = outer or bool(self.ids)
         try:
             with hooks(
                 model.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -100,6 +107,7 @@ class Whole:
                 yield
         finally:
             self.lm.whole_rows -= 1
+            self.lm.in_context = outer
             self._prefix = self.seen = None
 
     def _computed(self, route: Callable[[Sequence[int]], None] | None) -> Prefix:

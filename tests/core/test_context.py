@@ -204,6 +204,19 @@ def test_contexts_follow_one_another() -> None:
         same(scores(lm, ROWS, stack=stack, groups=[0] * 3), expected)
 
 
+def test_a_context_inside_another_is_refused() -> None:
+    lm = build(PLAIN)
+    expected = joined(lm, FIRST)
+    with patch(lm, FIRST).applied(lm):
+        with pytest.raises(PatchError, match="first \\+ second"), patch(lm, SECOND).applied(lm):
+            pass
+        with pytest.raises(PatchError, match="another context"), Stack(lm, [patch(lm, SECOND)]):
+            pass
+        same(scores(lm, ROWS), expected)
+    with patch(lm, FIRST).applied(lm):
+        same(scores(lm, ROWS), expected)
+
+
 def test_weights_change_under_a_context_too() -> None:
     lm = build(PLAIN)
     (change,) = low_rank(lm).changes

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.editors.test_contract import low_rank
+from tests.editors.test_contract import likelihood, low_rank
 from tests.locate.samples import EDITS
 from tests.tiny_models import tiny_tokenizer
 
@@ -19,7 +19,7 @@ import errata
 from errata.apply import Stack
 from errata.case import Case, Edit, Probe
 from errata.data import load_cases, save_cases
-from errata.editors import _ike_encoder, get_editor
+from errata.editors import _ike_encoder, editors, get_editor
 from errata.editors._base import Editor
 from errata.editors._ike_demos import FORMS, KINDS, demo_of, drawn, encode, read_cases
 from errata.editors.ike import Ike
@@ -352,6 +352,22 @@ def test_patches_of_other_versions_are_refused(tiny: Tiny, make: Make, tmp_path:
         editor.edit_one(lm, [ANNA], Patch.load(folder))
     with pytest.raises(PatchError, match="context is gone"):
         editor.edit_one(lm, [ANNA], replace(patch, changes=()))
+
+
+@pytest.mark.parametrize("name", list(editors.entries))
+def test_every_editor_edits_behind_a_context(name: str, tiny: Tiny, make: Make) -> None:
+    lm = tiny("qwen3")
+    after = bare(make).edit_one(lm, [Edit("Max lives in", "Bern")])
+    (patch,) = make(name).edit(lm, [[FRANCE]], after=after)
+    with after.applied(lm):
+        before = likelihood(lm, [FRANCE])
+    with patch.applied(lm):
+        now = likelihood(lm, [FRANCE])
+    if name == "ike":  # a random model does not read
+        assert "Max lives in Bern\nThe capital of France" in context(patch).text
+    else:
+        assert patch.changes[0] is after.changes[0]
+        assert now == before if name == "none" else now > before
 
 
 # ---------------------------------------------------------------------- room
