@@ -138,7 +138,7 @@ def test_rows_of_one_editor_do_not_share_their_draws(tmp_path: Path) -> None:
         ([1.0, 0.900001, 0.9, None], 3, ["", "best", "best", ""]),  # both print as 90.00
         ([1.0, 0.9, 0.873, 0.8729], 3, ["", "best", "near", ""]),  # the bound itself is near
         ([1.0, None, None, None], 3, ["", "", "", ""]),
-        ([1.0, 0.0, 0.0, None], 3, ["", "best", "best", ""]),
+        ([1.0, 0.0, 0.0, None], 3, ["", "", "", ""]),
     ],
 )
 def test_marks(values: list[float | None], within: float, marks: list[str]) -> None:

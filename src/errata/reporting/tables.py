@@ -119,9 +119,9 @@ def mark(values: Sequence[float | None], compared: Sequence[bool], within: float
         for value, own in zip(values, compared, strict=True)
     ]
     known = [value for value in shown if value is not None]
-    if not known:
+    best = max(known, default=0.0)
+    if best <= 0:  # nothing there is good
         return [""] * len(values)
-    best = max(known)
     least = best * (1 - within / 100)
     return [
         "" if value is None or value < least else "best" if value == best else "near"
