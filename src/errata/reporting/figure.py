@@ -29,7 +29,7 @@ def drawn(table: Comparison) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     points = np.linspace(0.01, 1.0, 400)
@@ -54,7 +54,7 @@ def drawn(table: Comparison) -> dict[str, bytes]:
         )  # fmt: skip
     axes.set(xlabel="generality (%)", ylabel="locality (%)", xlim=(0, 100), ylim=(0, 102))
     axes.set_title(table.title, fontsize=9)
-    axes.legend(fontsize=7, loc="lower left", frameon=False)
+    figure.legend(fontsize=7, loc="outside right upper", frameon=False)
     # without a date, so that the same runs give the same file
     return {"png": _saved(figure, "png", {}), "pdf": _saved(figure, "pdf", {"CreationDate": None})}
 
