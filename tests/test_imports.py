@@ -50,6 +50,7 @@ ALLOWED = {
     ("loading", "world"): "the pocket model ships with the world",
     ("locate", "world"): "the pocket model's text is the world's",
     ("data", "world"): "the world is a data set",
+    ("editors", "training"): "an editor names the losses that its networks are trained with",
     ("editors", "data"): "IKE's demonstrations are made of a data set's training split",
 }
 

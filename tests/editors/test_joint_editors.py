@@ -12,8 +12,8 @@ from tests.editors.joint_samples import EXACT, SAME, Make, Tiny, built, deltas, 
 from tests.locate.samples import EDITS
 from torch import Tensor
 
-from errata.deltas import bounded, weight_deltas
 from errata.case import Edit
+from errata.deltas import bounded, weight_deltas
 from errata.editors._joint import JointEditor, Write
 from errata.errors import ConfigError, EditError
 from errata.lm import LM

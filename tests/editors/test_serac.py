@@ -16,8 +16,7 @@ from torch import Tensor
 from errata.apply import Stack
 from errata.case import Edit
 from errata.changes import Route
-from errata.editors._serac_network import Asked, SeracNetwork, read_out
-from errata.editors._serac_objective import full_text
+from errata.editors._serac_network import Asked, SeracNetwork, full_text, read_out
 from errata.editors._serac_route import Memory, mixed
 from errata.editors.serac import Serac
 from errata.errors import EditError, PatchError

@@ -17,8 +17,8 @@ import torch
 from tests.golden.published import golden, near
 from torch import Tensor
 
-from errata.deltas import weight_deltas
 from errata.case import Edit
+from errata.deltas import weight_deltas
 from errata.editors import _joint, get_editor
 from errata.editors._joint import JointEditor, Write
 from errata.lm import LM

@@ -25,6 +25,7 @@ from errata.nets.update import EditNetwork
 
 if TYPE_CHECKING:
     from errata.lm import LM
+    from errata.tokens import Row
 
 
 @dataclass(frozen=True)
@@ -170,3 +171,20 @@ class SeracNetwork(EditNetwork):
             return None, None, vectors
         made = keys_of(lm, self.trained, [*work.keys, *work.queries])
         return made[: len(work.keys)], made[len(work.keys) :], vectors
+
+
+def full_text(row: Row) -> Text:
+    """Return the tokens of an edit, the last of its target included."""
+    return (*row.ids[: row.prompt_length], *row.labels)
+
+
+def stored_text(row: Row, route_on: str) -> Text:
+    """Return what the router stores of an edit."""
+    return full_text(row) if route_on == "target_leak" else row.ids[: row.prompt_length]
+
+
+def shown_text(row: Row, route_on: str) -> Text:
+    """Return what the router is shown of a question."""
+    if route_on == "prompt":
+        return row.ids[: row.prompt_length]
+    return row.ids[: row.prompt_length + len(row.labels[:-1])]

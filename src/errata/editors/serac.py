@@ -16,8 +16,7 @@ from errata.case import Edit
 from errata.changes import Change, Route
 from errata.editors._base import under
 from errata.editors._networks import NetworkConfig, NetworkEditor
-from errata.editors._serac_network import SeracNetwork
-from errata.editors._serac_objective import SeracObjective, full_text, shown_text, stored_text
+from errata.editors._serac_network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors._serac_route import KIND, Memory, Rule, share
 from errata.errors import EditError, PatchError
 from errata.lm import LM
@@ -30,6 +29,7 @@ from errata.tokens import Row
 if TYPE_CHECKING:
     from errata.training.config import TrainConfig
     from errata.training.prepared import Prepared
+    from errata.training.serac import SeracObjective
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,8 @@ class Serac(NetworkEditor):
 
     def objective(self, lm: LM, prepared: Prepared, config: TrainConfig) -> SeracObjective:
         """Return the losses of counterfactual model and router."""
+        from errata.training.serac import SeracObjective
+
         return SeracObjective(lm, prepared, config, self.config)
 
     def adopt(self, lm: LM, network: SeracNetwork, source: str | None = None) -> None:

@@ -10,8 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.editors._serac_network import Asked, Work, read_out
-from errata.nets.scope import Text, scope_loss
+from errata.editors._serac_network import (
+    Asked,
+    Work,
+    full_text,
+    read_out,
+    shown_text,
+    stored_text,
+)
+from errata.nets.scope import scope_loss
 from errata.tokens import Row
 from errata.training.objective import Counts, Objective
 
@@ -21,23 +28,6 @@ if TYPE_CHECKING:
     from errata.training.config import TrainConfig
     from errata.training.groups import Group
     from errata.training.prepared import Prepared
-
-
-def full_text(row: Row) -> Text:
-    """Return the tokens of an edit, the last of its target included."""
-    return (*row.ids[: row.prompt_length], *row.labels)
-
-
-def stored_text(row: Row, route_on: str) -> Text:
-    """Return what the router stores of an edit."""
-    return full_text(row) if route_on == "target_leak" else row.ids[: row.prompt_length]
-
-
-def shown_text(row: Row, route_on: str) -> Text:
-    """Return what the router is shown of a question."""
-    if route_on == "prompt":
-        return row.ids[: row.prompt_length]
-    return row.ids[: row.prompt_length + len(row.labels[:-1])]
 
 
 class SeracObjective(Objective):
