@@ -183,7 +183,8 @@ class Stack:
                     watched |= self._add_module(group, change)
         for path, by_group in low.items():
             self._add_low_rank(path, by_group)
-        self._whole = Whole(lm, contexts, routers, watched, self._routed)
+        bare = all(isinstance(c, Context) for p in self.patches if p is not None for c in p.changes)
+        self._whole = Whole(lm, contexts, routers, watched, self._routed, bare)
 
     @classmethod
     def of_factors(cls, lm: LM, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Stack:

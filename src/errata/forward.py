@@ -225,19 +225,41 @@ class Prefix:
 
 
 @torch.no_grad()
-def make_prefix(lm: LM, rows: Sequence[Row], starts: Sequence[int], run: Any = None) -> Prefix:
+def make_prefix(
+    lm: LM,
+    rows: Sequence[Row],
+    starts: Sequence[int],
+    run: Any = None,
+    shared: Prefix | None = None,
+) -> Prefix:
     """Compute the keys and values of `rows[b].ids[:starts[b]]` for all rows in one forward pass.
 
     The prefixes run right-padded (so no token ever attends to padding alone) and are then shifted
     to the right; positions stay those of the original rows.
+
+    Args:
+        lm: The model.
+        rows: The rows.
+        starts: How many tokens of each.
+        run: Runs the model; default: `lm.run`.
+        shared: Prefix of one row that all rows begin with: it is not computed again. Each row has
+            to go on for a token at least.
     """
     from transformers import DynamicCache
 
     from errata.tokens import make_batch
 
-    heads = [Row(row.ids[: max(n, 1)], (0,), (), 1) for row, n in zip(rows, starts, strict=True)]
+    skip = 0 if shared is None else shared.starts[0]
+    heads = [
+        Row(row.ids[skip : max(n, 1)], (0,), (), 1) for row, n in zip(rows, starts, strict=True)
+    ]
     batch = make_batch(heads, range(len(heads)), lm.pad_id, lm.device)
     cache = DynamicCache()
+    if shared is not None:
+        cache = shared.rows(torch.zeros(len(rows), dtype=torch.long, device=lm.device)).cache()
+        known = batch.attention_mask.new_ones(len(rows), skip)
+        mask = torch.cat([known, batch.attention_mask], 1)
+        batch = Batch(batch.input_ids, mask, batch.position_ids + skip, batch.index)
     head = lm.module(lm.spec.head)
 
     def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -248,7 +270,7 @@ def make_prefix(lm: LM, rows: Sequence[Row], starts: Sequence[int], run: Any = N
             (run or lm.run)(batch, past_key_values=cache, use_cache=True)
         except _Stop:
             pass
-    width = batch.input_ids.shape[1]
+    width = skip + batch.input_ids.shape[1]
     shift = torch.tensor([width - n for n in starts], device=lm.device)
     source = torch.arange(width, device=lm.device)[None, :] - shift[:, None]
     mask = (source >= 0).long()

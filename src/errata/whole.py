@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from errata.lm import LM
 
 
+WORTH = 16
+"""Tokens that several contexts have to begin with alike to be computed once."""
+
+
 def sees_pass(network: nn.Module) -> bool:
     """Whether a network wants to know of the forward pass it is called in."""
     return bool(getattr(network, "sees_pass", False))
@@ -38,6 +42,8 @@ class Whole:
         routers: Groups and their routers; of a group's the last one that takes a row answers.
         watched: Whether a network wants to see the forward pass.
         rows: Returns the group of each row of a forward pass of so many rows; -1: none.
+        bare: Whether contexts are all that any group has: what they begin with is then computed
+            once for all of them.
 
     Attributes:
         seen: The forward pass that runs.
@@ -50,8 +56,9 @@ class Whole:
         routers: Sequence[tuple[int, Router]],
         watched: bool,
         rows: Callable[[int], Int[Tensor, " B"]],
+        bare: bool = False,
     ) -> None:
-        self.lm, self.watched, self._rows = lm, watched, rows
+        self.lm, self.watched, self._rows, self._bare = lm, watched, rows, bare
         self._routes = _teams(routers)
         self.ids = {
             group: tuple(n for context in own for n in context.ids.tolist())
@@ -115,11 +122,19 @@ class Whole:
         groups = list(self.ids)
         rows = [Row(ids, (len(ids) - 1,), (), len(ids)) for ids in self.ids.values()]
         parts: list[Prefix] = []
-        for index in bucket(rows, self.lm.max_tokens, range(len(rows))):
+        common = _common(list(self.ids.values())) if self._bare else 0
+        shared = None
+        if common >= WORTH:
+            if route is not None:
+                route(groups[:1])
+            shared = make_prefix(self.lm, rows[:1], [common])
+        tails = [Row(row.ids[common if shared else 0 :], (0,), (), 1) for row in rows]
+        for index in bucket(tails, self.lm.max_tokens, range(len(rows))):
             if route is not None:
                 route([groups[i] for i in index])
             part = [rows[i] for i in index]
-            parts.append(make_prefix(self.lm, part, [len(row.ids) for row in part]))
+            starts = [len(row.ids) for row in part]
+            parts.append(make_prefix(self.lm, part, starts, shared=shared))
         return Prefix.joined(parts)
 
     # ------------------------------------------------------------------ in front of the model
@@ -235,6 +250,15 @@ class Whole:
             return (logits, *output[1:])
         output.logits = logits
         return output
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens several rows begin with alike; each goes on for one at least."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)
+    alike = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return min(alike, *(len(row) - 1 for row in rows))
 
 
 class _Team:

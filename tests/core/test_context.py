@@ -114,6 +114,31 @@ def test_a_context_is_the_joined_text(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_what_contexts_begin_with_is_computed_once(family: str) -> None:
+    lm = build(family)
+    begin = LONG[:20]
+    contexts = [(*begin, *FIRST), (*begin, *SECOND), (*begin, 7)]
+    expected = [joined(lm, ids) for ids in contexts]
+    read: list[int] = []
+    block = lm.module(lm.spec.blocks[0])
+    with Stack(lm, [patch(lm, ids) for ids in contexts]) as stack:
+        same(
+            scores(lm, ROWS * 3, stack=stack, groups=[0] * 3 + [1] * 3 + [2] * 3),
+            torch.cat(expected),
+            family,
+        )
+    mark = block.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(
+            (args[0] if args else kwargs["hidden_states"]).shape[1]
+        ),
+        with_kwargs=True,
+    )
+    with Stack(lm, [patch(lm, ids) for ids in contexts]):
+        mark.remove()
+    assert read == [len(begin), len(FIRST)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_models_own_calls_go_on_behind_it(family: str) -> None:
     """`model(...)` and `model.generate(...)`, with a cache and without, rows padded on the left."""
     lm = build(family)
