@@ -304,3 +304,24 @@ def suffix_batch(lm: LM, rows: Sequence[Row], prefix: Prefix) -> tuple[Batch, di
     mask = torch.cat([prefix.mask, batch.attention_mask], dim=1)
     shifted = Batch(batch.input_ids, mask, positions, batch.index)  # its prompts are cut off
     return shifted, {"past_key_values": prefix.cache(), "use_cache": True}
+
+
+@torch.no_grad()
+def continues_exactly(lm: LM) -> bool:
+    """Try on a few tokens whether rows behind cached prefixes give what whole rows give."""
+    from errata.tokens import positions_of
+
+    vocabulary = lm.embedding.shape[0]
+    ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(n)] for i, n in enumerate((6, 4))]
+    rows = [Row(tuple(row), (len(row) - 1,), (), len(row)) for row in ids]
+    starts = (3, 1)
+    at = [(i, len(ids[i]) - 1 - starts[i]) for i in (0, 1)]
+    try:
+        full = lm.logits(lm.batch(rows, [0, 1]), positions_of(rows, [0, 1], lm.device))
+        batch, extra = suffix_batch(lm, rows, make_prefix(lm, rows, starts))
+        short = lm.logits(batch, torch.tensor(at, device=lm.device), **extra)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return False
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(lm.dtype, 0.1)
+    scale = full.float().abs().max().clamp(min=1.0)
+    return bool(((full - short).float().abs().max() / scale) < tolerance)

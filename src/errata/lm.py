@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from errata.errors import ConfigError, ModelError
-from errata.forward import gather_logits, hooks
+from errata.forward import continues_exactly, gather_logits, hooks
 from errata.scores import RowScore, score_logits
 from errata.spec import ModelSpec, Site, find_spec
 from errata.tokens import (
@@ -411,27 +411,4 @@ class LM:
 
         Established by running both on a few tokens once, so no list of architectures is needed.
         """
-        from errata.forward import make_prefix, suffix_batch
-
-        vocabulary = self.embedding.shape[0]
-        ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(n)] for i, n in enumerate((6, 4))]
-        rows = [Row(tuple(row), (len(row) - 1,), (), len(row)) for row in ids]
-        starts = (3, 1)
-        try:
-            with torch.no_grad():
-                full = self.logits(
-                    self.batch(rows, [0, 1]), positions_of(rows, [0, 1], self.device)
-                )
-                prefix = make_prefix(self, rows, starts)
-                batch, extra = suffix_batch(self, rows, prefix)
-                at = torch.tensor(
-                    [(i, len(ids[i]) - 1 - starts[i]) for i in (0, 1)], device=self.device
-                )
-                short = self.logits(batch, at, **extra)
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-            return False
-        tolerance = (
-            1e-6 if self.dtype == torch.float64 else 1e-3 if self.dtype == torch.float32 else 0.1
-        )
-        scale = full.float().abs().max().clamp(min=1.0)
-        return bool(((full - short).float().abs().max() / scale) < tolerance)
+        return continues_exactly(self)
