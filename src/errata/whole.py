@@ -68,6 +68,8 @@ class Whole:
         self._hidden = False  # whether the cache of the pass that runs is not handed out
         self._names = list(inspect.signature(lm.model.forward).parameters)
         self.seen: Pass | None = None
+        if self.is_needed:
+            _ = lm.spec  # found by trial passes, which must not meet the hooks
         limit = lm.max_length
         for ids in self.ids.values():
             if limit is not None and len(ids) >= limit:

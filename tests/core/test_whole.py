@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import TINY
+from tests.tiny_models import TINY, tiny_tokenizer
 from torch import Tensor, nn
 
 from errata.apply import Stack
@@ -182,6 +182,14 @@ def test_of_several_routes_the_last_that_takes_a_row_answers(tiny) -> None:
         eleven = lm.score(ROWS[2:])[0].logprobs
     with both.applied(lm):
         assert [s.logprobs for s in lm.score(ROWS)] == [*five, eleven]
+
+
+def test_a_model_may_be_looked_at_for_the_first_time_under_a_route() -> None:
+    lm = LM(TINY[PLAIN]().double(), tiny_tokenizer(), name="fresh")
+    with Stack(lm, [None, constant(lm, 5)]) as stack:
+        found = lm.score(ROWS, stack=stack, groups=[1, 1, 1])
+    with constant(lm, 5).applied(lm):
+        assert found == lm.score(ROWS)
 
 
 def test_same_tokens_with_another_prompt_may_be_answered_otherwise(tiny) -> None:

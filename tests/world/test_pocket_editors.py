@@ -17,14 +17,15 @@ def pocket() -> LM:
 
 def test_they_are_small_and_say_where_they_come_from() -> None:
     folders = sorted(path.name for path in SHIPPED.iterdir())
-    assert folders == ["ibke", "mend"]
+    assert folders == ["ibke", "mend", "serac"]
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 15e6
+    assert sum(path.stat().st_size for path in files) < 22e6
     for name in folders:
         config = read_config(SHIPPED / name)
         assert config["editor"] == name
         assert config["data"][0]["version"]
-        assert "studies.pocket run" in (SHIPPED / name / "README.md").read_text()
+        card = (SHIPPED / name / "README.md").read_text()
+        assert "studies.pocket run" in card or f"errata train {name}" in card
 
 
 def test_ibke_generalises_better_than_direct_editing(pocket: LM) -> None:
@@ -59,3 +60,19 @@ def test_ibke_generalises_better_than_direct_editing(pocket: LM) -> None:
         if question["kind"] == "generality" and question.get("criteria") == ["RR"]
     ]
     assert sum(reversed_questions) / len(reversed_questions) > 0.25  # without mirror: a tenth
+
+
+def test_serac_answers_its_edits_and_leaves_the_rest_to_the_model(pocket: LM) -> None:
+    """Facts of entities that no training has seen, by the prompts alone."""
+    cases = errata.load_cases("world", split="test", limit=120, seed=0)
+    result = errata.evaluate(pocket, get_editor("serac", model="pocket"), cases)
+    asked = [question for record in result.records for question in record["questions"]]
+    rates = {
+        kind: sum(q["top1"] for q in own) / len(own)
+        for kind in ("reliability", "locality")
+        for own in [[q for q in asked if q["kind"] == kind]]
+    }
+    rephrased = [q["top1"] for q in asked if q.get("criteria") == ["Rep"]]
+    assert rates["reliability"] > 0.9
+    assert rates["locality"] > 0.9
+    assert sum(rephrased) / len(rephrased) > 0.8
