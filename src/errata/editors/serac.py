@@ -110,8 +110,8 @@ class Serac(NetworkEditor):
     defaults: ClassVar[Mapping[str, Any]] = {
         "lr": 1e-4, "batch": 8, "clip": 100.0, "hops": "none", "warmup": 0, "decay_from": 1.0,
         "calibrate": None, "validate_every": 500, "save_every": 500,
-        "pocket": {"lr": 1e-3, "batch": 16, "clip": 1.0, "warmup": 30, "decay_from": 0.3,
-                   "il_weight": 0.1, "validate_every": 70, "save_every": 70,
+        "pocket": {"lr": 1e-3, "batch": 32, "clip": 1.0, "warmup": 30, "decay_from": 0.3,
+                   "il_weight": 0.1, "validate_every": 100, "save_every": 100,
                    "validation_groups": 96},
     }  # fmt: skip
     config: SeracConfig
