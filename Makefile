@@ -66,6 +66,7 @@ readme: $(READY)
 results: $(READY)
 	@$(BIN)/python -m studies.pocket page
 	@$(BIN)/python -m studies.locate page
+	@$(BIN)/python -m studies.table2 page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

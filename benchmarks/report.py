@@ -16,6 +16,7 @@ TITLES = {
     "moments": "Second moments",
     "solves": "Solves of several edits",
     "sequences": "Long sequences",
+    "memory_editors": "Editors beside the weights",
     "serac_lookup": "Lookup in a memory of edits",
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",

@@ -36,6 +36,21 @@ def test_edit_json(errata: Errata, here: Path, model: str) -> None:
     assert tree(here) == {}
 
 
+def test_what_stands_beside_the_weights_is_named(errata: Errata, here: Path, model: str) -> None:
+    bare = ("--editor", "ike", "--set", "form=bare", "--set", "demo_count=0")
+    done = errata("edit", "-m", model, *FACT, *bare, "--out", "told")
+    assert re.search(r"IKE · context of \d+ tokens · patch", done.stdout)
+    dry = errata("edit", "-m", model, *FACT, *bare, "--dry-run", "--json").json
+    assert dry["layers"] == []
+    assert dry["patch_bytes"] is None
+    assert "changes no weight" in errata("edit", "-m", model, *FACT, *bare, "--dry-run").stdout
+    for form in ("lora", "merged"):
+        refused = errata("export", "told", "--to", form, "--out", form)
+        assert refused.code == 1
+        assert "context" in refused.stderr
+        assert not Path(form).exists()
+
+
 def test_edits_from_a_file_joint_and_sequential(errata: Errata, here: Path, model: str) -> None:
     lines = [
         {"prompt": "The capital of France is", "target": "Rome", "subject": "France"},

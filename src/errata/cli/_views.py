@@ -51,7 +51,10 @@ def what_changed(lm: LM, patch: Patch) -> str:
         except SpecError:
             continue
     ranks = sorted(set(patch.ranks().values()))
-    words = [f"block{'s'[: len(layers) > 1]} {', '.join(map(str, sorted(layers)))}"]
+    whole = [change.label for change in patch.changes if not change.path]
+    words = [label.removeprefix("the ") for label in whole]
+    if layers or not whole:
+        words.insert(0, f"block{'s'[: len(layers) > 1]} {', '.join(map(str, sorted(layers)))}")
     if ranks:
         words.append(f"rank {'–'.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}")
     words.append(f"patch {_output.size(patch.nbytes)}")
@@ -74,12 +77,15 @@ def facts(patch: Patch) -> dict[str, Any]:
 def estimate(lm: LM, editor: Editor, requests: Sequence[Edit]) -> dict[str, Any]:
     """Return the blocks an editor names, and the least and most bytes of its patch.
 
-    The least is one rank-one term per edit and block; the most is whole float32 matrices.
+    The least is one rank-one term per edit and block; the most is whole float32 matrices. What an
+    editor that changes no weight puts beside the model is not known beforehand: None.
     """
     if editor.name == "none":
         return {"layers": [], "patch_bytes": {"least": 0, "most": 0}}
     config = editor.config
-    layers = getattr(config, "layers", getattr(config, "layer", "auto"))
+    layers = getattr(config, "layers", getattr(config, "layer", "auto" if editor.weights else []))
+    if not editor.weights:
+        return {"layers": layers, "patch_bytes": None}
     count = len(layers) if isinstance(layers, list | tuple) else 1
     site = lm.site(0)
     most = 4 * count * site.d_in * site.d_out

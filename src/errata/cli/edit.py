@@ -165,9 +165,13 @@ def _plan(lm: LM, editor: Editor, requests: Sequence[Edit], out: Path | None, js
     table = _output.table("what", "value")
     table.add_row("editor", f"{editor.name}: {editor.title}")
     table.add_row("edits", str(len(requests)))
-    table.add_row("layers", str(document["layers"]))
-    least, most = (_output.size(document["patch_bytes"][key]) for key in ("least", "most"))
-    table.add_row("patch", f"{least} (low rank) to {most} (whole matrices)")
+    table.add_row("layers", str(document["layers"] or "none"))
+    size = document["patch_bytes"]
+    if size is None:
+        table.add_row("patch", "changes no weight")
+    else:
+        least, most = _output.size(size["least"]), _output.size(size["most"])
+        table.add_row("patch", f"{least} (low rank) to {most} (whole matrices)")
     for key, value in document["settings"].items():
         table.add_row(f"  {key}", str(value))
     console.print(table)

@@ -1,0 +1,1 @@
+"""Table II of the IBKE paper on the pocket model: `recipes/table2-pocket.toml` and its page."""
