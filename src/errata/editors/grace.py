@@ -215,7 +215,7 @@ class Grace(Editor):
             raise EditError(
                 f"the codebook would hold {len(new)} keys, {new.nbytes / 1e9:.3g} GB; the limit is "
                 f"{settings.memory_gb:g} GB",
-                f"Example: --set memory_gb={settings.memory_gb * 2:g}", edits=[edit],
+                f"Example: --set memory_gb={2 * new.nbytes / 1e9:.2g}", edits=[edit],
             )  # fmt: skip
         return new, key
 

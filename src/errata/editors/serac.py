@@ -204,7 +204,7 @@ class Serac(NetworkEditor):
             raise EditError(
                 f"the memory would hold {len(memory)} edits, {memory.nbytes / 1e9:.3g} GB; the "
                 f"limit is {limit:g} GB",
-                f"Example: --set memory_gb={limit * 2:g}", edits=list(group),
+                f"Example: --set memory_gb={2 * memory.nbytes / 1e9:.2g}", edits=list(group),
             )  # fmt: skip
 
     def _warn(
