@@ -35,7 +35,7 @@ test: $(READY)
 
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
-SHAPES := errata.apply,errata.forward,errata.lm,errata.lora,errata.scores,errata.tokens,errata.locate
+SHAPES := errata.apply,errata.deltas,errata.whole,errata.forward,errata.lm,errata.lora,errata.scores,errata.tokens,errata.locate
 
 shapes: $(READY)
 	@$(TEST) -n $(WORKERS) tests/core tests/locate --jaxtyping-packages=$(SHAPES),beartype.beartype
