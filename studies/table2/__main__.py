@@ -26,7 +26,10 @@ def main() -> None:
     if given.what == "run":
         sweep = [sys.executable, "-m", "errata", "sweep", str(RECIPE), "--out", str(given.folder)]
         subprocess.run(sweep, check=True)
-        errata.report(given.folder, TABLES, force=True)
+        made = errata.report(given.folder)
+        TABLES.mkdir(exist_ok=True)
+        for name, form in (("table.md", "markdown"), ("table.csv", "csv")):
+            (TABLES / name).write_text(made.text(form), encoding="utf-8")
     if given.what == "show":
         print(page_text())
     else:
