@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -36,6 +37,8 @@ HOMES = {
 }
 """Kinds that other modules of errata register: imported when a patch holds one, which may be in a
 process that has not edited anything."""
+PLUG_INS = "errata.editors"
+"""Entry points of editors of other distributions, whose modules may register kinds too."""
 M = TypeVar("M", bound=Network)
 R = TypeVar("R", bound=MakeRouter)
 
@@ -61,12 +64,17 @@ def route_kind(kind: str) -> Callable[[R], R]:
 
 
 def _registered(known: Mapping[str, Any], kind: str, what: str) -> Any:
+    """Return what builds a kind; what may register it is imported as far as it is needed."""
     if kind not in known and kind in HOMES:
         importlib.import_module(HOMES[kind])
     if kind not in known:
+        for point in metadata.entry_points(group=PLUG_INS):
+            importlib.import_module(point.module)
+    if kind not in known:
         names = ", ".join(sorted({*_MODULES, *_ROUTES, *HOMES}))
         raise PatchError(
-            f"unknown kind of {what}", f"Known: {names}. Was the patch made by a plug-in?"
+            f"unknown kind of {what}",
+            f"Known: {names}. Was the patch made by a plug-in that is not installed here?",
         )
     return known[kind]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -262,6 +263,25 @@ def test_routes_contexts_and_sources_are_saved_and_loaded(tiny, tmp_path) -> Non
         before = [s.logprobs for s in lm.score(ROWS)]
     with loaded.applied(lm):
         assert [s.logprobs for s in lm.score(ROWS)] == before
+
+
+def test_kinds_of_an_installed_plug_in_are_found(tiny, tmp_path, monkeypatch) -> None:
+    """In a process that has not named the plug-in's editor."""
+    lm = tiny(PLAIN, "float64")
+    patch = constant(lm, 5)
+    del _ROUTES["constant"]
+    with pytest.raises(PatchError, match="unknown kind of route 'constant'"), patch.applied(lm):
+        pass
+    (tmp_path / "constant_plug_in.py").write_text(
+        "from errata.patch import route_kind\n"
+        "from tests.core.test_whole import Constant\n"
+        "route_kind('constant')(Constant)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = metadata.EntryPoint("constant", "constant_plug_in:Editor", "errata.editors")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: (point,))
+    with patch.applied(lm):
+        lm.score(ROWS)
 
 
 def test_exports_refuse_what_is_no_weight_and_say_what_it_is(tiny, tmp_path) -> None:
