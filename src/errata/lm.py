@@ -52,6 +52,7 @@ class LM:
         sites: Overrides for the architecture probe (`{"ffn_out": "…{}…"}`).
 
     Attributes:
+        arguments: Names of what the model takes, in order.
         takes_positions: Whether the model is told positions.
         running: Batch and (row, position) pairs of the forward pass that runs, if it is known.
         whole_rows: How many active changes have to see whole rows: no prefix may be cached.
@@ -80,8 +81,8 @@ class LM:
         self._sites = dict(sites or {})
         self._finite: dict[str, tuple[int, int]] = {}
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
-        parameters = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in parameters
+        self.arguments = tuple(inspect.signature(model.forward).parameters)
+        self.takes_positions = "position_ids" in self.arguments
         self.running: tuple[Batch | None, Tensor | None] = (None, None)
         self.whole_rows = 0
         self.in_context = False

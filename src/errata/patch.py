@@ -140,6 +140,12 @@ class Patch:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise PatchError(f"{change.label} holds NaN or infinite values in {name}")
 
+    def split(self, name: str) -> tuple[Patch, list[Module | Route]]:
+        """Return the patch without its modules or routes of a registered kind, and those."""
+        own = [c for c in self.changes if isinstance(c, Module | Route) and c.name == name]
+        rest = tuple(c for c in self.changes if not any(c is change for change in own))
+        return replace(self, changes=rest), own
+
     # ------------------------------------------------------------------ algebra
 
     def __add__(self, other: Patch) -> Patch:

@@ -6,7 +6,6 @@ They hook the model itself, so they act on every way to call it: through
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,6 @@ class Whole:
         }
         self._prefix: Prefix | None = None
         self._hidden = False  # whether the cache of the pass that runs is not handed out
-        self._names = list(inspect.signature(lm.model.forward).parameters)
         self.seen: Pass | None = None
         if self.is_needed:
             _ = lm.spec  # found by trial passes, which must not meet the hooks
@@ -144,7 +142,7 @@ class Whole:
     def _before(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self.lm.arguments, args, strict=False)), **kwargs}
         past = given.get("past_key_values")
         behind = int(past.get_seq_length()) if past is not None else 0
         if self.watched or self._routes:

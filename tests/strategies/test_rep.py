@@ -29,7 +29,7 @@ from errata.lora import to_lora, to_merged
 from errata.patch import Module, Patch
 from errata.strategies import _rep_data as data
 from errata.strategies import _rep_training as training
-from errata.strategies._rep_adapter import KIND, Adapters, GatedAdapters, is_rep, merge, split
+from errata.strategies._rep_adapter import KIND, Adapters, GatedAdapters, merge, split
 from errata.tokens import positions_of
 
 HOSTS = ("rome", "r_rome", "memit", "emmet")
@@ -82,7 +82,7 @@ def opened(patch: Patch, threshold: float = 0.0) -> Patch:
     """The same patch with other thresholds; 0: every gate is open, 1: none is."""
     changes = [
         replace(c, weights={**c.weights, "threshold": torch.full_like(c.weights["b2"], threshold)})
-        if is_rep(c)
+        if getattr(c, "name", None) == KIND
         else c
         for c in patch.changes
     ]

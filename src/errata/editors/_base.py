@@ -176,6 +176,21 @@ class Editor(ABC):
         )  # fmt: skip
 
 
+def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
+    """Return the first two edits of a group that ask for different answers to one prompt.
+
+    Args:
+        group: The edits.
+        by_subject: Whether the same prompt about another subject is another question.
+    """
+    seen: dict[tuple[str, str | None], Edit] = {}
+    for edit in group:
+        first = seen.setdefault((edit.prompt, edit.subject if by_subject else None), edit)
+        if first.target.strip() != edit.target.strip():
+            return first, edit
+    return None
+
+
 def _earlier(lm: LM, count: int, after: Patch | Sequence[Patch | None] | None) -> list[Patch]:
     """One earlier patch per group, each checked against the model."""
     if after is None or isinstance(after, Patch):

@@ -11,7 +11,14 @@ from weakref import WeakKeyDictionary
 from pydantic import Field
 
 from errata.case import Edit
-from errata.editors._base import Editor, EditorConfig, Layer, recall_layer, resolve_layer
+from errata.editors._base import (
+    Editor,
+    EditorConfig,
+    Layer,
+    contradiction,
+    recall_layer,
+    resolve_layer,
+)
 from errata.errors import EditError
 from errata.lm import LM
 from errata.locate.contexts import Contexts, ContextSettings, Mean, get_contexts
@@ -114,14 +121,13 @@ def refuse_conflicts(group: Sequence[Edit]) -> None:
     Raises:
         EditError: Names both; `edits` holds the later one.
     """
-    seen: dict[tuple[str, str | None], Edit] = {}
-    for edit in group:
-        first = seen.setdefault((edit.prompt, edit.subject), edit)
-        if first.target.strip() != edit.target.strip():
-            raise EditError(
-                f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
-                f"by {edit.target!r}",
-                "Leave one out, edit them one after the other (the later wins), or average them: "
-                "--set conflicts=keep",
-                edits=(edit,),
-            )
+    found = contradiction(group, by_subject=True)
+    if found is not None:
+        first, edit = found
+        raise EditError(
+            f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
+            f"by {edit.target!r}",
+            "Leave one out, edit them one after the other (the later wins), or average them: "
+            "--set conflicts=keep",
+            edits=(edit,),
+        )

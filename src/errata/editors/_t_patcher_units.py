@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from errata.changes import Change, Module, module_kind
+from errata.changes import Module, module_kind
 from errata.errors import PatchError
 from errata.nets.ffn import FfnForm
 
@@ -134,11 +134,6 @@ class Units:
                 f"{tuple(keys.shape)}; expected {parts} x {len(values)} keys"
             )
         return cls(keys, values, biases)
-
-
-def is_units(change: Change) -> bool:
-    """Whether a change holds units."""
-    return isinstance(change, Module) and change.name == KIND
 
 
 def form_of(config: Mapping[str, Any]) -> FfnForm:

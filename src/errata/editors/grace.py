@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -138,7 +137,7 @@ class Grace(Editor):
     ) -> list[Patch]:
         layer, site = self._place(lm)
         books = [self._earlier(lm, patch, layer, site) for patch in before]
-        bare = [_without(patch) for patch in before]
+        bare = [patch.split(KIND)[0] for patch in before]
         own: list[set[int]] = [set() for _ in groups]  # keys that this group's edits use
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
@@ -236,10 +235,10 @@ class Grace(Editor):
                 codebooks, or keys of a model that has changed below them since.
         """
         dtype = torch.float64 if lm.dtype == torch.float64 else torch.float32
-        own = [i for i, change in enumerate(patch.changes) if is_codebook(change)]
+        own = patch.split(KIND)[1]
         if not own:
             return Codebook.empty(site.d_in, site.d_out, dtype, lm.device)
-        module = patch.changes[own[0]]
+        module = own[0]
         assert isinstance(module, Module)
         if len(own) > 1:
             raise PatchError(
@@ -258,7 +257,8 @@ class Grace(Editor):
                 f"{self.config.replacement}",
                 f"Edit with --set replacement={module.config.get('replacement')}.",
             )
-        for change in patch.changes[own[0] + 1 :]:
+        place = next(i for i, change in enumerate(patch.changes) if change is module)
+        for change in patch.changes[place + 1 :]:
             if _moves_keys(lm, change, layer, site):
                 raise PatchError(
                     f"the earlier patch changed {change.path} after GRACE's keys were read above "
@@ -269,18 +269,7 @@ class Grace(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown codebook in the place of the earlier one, behind all other changes."""
-        return _without(before) + added
-
-
-def is_codebook(change: Change) -> bool:
-    """Whether a change holds a codebook of GRACE."""
-    return isinstance(change, Module) and change.name == KIND
-
-
-def _without(patch: Patch) -> Patch:
-    """Return a patch without its codebook."""
-    rest = tuple(change for change in patch.changes if not is_codebook(change))
-    return replace(patch, changes=rest)
+        return before.split(KIND)[0] + added
 
 
 def _moves_keys(lm: LM, change: Change, layer: int, site: Site) -> bool:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from errata.case import Edit
-from errata.editors._base import Editor, EditorConfig
+from errata.editors._base import Editor, EditorConfig, contradiction
 from errata.editors._ike_demos import FORMS, Demos, Form, encode, make_demos
 from errata.errors import EditError, PatchError
 from errata.lm import LM
@@ -148,16 +148,15 @@ class Ike(Editor):
         Raises:
             EditError: Names both; `edits` holds the later one.
         """
-        told: dict[str, str] = {}
-        for edit in group:
-            first = told.setdefault(edit.prompt, edit.target)
-            if first.strip() != edit.target.strip():
-                raise EditError(
-                    f"two edits conflict: {edit.prompt!r} is to be answered by {first!r} and by "
-                    f"{edit.target!r}",
-                    "Leave one out, or edit them one after the other: the later wins.",
-                    edits=(edit,),
-                )
+        found = contradiction(group)
+        if found is not None:
+            first, edit = found
+            raise EditError(
+                f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
+                f"by {edit.target!r}",
+                "Leave one out, or edit them one after the other: the later wins.",
+                edits=(edit,),
+            )
 
     # ------------------------------------------------------------------ editing
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -29,7 +28,7 @@ from errata.editors._lemoe_training import Work, train_router
 from errata.editors._located import refuse_conflicts
 from errata.errors import EditError, PatchError
 from errata.lm import LM
-from errata.patch import Change, Module, Patch
+from errata.patch import Module, Patch
 
 STATE_COPIES = 7
 """Copies of an expert that training needs: values, gradient, two moments and temporaries."""
@@ -118,7 +117,7 @@ class Lemoe(Editor):
             lm, self.config.layer, self._automatic(lm, "layer", max(0, lm.n_layers - 2))
         )
         memories = [self._earlier(lm, patch, layer) for patch in before]
-        bare = [_without(patch) for patch in before]
+        bare = [patch.split(KIND)[0] for patch in before]
         each = self._room(lm, layer, groups, memories)
         at_once = max(1, int(self.config.memory_gb * 1e9 / (STATE_COPIES * each)))
         for first in range(0, len(groups), at_once):
@@ -238,7 +237,7 @@ class Lemoe(Editor):
                 several sets of experts.
         """
         config, shapes = self.config, self._shapes(lm, layer)
-        own = [change for change in patch.changes if is_experts(change)]
+        own = patch.split(KIND)[1]
         if not own:
             return Memory.empty(shapes, dtype_of(lm), lm.device)
         if len(own) > 1:
@@ -273,15 +272,4 @@ class Lemoe(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown set of experts in the place of the earlier one, behind other changes."""
-        return _without(before) + added
-
-
-def is_experts(change: Change) -> bool:
-    """Whether a change holds experts of LEMoE."""
-    return isinstance(change, Module) and change.name == KIND
-
-
-def _without(patch: Patch) -> Patch:
-    """Return a patch without its experts."""
-    rest = tuple(change for change in patch.changes if not is_experts(change))
-    return replace(patch, changes=rest)
+        return before.split(KIND)[0] + added

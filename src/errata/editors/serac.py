@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.changes import Change, Route
-from errata.editors._base import under
+from errata.changes import Route
+from errata.editors._base import contradiction, under
 from errata.editors._networks import NetworkConfig, NetworkEditor
 from errata.editors._serac_network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors._serac_route import KIND, Memory, Rule, share
@@ -163,14 +162,14 @@ class Serac(NetworkEditor):
         """
         if self.config.conflicts == "replace" or self.config.route_on == "target_leak":
             return
-        answers: dict[str, str] = {}
-        for edit in group:
-            if answers.setdefault(edit.prompt, edit.target) != edit.target:
-                raise EditError(
-                    f"{edit.prompt!r} is edited twice in one group, to {answers[edit.prompt]!r} "
-                    f"and to {edit.target!r}: the router cannot tell them apart",
-                    "Leave one of them out, or: --set conflicts=replace", edits=[edit],
-                )  # fmt: skip
+        found = contradiction(group)
+        if found is not None:
+            first, edit = found
+            raise EditError(
+                f"{edit.prompt!r} is edited twice in one group, to {first.target!r} "
+                f"and to {edit.target!r}: the router cannot tell them apart",
+                "Leave one of them out, or: --set conflicts=replace", edits=[edit],
+            )  # fmt: skip
 
     @torch.no_grad()
     def _edit(
@@ -178,7 +177,7 @@ class Serac(NetworkEditor):
     ) -> list[Patch]:
         rule = self._rule(lm)
         rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
-        keys = self._keys(lm, rows, [_without(patch) for patch in before])
+        keys = self._keys(lm, rows, [patch.split(KIND)[0] for patch in before])
         patches = []
         for group, own, new, patch in zip(groups, rows, keys, before, strict=True):
             prompts = [row.prompt_length for row in own]
@@ -251,21 +250,12 @@ class Serac(NetworkEditor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown memory in the place of the earlier one, behind all other changes."""
-        return _without(before) + added
-
-
-def _is_memory(change: Change) -> bool:
-    return isinstance(change, Route) and change.name == KIND
-
-
-def _without(patch: Patch) -> Patch:
-    """Return a patch without its memory."""
-    return replace(patch, changes=tuple(c for c in patch.changes if not _is_memory(c)))
+        return before.split(KIND)[0] + added
 
 
 def _memory(patch: Patch, device: torch.device) -> Memory:
     """Return the memory of a patch that has one."""
-    change = next(change for change in patch.changes if _is_memory(change))
+    change = patch.split(KIND)[1][0]
     assert isinstance(change, Route)
     return Memory.from_change(change, device)
 
@@ -279,7 +269,7 @@ def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> Memory:
     own = [change for change in patch.changes if isinstance(change, Route)]
     if not own:
         return Memory.of([], [], keys[:0])
-    if len(own) > 1 or not _is_memory(own[0]):
+    if len(own) > 1 or own[0].name != KIND:
         raise PatchError(
             f"the earlier patch holds {len(own)} routes; a memory of SERAC can only be the one",
             "Edit after one patch (--after) instead of adding two.",

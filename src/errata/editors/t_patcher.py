@@ -14,11 +14,18 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.changes import Module
-from errata.editors._base import Editor, EditorConfig, Layer, resolve_layer, under
+from errata.editors._base import (
+    Editor,
+    EditorConfig,
+    Layer,
+    contradiction,
+    resolve_layer,
+    under,
+)
 from errata.editors._t_patcher_losses import Penalty, StatesPenalty, TextPenalty
 from errata.editors._t_patcher_memory import Text, base_memory, memories
 from errata.editors._t_patcher_training import Schedule, Start, Work
-from errata.editors._t_patcher_units import Units, form_of, is_units
+from errata.editors._t_patcher_units import KIND, Units, form_of
 from errata.errors import EditError, PatchError
 from errata.lm import LM
 from errata.nets.ffn import FfnForm, ffn_form
@@ -183,16 +190,14 @@ class TPatcher(Editor):
         Raises:
             EditError: Names the later one.
         """
-        targets: dict[str, str] = {}
-        for edit in group:
-            if targets.setdefault(edit.prompt, edit.target) == edit.target:
-                continue
-            if self.config.conflicts == "refuse":
-                raise EditError(
-                    f"{edit.prompt!r} has to become {edit.target!r}, but also "
-                    f"{targets[edit.prompt]!r}: their units fire at the same tokens",
-                    "Leave one of them out, or: --set conflicts=replace", edits=[edit],
-                )  # fmt: skip
+        found = contradiction(group)
+        if found is not None and self.config.conflicts == "refuse":
+            first, edit = found
+            raise EditError(
+                f"{edit.prompt!r} has to become {edit.target!r}, but also "
+                f"{first.target!r}: their units fire at the same tokens",
+                "Leave one of them out, or: --set conflicts=replace", edits=[edit],
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ editing
 
@@ -201,7 +206,7 @@ class TPatcher(Editor):
     ) -> list[Patch]:
         place = self._place(lm)
         state = [self._earlier(lm, patch, place) for patch in before]
-        bare = [_without(patch) for patch in before]
+        bare = [patch.split(KIND)[0] for patch in before]
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
             members = [g for g, group in enumerate(groups) if len(group) > position]
@@ -358,7 +363,7 @@ class TPatcher(Editor):
         if not isinstance(states, Tensor) or states.shape[-1] != place.width:
             states = torch.zeros(0, place.width)
         states = states.to(lm.device, dtype)
-        own = [change for change in patch.changes if is_units(change)]
+        own = patch.split(KIND)[1]
         if not own:
             empty = Units.empty(place.form, place.width, place.site.d_out, dtype, lm.device)
             return _Held(empty, states)
@@ -384,7 +389,7 @@ class TPatcher(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put all units, old and new, in the place of the old ones, behind all other changes."""
-        return _without(before) + added
+        return before.split(KIND)[0] + added
 
 
 @dataclass(frozen=True)
@@ -412,9 +417,3 @@ class _Held:
     def kept(self) -> dict[str, Tensor]:
         """Return what a patch holds for the next edit."""
         return {STATE: self.states.detach().cpu()} if len(self.states) else {}
-
-
-def _without(patch: Patch) -> Patch:
-    """Return a patch without its units."""
-    rest = tuple(change for change in patch.changes if not is_units(change))
-    return replace(patch, changes=rest)

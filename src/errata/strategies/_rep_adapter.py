@@ -176,16 +176,10 @@ class GatedAdapters(nn.Module):
         return moved.reshape(hidden.shape)
 
 
-def is_rep(change: object) -> bool:
-    """Whether a change holds such adapters."""
-    return isinstance(change, Module) and change.name == KIND
-
-
 def split(patch: Patch) -> tuple[Patch, tuple[Module, ...]]:
     """Return a patch without its adapters, and the adapters."""
-    rest = tuple(change for change in patch.changes if not is_rep(change))
-    own = tuple(change for change in patch.changes if isinstance(change, Module) and is_rep(change))
-    return replace(patch, changes=rest), own
+    rest, own = patch.split(KIND)
+    return rest, tuple(module for module in own if isinstance(module, Module))
 
 
 def merge(modules: Sequence[Module]) -> tuple[Module, ...]:
