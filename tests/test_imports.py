@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errata", "case", "errors", "config", "registry", "files", "locks", "provenance"),
     (
         "cache",
+        "compat",
         "tokens",
         "scores",
         "forward",

@@ -267,7 +267,7 @@ def make_prefix(
 
     with hooks(head.register_forward_pre_hook(stop)):
         try:
-            (run or lm.run)(batch, past_key_values=cache, use_cache=True)
+            (run or lm.run)(batch, **lm.behind(cache))
         except _Stop:
             pass
     width = skip + batch.input_ids.shape[1]
@@ -303,7 +303,7 @@ def suffix_batch(lm: LM, rows: Sequence[Row], prefix: Prefix) -> tuple[Batch, di
         positions = positions.clamp(max=limit - 1)  # padding must not run past a learned table
     mask = torch.cat([prefix.mask, batch.attention_mask], dim=1)
     shifted = Batch(batch.input_ids, mask, positions, batch.index)  # its prompts are cut off
-    return shifted, {"past_key_values": prefix.cache(), "use_cache": True}
+    return shifted, lm.behind(prefix.cache())
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from errata.compat import cache_name
 from errata.errors import ConfigError, ModelError
 from errata.forward import continues_exactly, gather_logits, hooks
 from errata.scores import RowScore, score_logits
@@ -54,6 +55,7 @@ class LM:
     Attributes:
         arguments: Names of what the model takes, in order.
         takes_positions: Whether the model is told positions.
+        cache_name: What the model calls its cached keys and values.
         running: Batch and (row, position) pairs of the forward pass that runs, if it is known.
         whole_rows: How many active changes have to see whole rows: no prefix may be cached.
         in_context: Whether a context stands in front of every row.
@@ -83,6 +85,7 @@ class LM:
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
         self.arguments = tuple(inspect.signature(model.forward).parameters)
         self.takes_positions = "position_ids" in self.arguments
+        self.cache_name = cache_name(self.arguments)
         self.running: tuple[Batch | None, Tensor | None] = (None, None)
         self.whole_rows = 0
         self.in_context = False
@@ -253,6 +256,10 @@ class LM:
                 yield self.batch(rows, index)
 
     # ------------------------------------------------------------------ forward passes
+
+    def behind(self, cache: Any) -> dict[str, Any]:
+        """Return the arguments of a forward pass that continues behind cached keys and values."""
+        return {self.cache_name: cache, "use_cache": True}
 
     def run(self, batch: Batch, **kwargs: Any) -> Any:
         """Run the model on a batch and return its output object; no cache unless asked for."""

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.changes import Context, Router
+from errata.compat import take_cache, without_cache
 from errata.errors import ModelError, PatchError
 from errata.forward import Pass, Prefix, hooks, make_prefix
 from errata.tokens import Row, bucket
@@ -143,8 +144,11 @@ class Whole:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = {**dict(zip(self.lm.arguments, args, strict=False)), **kwargs}
-        past = given.get("past_key_values")
-        behind = int(past.get_seq_length()) if past is not None else 0
+        past = take_cache(given)
+        behind = 0
+        if past is not None:
+            given[self.lm.cache_name] = past
+            behind = int(past.get_seq_length())
         if self.watched or self._routes:
             self.seen = self._pass(given, behind)
         if self._prefix is not None:
@@ -208,7 +212,7 @@ class Whole:
         self._hidden = not behind and not wanted
         if not behind:
             self._check_window(width, mask)
-            given["past_key_values"], given["use_cache"] = own.cache(), True
+            given.update(self.lm.behind(own.cache()))
 
     def _check_window(self, width: int, mask: Int[Tensor, "B T"]) -> None:
         """Refuse padding between a context and a row where attention counts columns.
@@ -231,10 +235,7 @@ class Whole:
     ) -> Any:
         seen, bare = self.seen, isinstance(output, tuple)
         if self._hidden:
-            if bare:
-                output = tuple(part for part in output if not hasattr(part, "get_seq_length"))
-            else:
-                output.past_key_values = None
+            output = without_cache(output)
         if not self._routes or seen is None:
             return output
         logits = output[0] if bare else output.logits

@@ -114,7 +114,7 @@ def _extend(
     from transformers import DynamicCache
 
     cached = lm.prefix_cache_works
-    more = {"past_key_values": DynamicCache()} if cached else {}
+    more = lm.behind(DynamicCache()) if cached else {}
     first = 0  # the first position that is not in the cache
     while (now := len(texts[0])) < length:
         new = torch.tensor([text[first:] for text in texts], device=lm.device)
@@ -126,7 +126,7 @@ def _extend(
         )
         rows = torch.arange(len(texts), device=lm.device)
         at = torch.stack([rows, torch.full_like(rows, now - first - 1)], 1)
-        logits = lm.logits(batch, at, **more, use_cache=cached)
+        logits = lm.logits(batch, at, **more)
         first = now if cached else 0
         values, tokens = logits.double().softmax(-1).topk(top_k, dim=-1)
         sums = values.cumsum(-1).cpu()

@@ -147,11 +147,11 @@ class Runs:
         if cache and not extra:
             from transformers import DynamicCache
 
-            extra = {"past_key_values": DynamicCache(), "use_cache": True}
+            extra = lm.behind(DynamicCache())
         with self._corrupted_embeddings(self._noise):
             _, states = capture(lm, self._rows(facts), outputs=modules[:n], **extra)
         self.corrupted = [self._shaped(state, len(facts)) for state in states]
-        past: Any = extra.get("past_key_values")
+        past: Any = extra.get(lm.cache_name)
         self._past = [(layer.keys, layer.values) for layer in past.layers] if cache else None
 
     def _shaped(self, states: Tensor, rows: int) -> Tensor:
@@ -171,7 +171,7 @@ class Runs:
         """Return the arguments that a forward pass needs behind the prefixes of facts."""
         if prefix is None:
             return {}
-        return {"past_key_values": prefix.rows(facts).cache(), "use_cache": True}
+        return self.lm.behind(prefix.rows(facts).cache())
 
     def _kept(self, lines: Int[Tensor, " R"], column: int, skipped: int) -> dict[str, Any]:
         """Return the same behind everything before a column of corrupted rows."""
@@ -187,7 +187,7 @@ class Runs:
         }
         filled = tuple(layers.get(layer, layers[0]) for layer in range(len(self._past)))
         mask = self._batch.attention_mask[:0]  # the batch brings its own
-        return {"past_key_values": Prefix(filled, mask, ()).cache(), "use_cache": True}  # type: ignore[arg-type]
+        return self.lm.behind(Prefix(filled, mask, ()).cache())  # type: ignore[arg-type]
 
     def _corrupted_embeddings(self, noise: Float[Tensor, "R T d"]) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:

@@ -114,7 +114,7 @@ class Rows:
         # a forward pass appends to the cache it is given, so each one gets a fresh one
         if self.prefix is None:
             return {}
-        return {"past_key_values": self.prefix.cache(), "use_cache": True}
+        return self.lm.behind(self.prefix.cache())
 
     def _adder(self, vectors: Float[Tensor, "e d"]) -> Any:
         """Hook that adds each edit's vector at its rows' subjects; out of place, for autograd."""

@@ -1,0 +1,36 @@
+"""What differs between releases of transformers and torch, said in one place.
+
+Nothing else in errata asks for a version or tries two names. Tested from the lower bounds of
+pyproject.toml (`make test-oldest`) to the newest releases (`make test-newest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, MutableMapping
+from typing import Any
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What models call their keys and values: since transformers 5.24, and before."""
+
+
+def cache_name(arguments: Collection[str]) -> str:
+    """Return under which name a model that takes these arguments takes cached keys and values.
+
+    A release that knows the new name warns of the old one; a release before, and a model's own
+    code, know the old one only.
+    """
+    return next((name for name in CACHE_NAMES if name in arguments), CACHE_NAMES[-1])
+
+
+def take_cache(given: MutableMapping[str, Any]) -> Any:
+    """Take the cache out of a call's arguments, whatever its caller called it; None without one."""
+    found = [given.pop(name, None) for name in CACHE_NAMES]
+    return next((cache for cache in found if cache is not None), None)
+
+
+def without_cache(output: Any) -> Any:
+    """Return a model's output, a tuple or an object, without its keys and values."""
+    if isinstance(output, tuple):
+        return tuple(part for part in output if not hasattr(part, "get_seq_length"))
+    # these objects keep what they once held in their dictionary: setting None is not enough
+    return type(output)(**{name: part for name, part in output.items() if name not in CACHE_NAMES})
