@@ -59,7 +59,7 @@ def untrained(editor: NetworkEditor, lm: LM, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = editor.build(editor.sites(lm), lm)
-    return network.to(torch.promote_types(lm.dtype, torch.float32))
+    return network.to(lm.device, torch.promote_types(lm.dtype, torch.float32))
 
 
 def signals_of(
