@@ -8,7 +8,7 @@ BIN := .venv/bin
 # one thread per process: two test processes on two cores are faster than two threads each
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help demo test shapes test-slow lint types ci bench docs readme results clean
+.PHONY: help demo test test-gpu shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make lint       ruff                             make types      pyright"
 	@echo "make shapes     tensor shapes in signatures, checked while tests run"
 	@echo "make ci         what .ci/run does                make bench      speed ratios"
+	@echo "make test-gpu   tests of editors and patches on a GPU, and equality with the CPU"
+	@echo "make bench-gpu  all that a GPU changes, in minutes (both: ARGS='--device cpu', see docs/gpu.md)"
 	@echo "make docs       write the command line's help and the settings of training into docs/"
 	@echo "make readme     run the README's commands again and write down their output"
 	@echo "make results    write docs/results-*.md again from the results in studies"
@@ -54,6 +56,14 @@ ci: lint types shapes test
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
+
+# ARGS goes to python -m benchmarks.gpu; figures are written to runs/gpu
+bench-gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu --out runs/gpu $(ARGS)
+
+test-gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu --out runs/gpu \
+	  --only environment contract equality bfloat16 scores curve contract-result $(ARGS)
 
 docs: $(READY)
 	@$(BIN)/python -m tests.cli.help_blocks docs/cli.md

@@ -34,7 +34,7 @@ def steps() -> list[Step]:
     return [
         Step("environment", 5, environment.run),
         Step("contract", 5, contract.start),  # goes on in the background of the next steps
-        Step("equality", 45, equality.float32),
+        Step("equality", 60, equality.float32),
         Step("bfloat16", 15, equality.bfloat16),
         Step("scores", 30, scores.run),
         Step("curve", 20, training.curve),

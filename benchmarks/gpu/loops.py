@@ -18,7 +18,10 @@ SCRIPTS = {
 }
 """Benchmark -> its sizes on a GPU."""
 
+KEYS = ("ratio", "before", "after", "unit", "baseline", "equal", "note")
+
 SECONDS = 60
+"""Most that one of them may take."""
 
 
 def run(bench: Bench) -> None:
@@ -39,8 +42,5 @@ def run(bench: Bench) -> None:
                 bench.record("its error", text=done.stderr.strip()[-800:])
                 continue
             for line in json.loads(target.read_text("utf-8"))["lines"]:
-                keys = ("what", "ratio", "before", "after", "unit", "baseline", "equal", "note")
-                bench.record(
-                    name, **{key if key != "what" else "of": line.get(key) for key in keys}
-                )
+                bench.record(name, of=line["what"], **{key: line.get(key) for key in KEYS})
             target.unlink()

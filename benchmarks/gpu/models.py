@@ -1,4 +1,4 @@
-"""Models beyond the pocket one: SmolLM2 out of its GGUF file, and large shapes with random weights."""
+"""Models beyond the pocket one: SmolLM2 out of its GGUF file, large shapes with random weights."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Bench:
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:
-        """Record an error inside as a failed figure and go on: one editor does not cost the rest."""
+        """Record an error inside as a failed figure and go on: no editor costs the others."""
         try:
             yield
         except Exception as error:

@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
     groups = [list(case.edits) for case in pocket.records(2)]
     never_stop = {
         "rome": {"stop_loss": 0.0}, "memit": {"stop_loss": 0.0}, "ft": {"stop_loss": 0.0},
-        "grace": {},
+        "grace": {"stop_loss": 0.0},
     }  # fmt: skip
     for name, settings in never_stop.items():
         with bench.guarded(name):
