@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "training": ("--batch", "64", "--steps", "2", "--repeats", "2"),
     "evaluation": ("--records", "32", "--repeats", "2"),
-    "rome_edit": ("--records", "16", "--repeats", "1"),
+    "rome_edit": ("--records", "6", "--repeats", "1"),
 }
 """Benchmark -> its sizes on a GPU."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny_models import TINY
+from tests.tiny_models import DEVICE, TINY
 
 from errata.apply import Stack
 from errata.errors import PatchError
@@ -95,9 +95,9 @@ def test_gradients_equal_those_of_the_edited_weight(tiny, name):
     lm = tiny(name, "float64")
     site = lm.site(1)
     rows = [lm.row(*pair) for pair in PROMPTS[:2]]
-    batch, at = lm.batch(rows, [0, 1]), positions_of(rows, [0, 1])
+    batch, at = lm.batch(rows, [0, 1]), positions_of(rows, [0, 1], DEVICE)
     change = low_rank(lm, 1, 2, 5)
-    A, B = change.A.requires_grad_(), change.B.requires_grad_()
+    A, B = (t.to(DEVICE).requires_grad_() for t in (change.A, change.B))
     with Stack(lm, [Patch((LowRank(site.path, B, A),))]) as stack:
         stack.route([0, 0])
         lm.logits(batch, at).log_softmax(-1)[:, 3].sum().backward()

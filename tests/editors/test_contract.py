@@ -81,7 +81,7 @@ def equal(a: Any, b: Any) -> bool:
 def logits(lm: LM, patch: Patch | None = None) -> Tensor:
     rows = [lm.row(edit.prompt, edit.target) for edit in EDITS]
     batch = lm.batch(rows, range(len(rows)))
-    at = positions_of(rows, range(len(rows)))
+    at = positions_of(rows, range(len(rows)), lm.device)
     with torch.no_grad():
         if patch is None:
             return lm.logits(batch, at)
