@@ -59,8 +59,11 @@ def main() -> None:
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M: a GGUF file or a model folder")
     parser.add_argument("--budget", type=float, help="seconds; default 390, on a CPU 3600")
     parser.add_argument("--threads", type=int, help="of the CPU; default half the cores, at most 8")
+    parser.add_argument(
+        "--small", action="store_true", help="small sizes on a GPU too: a rehearsal"
+    )
     args = parser.parse_args()
-    small = args.device == "cpu"
+    small = args.small or args.device == "cpu"
     args.budget = args.budget or (3600 if small else 390)
     args.out.mkdir(parents=True, exist_ok=True)
     cache = tempfile.mkdtemp(prefix="errata-gpu-")
@@ -70,7 +73,7 @@ def main() -> None:
     threads = args.threads or (1 if small else max(1, min(8, (os.cpu_count() or 2) // 2)))
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")  # no TF32 where equality is promised
-    if not small and not torch.cuda.is_available():
+    if args.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"--device {args.device}: torch sees no GPU; --device cpu runs the steps")
     bench = Bench(args, args.out, args.device, small)
     try:

@@ -95,22 +95,24 @@ def unchanged(lm: Any, before: dict[str, Any]) -> bool:
     return now.keys() == before.keys() and all(torch.equal(now[k], before[k]) for k in before)
 
 
+NEGLIGIBLE = 1e-3
+"""A part of a patch that is smaller than this share of its largest part is compared with that share
+of it: BLUE's second block, when the first has done everything, is rounding and nothing else."""
+
+
 def difference(patch: Any, other: Any) -> float:
     """Return the largest relative difference of two patches' changes; infinite if of other shape.
 
     Low-rank changes are compared multiplied out, others tensor by tensor.
     """
-    if len(patch.changes) != len(other.changes):
+    parts, others = ([v for change in p.changes for v in _values(change)] for p in (patch, other))
+    if [part.shape for part in parts] != [part.shape for part in others]:
         return float("inf")
-    worst = 0.0
-    for one, two in zip(patch.changes, other.changes, strict=True):
-        for a, b in zip(_values(one), _values(two), strict=True):
-            if a.shape != b.shape:
-                return float("inf")
-            size = float(b.norm())
-            gap = float((a - b).norm())
-            worst = max(worst, gap / size if size else gap)
-    return worst
+    sizes = [float(part.norm()) for part in others]
+    least = NEGLIGIBLE * max(sizes, default=0.0)
+    gaps = [float((a - b).norm()) for a, b in zip(parts, others, strict=True)]
+    ratios = [gap / max(size, least) for gap, size in zip(gaps, sizes, strict=True) if gap]
+    return max(ratios, default=0.0)
 
 
 def _values(change: Any) -> list[Any]:
