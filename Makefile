@@ -35,10 +35,10 @@ test: $(READY)
 
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
-SHAPES := errata.apply,errata.deltas,errata.whole,errata.forward,errata.lm,errata.lora,errata.scores,errata.tokens,errata.locate
+SHAPES := errata.patch.stack,errata.patch.deltas,errata.patch.around,errata.model.passes,errata.model.lm,errata.patch.export,errata.model.logprobs,errata.model.tokens,errata.locate
 
 shapes: $(READY)
-	@$(TEST) -n $(WORKERS) tests/core tests/locate --jaxtyping-packages=$(SHAPES),beartype.beartype
+	@$(TEST) -n $(WORKERS) tests/model tests/patch tests/locate tests/tuning tests/tracing --jaxtyping-packages=$(SHAPES),beartype.beartype
 
 test-slow: $(READY)
 	@$(TEST) -m slow

@@ -20,11 +20,11 @@ from torch import Tensor
 from errata.case import Edit
 from errata.config import settings_from
 from errata.editors import editors
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import EditError, ErrataError, ModelError, PatchError
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.tokens import positions_of
 from errata.patch import Dense, LowRank, Patch
-from errata.tokens import positions_of
 
 NAMES = list(editors.all)
 MODELS = ["gpt2", "qwen3"]

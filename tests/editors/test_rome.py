@@ -10,16 +10,16 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.editors import get_editor
-from errata.editors._base import Editor, recall_layer
+from errata.editors.base import Editor, recall_layer
 from errata.editors.ft import FineTuning
 from errata.editors.rome import Rome
 from errata.errors import ConfigError, DataError
-from errata.forward import first, hooks
-from errata.lm import LM
 from errata.locate import solve
 from errata.locate.contexts import given_contexts
 from errata.locate.keys import edit_keys, module_of
 from errata.locate.values import optimise_values
+from errata.model.lm import LM
+from errata.model.passes import first, hooks
 from errata.patch import LowRank, Patch
 
 WIRED = 1e-12

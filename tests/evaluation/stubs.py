@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from errata.case import Edit
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import EditError
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.patch import Change, Dense, LowRank, Patch
 
 

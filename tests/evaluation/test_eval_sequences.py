@@ -20,9 +20,9 @@ from errata.editors import get_editor
 from errata.errors import RunError
 from errata.evaluation import evaluate
 from errata.evaluation.sequence import Flight, joined
-from errata.files import write_together
 from errata.patch import LowRank, Patch
-from errata.runs import RunFolder, load_run
+from errata.store.files import write_together
+from errata.store.runs import RunFolder, load_run
 from tests.evaluation.conftest import make_case
 from tests.evaluation.stubs import Planted
 
@@ -165,7 +165,7 @@ class TestResume:
             write_together(files)
 
         with monkeypatch.context() as patched:
-            patched.setattr("errata.patch_io.write_together", full)
+            patched.setattr("errata.patch.folder.write_together", full)
             with pytest.raises(RunError, match="No space left") as caught:
                 run(lm, Remembering(), many, tmp_path / "r")
         assert caught.value.exit_code == 1
@@ -322,7 +322,7 @@ class TestJoined:
             apart = editor.edit_one(lm, make_case(i).edits, apart)
         assert patch.edits == apart.edits
         assert patch.ranks() == apart.ranks() == {lm.site(1).path: 40}
-        from errata.deltas import weight_deltas
+        from errata.patch.deltas import weight_deltas
 
         left, right = (weight_deltas(lm, p.changes)[lm.site(1).weight] for p in (patch, apart))
         assert (left - right).abs().max() <= 1e-12 * right.abs().max()

@@ -13,14 +13,14 @@ import torch
 from tests.tiny_models import tiny_tokenizer
 from torch import Tensor
 
-from errata import cache
+from errata.data.corpus import Corpus, load_corpus
 from errata.errors import DataError, EditError, ErrataError
-from errata.lm import LM
 from errata.locate import moments as moments_module
-from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.keys import capture, module_of
 from errata.locate.moments import MomentSettings, count_moments, get_moments, save_moments
 from errata.locate.solve import factor
+from errata.model.lm import LM
+from errata.store import cache
 
 TEXTS = tuple(
     f"The capital of {country} is {city}. {'The river flows through the town. ' * n}".strip()

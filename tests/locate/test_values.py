@@ -11,15 +11,15 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import EditError
-from errata.forward import first, hooks, with_first
-from errata.lm import LM
 from errata.locate import values as values_module
 from errata.locate.contexts import given_contexts
 from errata.locate.keys import module_of
 from errata.locate.rows import Economy, Rows, ffn_adds_to_block
 from errata.locate.values import Values, ValueSettings, optimise_values
+from errata.model.lm import LM
+from errata.model.passes import first, hooks, with_first
+from errata.model.tokens import positions_of
 from errata.patch import LowRank, Patch
-from errata.tokens import positions_of
 
 EXACT = 1e-10  # float64; operations run in another order, nothing else differs
 SINGLE = dict.fromkeys(["gptj", "gpt_neox", "opt", "bloom", "gemma2"], 1e-6)
@@ -277,7 +277,7 @@ def test_values_under_earlier_patches(tiny: Callable[..., LM]) -> None:
         )
         for _ in EDITS
     ]
-    from errata.apply import Stack
+    from errata.patch.stack import Stack
 
     with Stack(lm, patches) as stack:
         found = optimise_values(

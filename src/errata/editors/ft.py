@@ -9,16 +9,16 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
 from errata.editors import backbone_of
-from errata.editors._base import Editor, EditorConfig, resolve_layer, under
-from errata.lm import LM
-from errata.locate.adam import RowAdam
-from errata.locate.tuning import Tuned, TuningRows
+from errata.editors.base import Editor, EditorConfig, resolve_layer, under
+from errata.model.lm import LM
+from errata.model.spec import Site
+from errata.model.tokens import Row
 from errata.patch import Dense, Patch
-from errata.spec import Site
-from errata.tokens import Row
+from errata.patch.stack import Stack
+from errata.tuning.adam import RowAdam
+from errata.tuning.rows import Tuned, TuningRows
 
 STATE_COPIES = 7
 """Copies of the tuned weights one group needs: delta, gradient, two moments and temporaries."""

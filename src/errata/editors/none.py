@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from errata.case import Edit
-from errata.editors._base import Editor
-from errata.lm import LM
+from errata.editors.base import Editor
+from errata.model.lm import LM
 from errata.patch import Patch
 
 

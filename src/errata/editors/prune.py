@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.deltas import weight_deltas
 from errata.editors.memit import Memit, MemitConfig
-from errata.lm import LM
 from errata.locate.joint import clip_singular
+from errata.model.lm import LM
 from errata.patch import Dense, Patch
+from errata.patch.deltas import weight_deltas
 
 
 class PruneConfig(MemitConfig):

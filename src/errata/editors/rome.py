@@ -10,16 +10,16 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
-from errata.editors._base import under
-from errata.editors._located import LocateEditor, OneLayerConfig, one_layer
-from errata.lm import LM
+from errata.editors.base import under
+from errata.editors.base_located import LocateEditor, OneLayerConfig, one_layer
 from errata.locate import solve
 from errata.locate.keys import EditKeys, edit_keys
 from errata.locate.solve import Factor
 from errata.locate.values import optimise_values
+from errata.model.lm import LM
 from errata.patch import LowRank, Patch
+from errata.patch.stack import Stack
 
 
 class RomeConfig(OneLayerConfig):

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from errata.case import Edit
 from errata.errors import EditError
-from errata.forward import first, hooks
 from errata.locate.contexts import Contexts, Mean
-from errata.tokens import Batch, Row
+from errata.model.passes import first, hooks
+from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
-    from errata.lm import LM
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 Place = Literal["ffn", "attn", "block"]
 """Where a value is read or moved: output of the FFN or attention projection, or of the block."""

@@ -22,18 +22,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.cache import digest, folder_name, load_tensors, save_tensors
 from errata.config import Settings
+from errata.data.corpus import Corpus, load_corpus
 from errata.errors import DataError, EditError, ErrataError
-from errata.files import cache_root
-from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.keys import capture, module_of
 from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
 from errata.locate.moment_files import save_moments as save_moments
-from errata.tokens import Row
+from errata.model.tokens import Row
+from errata.store.cache import digest, folder_name, load_tensors, save_tensors
+from errata.store.files import cache_root
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 log = logging.getLogger(__name__)
 

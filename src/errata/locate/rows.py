@@ -24,14 +24,22 @@ from torch import Tensor, nn
 
 from errata.case import Edit
 from errata.config import Settings
-from errata.forward import Prefix, first, hooks, make_prefix, reuse_below, suffix_batch, with_first
 from errata.locate.contexts import Contexts
 from errata.locate.keys import Place, capture, module_of, subject_rows, wide
-from errata.tokens import Batch, Row
+from errata.model.passes import (
+    Prefix,
+    first,
+    hooks,
+    make_prefix,
+    reuse_below,
+    suffix_batch,
+    with_first,
+)
+from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
-    from errata.lm import LM
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 LOGIT_BUDGET = 1 << 26
 """Most logits (positions x vocabulary) per forward pass; 0.25 GB in float32, before gradients."""
