@@ -35,7 +35,7 @@ test: $(READY)
 
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
-SHAPES := errata.patch.stack,errata.patch.deltas,errata.patch.around,errata.model.passes,errata.model.lm,errata.patch.export,errata.model.logprobs,errata.model.tokens,errata.locate
+SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model.tokens,errata.patch,errata.locate,errata.tuning,errata.tracing
 
 shapes: $(READY)
 	@$(TEST) -n $(WORKERS) tests/model tests/patch tests/locate tests/tuning tests/tracing --jaxtyping-packages=$(SHAPES),beartype.beartype

@@ -287,7 +287,7 @@ def test_a_nan_update_is_refused(
     lm, editor = tiny("gpt2"), make(name)
     site = lm.site(1)
     broken = LowRank(site.path, torch.full((site.d_out, 1), bad), torch.ones(1, site.d_in))
-    monkeypatch.setattr(editor, "_edit", lambda lm, groups, before: [Patch((broken,))])
+    monkeypatch.setattr(editor, "edit_groups", lambda lm, groups, before: [Patch((broken,))])
     before = snapshot(lm)
     with pytest.raises(EditError, match="NaN or infinite"):
         editor.edit(lm, GROUPS[:1])

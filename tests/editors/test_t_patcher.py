@@ -23,9 +23,8 @@ from errata.editors.t_patcher.losses import StatesPenalty
 from errata.editors.t_patcher.memory import Text, inputs_of, moves_input
 from errata.editors.t_patcher.units import Units
 from errata.errors import DataError, EditError, PatchError, SpecError
-from errata.locate.keys import capture
 from errata.model.lm import LM
-from errata.model.passes import first, hooks, with_first
+from errata.model.passes import capture, first, hooks, with_first
 from errata.model.tokens import positions_of
 from errata.nets.ffn import ffn_form
 from errata.patch import Dense, LowRank, Patch

@@ -34,8 +34,8 @@ class Remembering(Planted):
 
     name = "remembering"
 
-    def _edit(self, lm, groups, before):
-        added = super()._edit(lm, groups, before)
+    def edit_groups(self, lm, groups, before):
+        added = super().edit_groups(lm, groups, before)
         for i, (patch, old) in enumerate(zip(added, before, strict=True)):
             past = old.state.get("sum", torch.zeros(1, dtype=torch.float64))
             count = old.state.get("count", 0) + len(groups[i])
@@ -230,9 +230,9 @@ from errata.evaluation import evaluate
 from tests.evaluation.conftest import build, make_case
 from tests.evaluation.test_eval_sequences import NUMBER_OF_CASES, Remembering, run
 class Slow(Remembering):
-    def _edit(self, lm, groups, before):
+    def edit_groups(self, lm, groups, before):
         time.sleep(float(sys.argv[2]))
-        return super()._edit(lm, groups, before)
+        return super().edit_groups(lm, groups, before)
 cases = [make_case(i, bad=i == 4) for i in range(NUMBER_OF_CASES)]
 run(build("gpt2"), Slow(0.4), cases, sys.argv[1], stack_size=1, fluency=5)
 """

@@ -114,7 +114,7 @@ class TestQuestions:
         settings = settings_of([f"text={text}", "words=9", "seed=4", 'tests=["long"]'])
         case = robustness_suite(lm, data, settings).cases[0]
         prompt = case.edits[0].prompt
-        texts = load_corpus(lm, text, 2000).texts
+        texts = load_corpus(lm.name, text, 2000).texts
         drawn = long_contexts(texts, prompt, words=9, seed=4)
         assert prompts_of(case) == {
             "long": [f"{drawn.unseen} {prompt}"],

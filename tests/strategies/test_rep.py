@@ -21,9 +21,10 @@ from errata.editors import editors, get_editor
 from errata.editors.base import Editor
 from errata.errors import ConfigError, PatchError
 from errata.locate.contexts import given_contexts
-from errata.locate.keys import edit_keys, module_of
+from errata.locate.keys import edit_keys
 from errata.locate.solve import factor, unit, whiten
 from errata.model.lm import LM
+from errata.model.passes import module_at
 from errata.model.tokens import positions_of
 from errata.patch import Module, Patch
 from errata.patch.export import to_lora, to_merged
@@ -402,7 +403,7 @@ def test_keys_are_what_the_projection_sees(tiny: Tiny) -> None:
     found = data.keys_at(lm, rows, at, 1)
     for row, positions, own in zip(rows, at, found, strict=True):
         seen: list[Tensor] = []
-        handle = module_of(lm, 1, "ffn").register_forward_pre_hook(
+        handle = module_at(lm, 1, "ffn").register_forward_pre_hook(
             lambda m, a, s=seen: s.append(a[0])
         )
         with torch.no_grad():

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import ConfigError, DataError, EditError, ModelError
-from errata.locate.keys import module_of
 from errata.model.lm import LM
-from errata.model.passes import first, hooks, with_first
+from errata.model.passes import first, hooks, module_at, with_first
 from errata.model.tokens import Row
 from errata.tracing import trace as tracing
 from errata.tracing.effects import (
@@ -87,7 +86,7 @@ def plain(
 
         return hook
 
-    modules = {layer: module_of(lm, layer, place) for layer in layers}  # type: ignore[arg-type]
+    modules = {layer: module_at(lm, layer, place) for layer in layers}  # type: ignore[arg-type]
     with torch.no_grad():
         with hooks(*(m.register_forward_hook(note(n)) for n, m in modules.items())):
             logits = lm.model(ids).logits

@@ -1,4 +1,4 @@
-"""Ordinary text for second moments: a local file, a data set of the Hub, or a default."""
+"""Ordinary text for moments and perplexity: a local file, a data set of the Hub, or a default."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from errata.errors import DataError
-
-if TYPE_CHECKING:
-    from errata.model.lm import LM
 
 SHUFFLE_SEED = 1
 """Seed of the choice of documents; the published code uses `random.Random(1)` too."""
@@ -41,11 +38,11 @@ class Corpus:
     id: str
 
 
-def load_corpus(lm: LM, source: str, samples: int) -> Corpus:
+def load_corpus(model: str, source: str, samples: int) -> Corpus:
     """Choose documents.
 
     Args:
-        lm: The model, for `auto`.
+        model: Name of the model, for `auto`.
         source: `auto` (the pocket model's own world; else wikitext-103 from the Hub), a local file
             (`.txt`: paragraphs separated by blank lines; `.json`: a list of texts or of `{"text":
             …}`; `.jsonl`), or a data set of the Hub as `owner/name` or `owner/name:configuration`.
@@ -54,7 +51,7 @@ def load_corpus(lm: LM, source: str, samples: int) -> Corpus:
     Raises:
         DataError: If the source is missing, malformed or holds no text.
     """
-    if source == "auto" and lm.name == "pocket":
+    if source == "auto" and model == "pocket":
         name, texts = "the pocket model's world", list(_pocket_texts())
     else:
         name = WIKITEXT if source == "auto" else source

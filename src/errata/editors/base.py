@@ -28,8 +28,8 @@ class Editor(ABC):
     """Turns edits into patches; the model is bit-identical afterwards.
 
     A new editor is one file in this folder with one class that sets the attributes below as
-    literals and implements `_edit`. Checks, composition with earlier patches and the refusal of
-    NaN are done here.
+    literals and implements `edit_groups`. Checks, composition with earlier patches and the refusal
+    of NaN are done here.
 
     Attributes:
         name: Name on the command line.
@@ -101,7 +101,7 @@ class Editor(ABC):
         if not groups:
             return []
         self.prepare(lm)
-        added = self._edit(lm, groups, before)
+        added = self.edit_groups(lm, groups, before)
         return [
             self._finish(lm, old, new, group)
             for old, new, group in zip(before, added, groups, strict=True)
@@ -134,7 +134,7 @@ class Editor(ABC):
         """
 
     @abstractmethod
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Return what each group adds to its earlier patch, without that patch.
@@ -168,7 +168,9 @@ class Editor(ABC):
             ) from None
         return self._compose(lm, before, added)
 
-    def _patch(self, lm: LM, changes: Sequence, edits: Sequence[Edit], **state: object) -> Patch:
+    def make_patch(
+        self, lm: LM, changes: Sequence, edits: Sequence[Edit], **state: object
+    ) -> Patch:
         """Build the patch of one group with this editor's name and settings."""
         return Patch.for_model(
             lm, changes, editor=self.name, config=self.config.model_dump(mode="json"),

@@ -23,10 +23,11 @@ from errata.editors.base_located import Layers, LocateConfig, LocateEditor, refu
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
-from errata.locate.keys import Place, edit_keys
+from errata.locate.keys import edit_keys
 from errata.locate.memory import Memory
 from errata.locate.values import Adaptive, optimise_values
 from errata.model.lm import LM
+from errata.model.passes import Place
 from errata.model.spec import Site
 from errata.patch import Change, LowRank, Patch
 from errata.patch.deltas import bounded
@@ -159,9 +160,10 @@ class JointEditor(LocateEditor):
         if self.config.conflicts == "refuse":
             refuse_conflicts(group)
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Find the wanted values of all groups, then solve block after block."""
         at = self.prepared(lm)
         run = _Run(lm, groups, at.contexts, self.mean, self.places)
         memories = [self._recalled(patch, at.layers) for patch in before]
@@ -193,7 +195,7 @@ class JointEditor(LocateEditor):
         states = self._states(run, now(), at.layers, memories)
         facts = self.facts(lm)
         return [
-            self._patch(lm, own, group, **facts, **state)
+            self.make_patch(lm, own, group, **facts, **state)
             for own, group, state in zip(changes, groups, states, strict=True)
         ]
 

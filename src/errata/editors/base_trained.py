@@ -99,9 +99,10 @@ class TrainedEditor(NetworkEditor):
     # ------------------------------------------------------------------ editing
 
     @torch.no_grad()
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Take gradient factors of all edits and let the networks make changes of them."""
         network = self.network(lm)
         sites = self.sites(lm)
         if self.settings.signal_source == "original":
@@ -112,7 +113,7 @@ class TrainedEditor(NetworkEditor):
                 update = network(signals)
                 for at, number in enumerate(mine):
                     changes = update.changes([s for _, s in sites], at, self.settings.scale)
-                    patches[number] = self._patch(lm, changes, groups[number])
+                    patches[number] = self.make_patch(lm, changes, groups[number])
         return [patches[number] for number in range(len(groups))]
 
     def _signals(

@@ -22,7 +22,8 @@ class NoEdit(Editor):
     sequence = "adds"
     exports = ("merged",)
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
-        return [self._patch(lm, (), group) for group in groups]
+        """Return patches that change nothing."""
+        return [self.make_patch(lm, (), group) for group in groups]

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from errata.editors.base_joint import Rule
 from errata.editors.memit import POCKET, Memit, MemitConfig, settings
-from errata.locate.keys import Place
 from errata.locate.values import Adaptive
+from errata.model.passes import Place
 
 
 class PmetConfig(MemitConfig):

@@ -94,9 +94,10 @@ class Rome(LocateEditor):
         """Return factors of each edit's update from its target value and its keys."""
         return solve.rome(target, keys.value, keys.mean_key, keys.key, moment)
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Find one key and one value per edit and write them, all groups side by side."""
         path = lm.site(self.prepared(lm).layers[0]).path
         factors: list[list[tuple[Tensor, Tensor]]] = [[] for _ in groups]
 
@@ -116,7 +117,7 @@ class Rome(LocateEditor):
                 B, A = self._update(lm, edits, stack, routes)
                 for row, i in enumerate(numbers):
                     factors[members[i]].append((B[row], A[row]))
-        return [self._patch(lm, change(g), group) for g, group in enumerate(groups)]
+        return [self.make_patch(lm, change(g), group) for g, group in enumerate(groups)]
 
     def _update(
         self, lm: LM, edits: Sequence[Edit], stack: Stack | None, routes: Sequence[int] | None

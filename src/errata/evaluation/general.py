@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.errors import DataError, MissingExtra
-from errata.patch.stack import applied
+from errata.patch.in_place import applied
 from errata.store.files import cache_root, write_atomically
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def load_text(lm: LM, source: str | None) -> Text | None:
     else:
         from errata.data.corpus import load_corpus
 
-        corpus = load_corpus(lm, source, TOKENS)  # a document has one token at least
+        corpus = load_corpus(lm.name, source, TOKENS)  # a document has one token at least
         name, documents = corpus.name, iter(corpus.texts)
     rows: list[Row] = []
     left = TOKENS

@@ -321,7 +321,7 @@ class _Builder:
         assert isinstance(self.words, int)
         if self._texts is None:
             try:
-                self._texts = load_corpus(self.lm, settings.text, settings.documents)
+                self._texts = load_corpus(self.lm.name, settings.text, settings.documents)
             except DataError as error:
                 raise DataError(
                     error.message,

@@ -9,7 +9,8 @@ from errata.errors import PatchError
 from errata.evaluation.fluency import sample
 from errata.evaluation.regimes import chunks
 from errata.patch import Patch
-from errata.patch.stack import Stack, applied
+from errata.patch.in_place import applied
+from errata.patch.stack import Stack
 
 if TYPE_CHECKING:
     from errata.model.lm import LM, RowScore

@@ -29,8 +29,8 @@ from errata.case import Edit
 from errata.config import Settings
 from errata.errors import EditError
 from errata.locate.contexts import Contexts
-from errata.locate.keys import Place
 from errata.locate.rows import Economy, Rows, build_rows, plan_chunks
+from errata.model.passes import Place
 from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:

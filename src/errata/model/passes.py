@@ -8,11 +8,11 @@ restricted by a hook in front of the head, and prefixes are kept in the model's 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,10 @@ from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+
+Place = Literal["ffn", "attn", "block"]
+"""Where a value is read or moved: output of the FFN or attention projection, or of the block."""
 
 
 class _Stop(BaseException):
@@ -325,3 +329,58 @@ def continues_exactly(lm: LM) -> bool:
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(lm.dtype, 0.1)
     scale = full.float().abs().max().clamp(min=1.0)
     return bool(((full - short).float().abs().max() / scale) < tolerance)
+
+
+def module_at(lm: LM, layer: int, place: Place) -> nn.Module:
+    """Return the module whose output is the value at `place` of block `layer`."""
+    if place == "block":
+        return lm.module(lm.spec.blocks[layer])
+    return lm.module(lm.site(layer, f"{place}_out").path)
+
+
+def capture(
+    lm: LM,
+    batch: Batch,
+    inputs: Sequence[nn.Module] = (),
+    outputs: Sequence[nn.Module] = (),
+    **kwargs: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the model until all modules were called and return their first inputs and outputs.
+
+    Args:
+        lm: The model.
+        batch: Rows to run.
+        inputs: Modules whose input is wanted.
+        outputs: Modules whose output is wanted.
+        kwargs: Further arguments of the forward pass.
+
+    Returns:
+        `[B, T, d]` tensors, in the order asked for.
+    """
+    seen: dict[tuple[str, int], Tensor] = {}
+    wanted = {("in", id(m)) for m in inputs} | {("out", id(m)) for m in outputs}
+
+    def keep(key: tuple[str, int], value: Tensor) -> None:
+        seen[key] = value
+        if len(seen) == len(wanted):
+            raise _Stop
+
+    handles = [
+        *(
+            m.register_forward_pre_hook(lambda m, args: keep(("in", id(m)), args[0]))
+            for m in {id(m): m for m in inputs}.values()
+        ),
+        *(
+            # a copy: some blocks (Falcon's) add to the output of their FFN in place
+            m.register_forward_hook(lambda m, args, out: keep(("out", id(m)), first(out).clone()))
+            for m in {id(m): m for m in outputs}.values()
+        ),
+    ]
+    with hooks(*handles), suppress(_Stop):
+        lm.run(batch, **kwargs)
+    return [seen["in", id(m)] for m in inputs], [seen["out", id(m)] for m in outputs]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32 at least."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

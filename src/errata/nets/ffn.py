@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import SpecError
-from errata.locate.keys import capture
+from errata.model.passes import capture
 from errata.model.tokens import Row
 
 if TYPE_CHECKING:

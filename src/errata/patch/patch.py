@@ -178,7 +178,7 @@ class Patch:
     @contextmanager
     def applied(self, lm: LM) -> Iterator[LM]:
         """Apply to the model inside a `with` block; afterwards it is bit for bit what it was."""
-        from errata.patch.stack import applied
+        from errata.patch.in_place import applied
 
         with applied(lm, self):
             yield lm

@@ -1,9 +1,9 @@
-"""Patches at work: in place with exact restore, or stacked so that every row has its own patch."""
+"""Patches side by side: every row of a forward pass has its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,109 +15,12 @@ from errata.errors import PatchError
 from errata.model.passes import Pass, first, hooks, with_first
 from errata.patch.around import Whole, sees_pass
 from errata.patch.changes import Context, Dense, LowRank, Module, Route, Router
-from errata.patch.deltas import is_transposed, module_of, parameter_of, weight_deltas
+from errata.patch.deltas import is_transposed, module_of
+from errata.patch.networks import Sources, called
 from errata.patch.patch import Patch
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-
-
-class _Sources:
-    """Inputs of modules that networks elsewhere read: kept from one hook to the next.
-
-    Args:
-        lm: The model.
-    """
-
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-        self.kept: dict[str, Tensor] = {}
-
-    def watch(self, paths: Sequence[str]) -> list[Any]:
-        """Hook modules; called last, so that what is kept is what the module is given."""
-        return [
-            module_of(self.lm, path).register_forward_pre_hook(self._keep(path))
-            for path in dict.fromkeys(paths)
-        ]
-
-    def _keep(self, path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.kept[path] = args[0]
-
-        return hook
-
-
-def _called(
-    network: nn.Module, hidden: Sequence[Tensor], seen: Pass | None, shape: Sequence[int]
-) -> Tensor:
-    """Call a network; one that looks at whole rows is given them as rows."""
-    if not sees_pass(network):
-        return network(*hidden)
-    assert seen is not None  # hooked on the model, which has been called
-    rows = [x.reshape(*seen.ids.shape, x.shape[-1]) for x in hidden]
-    return network(*rows, seen).reshape(shape)
-
-
-def _hook(module: nn.Module, change: Module, network: nn.Module, sources: _Sources, whole: Whole):
-    if change.where == "input":
-        return module.register_forward_pre_hook(
-            lambda _, args: (_called(network, [args[0]], whole.seen, args[0].shape), *args[1:])
-        )
-
-    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        hidden = [first(out)]
-        if change.where == "both":
-            hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
-        return with_first(out, _called(network, hidden, whole.seen, first(out).shape))
-
-    return module.register_forward_hook(after)
-
-
-@contextmanager
-def applied(lm: LM, patch: Patch) -> Iterator[None]:
-    """Apply a patch in place inside a `with` block.
-
-    Deltas are added in float32 (or wider) and rounded once. Leaving the block puts the saved
-    tensors back, so the model is bit-identical to before, also in bfloat16 and after an exception.
-
-    Raises:
-        PatchError: If the patch is for another model, holds NaN or infinite values, or lacks
-            something that it needs.
-    """
-    patch.check(lm)
-    patch.check_finite()
-    modules = [c for c in patch.changes if isinstance(c, Module)]
-    networks = [change.build().to(lm.device) for change in modules]
-    contexts = [c for c in patch.changes if isinstance(c, Context)]
-    whole = Whole(
-        lm, {0: contexts} if contexts else {},
-        [(0, c.build(lm)) for c in patch.changes if isinstance(c, Route)],
-        any(map(sees_pass, networks)),
-        lambda count: torch.zeros(count, dtype=torch.long, device=lm.device),
-    )  # fmt: skip
-    sources = _Sources(lm)
-    saved: list[tuple[nn.Parameter, Tensor]] = []
-    with ExitStack() as stack:
-        stack.callback(_restore, saved)
-        with torch.no_grad():
-            for name, delta in weight_deltas(lm, patch.changes).items():
-                parameter = parameter_of(lm, name)
-                saved.append((parameter, parameter.detach().clone()))
-                wide = torch.promote_types(parameter.dtype, delta.dtype)
-                parameter.copy_(parameter.to(wide) + delta.to(wide))
-        for change, network in zip(modules, networks, strict=True):
-            handle = _hook(module_of(lm, change.path), change, network, sources, whole)
-            stack.enter_context(hooks(handle))
-        read = [change.source for change in modules if change.source is not None]
-        stack.enter_context(hooks(*sources.watch(read)))
-        stack.enter_context(whole.installed())
-        yield
-
-
-@torch.no_grad()
-def _restore(saved: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for parameter, value in saved:
-        parameter.copy_(value)
 
 
 @dataclass
@@ -160,7 +63,7 @@ class Stack:
         self._rows: Tensor | None = None
         self._sites: dict[str, _Site] = {}
         self._exit = ExitStack()
-        self._sources = _Sources(lm)
+        self._sources = Sources(lm)
         self._read: list[str] = []
         contexts: dict[int, list[Context]] = {}
         routers: list[tuple[int, Router]] = []
@@ -330,7 +233,7 @@ class Stack:
             mine = (rows == group).nonzero()[:, 0]
             if len(mine):
                 own = hidden[mine]
-                new = _called(network, [own], self._seen(mine), own.shape)
+                new = called(network, [own], self._seen(mine), own.shape)
                 hidden = hidden.index_copy(0, mine, new)
         return hidden
 
@@ -357,7 +260,7 @@ class Stack:
                         kept = self._sources.kept[change.source]
                         given = kept.reshape(len(rows), -1, kept.shape[-1])
                     hidden.insert(0, given[mine])
-                new = _called(network, hidden, self._seen(mine), hidden[-1].shape)
+                new = called(network, hidden, self._seen(mine), hidden[-1].shape)
                 y = y.index_copy(0, mine, new)
             return with_first(output, y.reshape(first(output).shape))
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.config import Settings
-from errata.locate.keys import Place
+from errata.model.passes import Place
 from errata.model.tokens import Row
 from errata.tracing.restore import subject_of
 

@@ -17,15 +17,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from errata.locate.keys import Place, capture, module_of, wide
 from errata.locate.rows import LOGIT_BUDGET
 from errata.model.passes import (
+    Place,
     Prefix,
+    capture,
     first,
     hooks,
     make_prefix,
+    module_at,
     reuse_below,
     suffix_batch,
+    wide,
     with_first,
 )
 from errata.model.tokens import Batch, Row
@@ -137,7 +140,7 @@ class Runs:
         self._answers = torch.tensor([row.labels[0] for row in rows], device=lm.device)
         n = lm.n_layers
         kept: list[Place] = list(dict.fromkeys(("block", *places)))
-        modules = [module_of(lm, layer, place) for place in kept for layer in range(n)]
+        modules = [module_at(lm, layer, place) for place in kept for layer in range(n)]
         once = torch.arange(len(rows), device=lm.device)
         _, states = capture(lm, self._rows(once), outputs=modules, **self._extra(prefix, once))
         shaped = [self._shaped(state, len(rows)) for state in states]
@@ -247,7 +250,7 @@ class Runs:
         with ExitStack() as context:
             for layer in rest:
                 hook = self._putter(put, self.clean[place][layer][facts, column:])
-                module = module_of(self.lm, layer, place)
+                module = module_at(self.lm, layer, place)
                 context.enter_context(hooks(module.register_forward_hook(hook)))
             if hidden is None:
                 context.enter_context(self._corrupted_embeddings(self._noise[lines, column:]))

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.locate.keys import capture as capture_outputs
-from errata.locate.keys import module_of
+from errata.model.passes import capture as capture_outputs
+from errata.model.passes import module_at
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, bucket, positions_of
 from errata.nets.capture import Factors, Signals, capture
@@ -140,7 +140,7 @@ class Prepared:
     @torch.no_grad()
     def _compute_below(self, batch: Batch) -> Float[Tensor, "B T d"]:
         _, (hidden,) = capture_outputs(
-            self.lm, batch, outputs=[module_of(self.lm, self.lowest - 1, "block")]
+            self.lm, batch, outputs=[module_at(self.lm, self.lowest - 1, "block")]
         )
         return hidden
 

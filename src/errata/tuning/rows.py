@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from errata.locate.keys import capture, module_of, wide
-from errata.model.passes import first, hooks, reuse_below, with_first
+from errata.model.passes import capture, first, hooks, module_at, reuse_below, wide, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, bucket
 from errata.patch import Patch
@@ -191,7 +190,7 @@ class TuningRows:
             self._route(owner)
             hidden = None
             if below >= 0:
-                _, (hidden,) = capture(lm, batch, outputs=[module_of(lm, below, "block")])
+                _, (hidden,) = capture(lm, batch, outputs=[module_at(lm, below, "block")])
             self._parts.append(self._part(rows, owner, batch, hidden))
 
     def _part(

@@ -132,9 +132,10 @@ class Grace(Editor):
 
     # ------------------------------------------------------------------ editing
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Train the values of new entries, one edit of each group after the other."""
         layer, site = self._place(lm)
         books = [self._earlier(lm, patch, layer, site) for patch in before]
         bare = [patch.split(KIND)[0] for patch in before]
@@ -154,7 +155,7 @@ class Grace(Editor):
                     )  # fmt: skip
         change = self.config.replacement
         return [
-            self._patch(lm, [book.module(site.path, change)], group, **book.state())
+            self.make_patch(lm, [book.module(site.path, change)], group, **book.state())
             for book, group in zip(books, groups, strict=True)
         ]
 

@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.editors.grace.codebook import Codebook
-from errata.locate.keys import capture, wide
-from errata.model.passes import first, hooks, reuse_below, with_first
+from errata.model.passes import capture, first, hooks, reuse_below, wide, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, positions_of
 from errata.tuning.adam import RowAdam

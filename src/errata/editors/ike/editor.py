@@ -160,9 +160,10 @@ class Ike(Editor):
 
     # ------------------------------------------------------------------ editing
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Write each group's facts, and demonstrations near them, as one context."""
         return [self._told(lm, group, patch) for group, patch in zip(groups, before, strict=True)]
 
     def _told(self, lm: LM, group: Sequence[Edit], patch: Patch) -> Patch:
@@ -176,7 +177,7 @@ class Ike(Editor):
         kept = self._fitting(lm, list(facts.items()), group, others)
         text, ids = self._written(lm, kept, others)
         state = {"version": VERSION, "text": text, "facts": [list(fact) for fact in kept]}
-        return self._patch(lm, [Context(torch.tensor(ids), text)], group, ike=state)
+        return self.make_patch(lm, [Context(torch.tensor(ids), text)], group, ike=state)
 
     def _room(self, lm: LM, others: int) -> int | None:
         """Return how many tokens a context may have behind so many of other contexts."""

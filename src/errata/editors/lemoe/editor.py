@@ -110,9 +110,10 @@ class Lemoe(Editor):
 
     # ------------------------------------------------------------------ editing
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Train one expert per group; those of earlier batches stay as they are."""
         layer = resolve_layer(
             lm, self.config.layer, self._automatic(lm, "layer", max(0, lm.n_layers - 2))
         )
@@ -135,7 +136,7 @@ class Lemoe(Editor):
         patches = []
         for memory, group in zip(memories, groups, strict=True):
             module = memory.experts.module(path, source, self.config.route_on, self.config.top_k)
-            patches.append(self._patch(lm, [module], group, **memory.state()))
+            patches.append(self.make_patch(lm, [module], group, **memory.state()))
         return patches
 
     def _room(

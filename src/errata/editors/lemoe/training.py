@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad, relu, silu
 
 from errata.editors.lemoe.experts import NAMES, Experts, Memory, RouteOn, TopK, mean_of
-from errata.locate.keys import capture, wide
+from errata.model.passes import capture, wide
 from errata.model.tokens import Batch, Row
 from errata.tuning.adam import RowAdam
 from errata.tuning.branch import Branch

@@ -172,9 +172,10 @@ class Serac(NetworkEditor):
             )  # fmt: skip
 
     @torch.no_grad()
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Add each group's edits to its memory; nothing is trained."""
         rule = self._rule(lm)
         rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
         keys = self._keys(lm, rows, [patch.split(KIND)[0] for patch in before])
@@ -183,7 +184,7 @@ class Serac(NetworkEditor):
             prompts = [row.prompt_length for row in own]
             memory = _earlier(patch, rule, new).grown([full_text(r) for r in own], prompts, new)
             self._check_size(memory, group)
-            patches.append(self._patch(lm, [rule.change(memory)], group))
+            patches.append(self.make_patch(lm, [rule.change(memory)], group))
         self._warn(lm, rows, keys, patches)
         return patches
 

@@ -201,9 +201,10 @@ class TPatcher(Editor):
 
     # ------------------------------------------------------------------ editing
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Train one unit per edit, one edit of each group after the other."""
         place = self._place(lm)
         state = [self._earlier(lm, patch, place) for patch in before]
         bare = [patch.split(KIND)[0] for patch in before]
@@ -222,7 +223,7 @@ class TPatcher(Editor):
                     for g, new in zip(owners, added, strict=True):
                         state[g] = new
         return [
-            self._patch(
+            self.make_patch(
                 lm, [one.units.module(place.site.path, place.form)] if len(one.units) else [],
                 group, **one.kept(),
             )

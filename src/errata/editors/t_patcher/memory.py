@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errata.data.corpus import load_corpus
 from errata.errors import DataError, SpecError
-from errata.locate.keys import capture, wide
+from errata.model.passes import capture, wide
 from errata.model.tokens import Row, bucket
 from errata.patch.changes import Change
 
@@ -65,7 +65,7 @@ class Text:
         return _rows[lm.model][1]
 
     def _read(self, lm: LM) -> list[Row]:
-        corpus = load_corpus(lm, self.source, SPARE * self.count)
+        corpus = load_corpus(lm.name, self.source, SPARE * self.count)
         texts = [
             text
             for text in corpus.texts

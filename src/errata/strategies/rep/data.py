@@ -19,7 +19,6 @@ from torch import Tensor
 from errata.case import Edit
 from errata.config import Settings
 from errata.locate.contexts import Contexts
-from errata.locate.keys import capture, module_of, wide
 from errata.locate.perturb import (
     LONG_HELD,
     LONG_WORDS,
@@ -28,6 +27,7 @@ from errata.locate.perturb import (
     seen_subjects,
     with_subject,
 )
+from errata.model.passes import capture, module_at, wide
 from errata.model.tokens import Row, find_subject
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def keys_at(
     for batch in lm.batches(cut):
         if stack is not None:
             stack.route([groups[i] if groups is not None else 0 for i in batch.index])
-        (keys,), _ = capture(lm, batch, [module_of(lm, layer, "ffn")])
+        (keys,), _ = capture(lm, batch, [module_at(lm, layer, "ffn")])
         for row, i in enumerate(batch.index):
             found[i] = wide(keys[row, torch.tensor(at[i], dtype=torch.long, device=lm.device)])
     return found

@@ -107,7 +107,7 @@ class Rep(Strategy, LocateEditor):
             words = settings.rep_words
             if (settings.rep_long and settings.rep_compat == "none") or settings.rep_cls:
                 source = settings.rep_text or settings.moments_text
-                texts = load_corpus(lm, source, settings.rep_documents).texts
+                texts = load_corpus(lm.name, source, settings.rep_documents).texts
                 words = enough_words(texts, words)
             self._materials[lm] = _Material(contexts, texts, words)
         return self._materials[lm]
@@ -133,13 +133,14 @@ class Rep(Strategy, LocateEditor):
 
     # ------------------------------------------------------------------ editing
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Edit as the host does, then train the adapters in front of each edit's key."""
         # the host works with native keys, so what it writes does not depend on any adapter
         parted = [split(patch) for patch in before]
         bare = [patch for patch, _ in parted]
-        written = super()._edit(lm, groups, bare)
+        written = super().edit_groups(lm, groups, bare)
         edited = [old + new for old, new in zip(bare, written, strict=True)]
         added = self._adapters(lm, groups, edited, [modules for _, modules in parted])
         return [
