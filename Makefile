@@ -37,10 +37,10 @@ test: $(READY)
 
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
-SHAPES := errata.apply,errata.deltas,errata.whole,errata.forward,errata.lm,errata.lora,errata.scores,errata.tokens,errata.locate
+SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model.tokens,errata.patch,errata.locate,errata.tuning,errata.tracing
 
 shapes: $(READY)
-	@$(TEST) -n $(WORKERS) tests/core tests/locate --jaxtyping-packages=$(SHAPES),beartype.beartype
+	@$(TEST) -n $(WORKERS) tests/model tests/patch tests/locate tests/tuning tests/tracing --jaxtyping-packages=$(SHAPES),beartype.beartype
 
 test-slow: $(READY)
 	@$(TEST) -m slow

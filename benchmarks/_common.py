@@ -90,7 +90,7 @@ def build_model(name: str, args: argparse.Namespace, dtype: str = "float32") -> 
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from errata.lm import LM
+    from errata.model.lm import LM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

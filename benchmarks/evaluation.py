@@ -36,8 +36,8 @@ def random_patches(lm: Any, cases: list[Any], layer: int, share: float = 0.2) ->
     """Make one rank-one patch per case, `share` times as large as the matrix it changes."""
     import torch
 
+    from errata.model.spec import weight_of
     from errata.patch import LowRank, Patch
-    from errata.spec import weight_of
 
     site = lm.site(layer)
     size = float(weight_of(lm.model, site).detach().float().norm())
@@ -81,7 +81,7 @@ def plain_scores(lm: Any, prompt: str, target: str, own: list[int] | None) -> di
 
 def plain_evaluation(lm: Any, cases: list[Any], patches: dict[str, Any]) -> list[list[Any]]:
     """Score every question of every case, one after the other."""
-    from errata.spec import weight_of
+    from errata.model.spec import weight_of
 
     compare = any(probe.foil for case in cases for probe in case.probes)
     found = []

@@ -94,8 +94,8 @@ def main() -> None:
         args.steps, args.records = 4, 4
     lines: list[common.Line] = []
     for model in args.models:
-        from errata.deltas import weight_deltas
         from errata.editors import get_editor
+        from errata.patch.deltas import weight_deltas
 
         layers = (3, 4, 5, 6, 7) if model == SMALL else (1, 2, 3)
         lm = common.build_model(model, args)

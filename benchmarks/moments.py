@@ -98,7 +98,7 @@ def measure(args: Any, lm: Any, model: str, corpus: Any, layers: list[int]) -> l
 def main() -> None:
     args = common.options(__doc__, records=8, repeats=3, length=512)
     args.records = min(args.records, 2) if args.quick else args.records
-    from errata.locate.corpus import Corpus
+    from errata.data.corpus import Corpus
 
     lines: list[common.Line] = []
     for model in [name for name in args.models if name == SMALL]:

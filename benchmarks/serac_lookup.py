@@ -35,8 +35,8 @@ def main() -> None:
 
     from errata.case import Edit
     from errata.editors import get_editor
+    from errata.model.tokens import positions_of
     from errata.nets.scope import embed, nearest
-    from errata.tokens import positions_of
 
     lm = common.build_model(common.POCKET, args)
     editor: Any = get_editor("serac", model=args.pocket)

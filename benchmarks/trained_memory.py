@@ -29,7 +29,7 @@ def build(shape: str, device: str) -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from errata.lm import LM
+    from errata.model.lm import LM
 
     with torch.device("meta"):
         network = GPT2LMHeadModel(GPT2Config(**SHAPES[shape][0], attn_implementation="sdpa"))

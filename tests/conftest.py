@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +22,20 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder of public benchmark files (ERRATA_SHARED)")
     return folder
+
+
+@cache
+def build(name: str, dtype: str = "float32", bos: bool = False) -> LM:
+    """Return a tiny random model; shared, since nothing may change it."""
+    import torch
+
+    from errata.model.lm import LM
+    from tests.tiny_models import DEVICE, TINY, tiny_tokenizer
+
+    model = TINY[name]().to(DEVICE, getattr(torch, dtype))
+    return LM(model, tiny_tokenizer(bos), name=f"tiny-{name}")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., LM]:
+    return build

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SUITES = (
     "tests/editors/test_contract.py",
-    "tests/core/test_patch.py",
-    "tests/core/test_stack.py",
+    "tests/patch/test_patch.py",
+    "tests/patch/test_stack.py",
 )
 """Their models go where ERRATA_TEST_DEVICE says; other tests compare against tensors of the CPU."""
 

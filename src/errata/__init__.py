@@ -24,15 +24,15 @@ _EXPORTS = {
     "Edit": "errata.case",
     "Probe": "errata.case",
     "ErrataError": "errata.errors",
-    "LM": "errata.lm",
-    "load": "errata.loading",
+    "LM": "errata.model.lm",
+    "load": "errata.model.loading",
     "Patch": "errata.patch",
     "LowRank": "errata.patch",
     "Dense": "errata.patch",
     "Module": "errata.patch",
     "Route": "errata.patch",
     "Context": "errata.patch",
-    "Stack": "errata.apply",
+    "Stack": "errata.patch.stack",
     "Editor": "errata.editors",
     "get_editor": "errata.editors",
     "edit": "errata.api",
@@ -75,7 +75,6 @@ __all__ = [
 if TYPE_CHECKING:
     from errata.api import edit as edit
     from errata.api import trace as trace
-    from errata.apply import Stack as Stack
     from errata.case import Case as Case
     from errata.case import Edit as Edit
     from errata.case import Probe as Probe
@@ -86,14 +85,15 @@ if TYPE_CHECKING:
     from errata.editors import get_editor as get_editor
     from errata.errors import ErrataError as ErrataError
     from errata.evaluation import evaluate as evaluate
-    from errata.lm import LM as LM
-    from errata.loading import load as load
+    from errata.model.lm import LM as LM
+    from errata.model.loading import load as load
     from errata.patch import Context as Context
     from errata.patch import Dense as Dense
     from errata.patch import LowRank as LowRank
     from errata.patch import Module as Module
     from errata.patch import Patch as Patch
     from errata.patch import Route as Route
+    from errata.patch.stack import Stack as Stack
     from errata.reporting import report as report
     from errata.training import train as train
 

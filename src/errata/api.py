@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.case import Edit
 from errata.editors import get_editor
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import EditError
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.patch import Patch
 
 if TYPE_CHECKING:
-    from errata.locate.effects import Trace
-    from errata.locate.trace import Progress
+    from errata.tracing.effects import Trace
+    from errata.tracing.trace import Progress
 
 
 def edit(
@@ -82,8 +82,8 @@ def trace(
     """
     from errata.config import settings_from
     from errata.data._facts import Facts, default_facts, load_facts
-    from errata.locate.effects import TraceSettings
-    from errata.locate.trace import trace as run
+    from errata.tracing.effects import TraceSettings
+    from errata.tracing.trace import trace as run
 
     chosen = settings_from(TraceSettings, settings, where="trace")
     if data is None:
@@ -212,9 +212,10 @@ class FixedPatch(Editor):
         super().__init__()
         self.patch = patch
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Return the patch that was made before, whatever is asked."""
         if any(patch is self.patch for patch in before):
             raise EditError("a finished patch is asked as it is: nothing is edited on top of it")
         return [self.patch] * len(groups)

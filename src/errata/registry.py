@@ -1,4 +1,4 @@
-"""The folder is the registry: one module per editor, data set or strategy, plus entry points.
+"""The folder is the registry: a module or a folder per editor or strategy, plus entry points.
 
 Listing reads source files with `ast` and imports nothing, so it is instant; loading imports one
 module.
@@ -60,17 +60,21 @@ def _summary(node: ast.Module | ast.ClassDef) -> str:
 class Registry:
     """Things of one kind: modules of a package in which a class has a literal `name`.
 
+    A thing that takes more than one file is a folder; its class stands in the module `home`.
+
     Attributes:
         what: Word for messages (`editor`).
         package: Dotted name of the package whose modules are scanned.
         folder: Its folder.
         group: Entry-point group through which other distributions add theirs.
+        home: In a thing's folder, the module with its class.
     """
 
     what: str
     package: str
     folder: Path
     group: str
+    home: str = ""
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -78,11 +82,13 @@ class Registry:
         found: dict[str, Entry] = {}
         for point in metadata.entry_points(group=self.group):
             found[point.name] = Entry(point.name, f"from {point.value}", {}, point.value)
-        for path in sorted(self.folder.glob("*.py")):
+        folders = self.folder.glob(f"*/{self.home}.py") if self.home else ()
+        for path in sorted((*self.folder.glob("*.py"), *folders)):
             if path.name.startswith("_"):
                 continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            module = f"{self.package}.{path.stem}"
+            parts = path.relative_to(self.folder).with_suffix("").parts
+            module = ".".join((self.package, *parts))
             for node in tree.body:
                 if not isinstance(node, ast.ClassDef):
                     continue

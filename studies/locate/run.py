@@ -20,7 +20,7 @@ from errata import evaluate
 from errata.case import Case
 from errata.editors import get_editor
 from errata.evaluation.robustness import robustness_suite
-from errata.lm import LM
+from errata.model.lm import LM
 from studies.common import results
 from studies.common.statistics import mean
 from studies.locate.data import NAME_GENERAL, SEEDS, describe, facts, loaded, with_general

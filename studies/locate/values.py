@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from errata.case import Edit
-from errata.editors import _joint
+from errata.editors import base_joint
 from errata.locate.contexts import Contexts
 from errata.locate.values import Values, ValueSettings
 
@@ -24,7 +24,7 @@ Key = tuple[Any, ...]
 @contextmanager
 def shared_values() -> Iterator[None]:
     """Keep values found on the unedited model while the block lasts; under patches nothing is."""
-    real = _joint.optimise_values
+    real = base_joint.optimise_values
     known: dict[Key, Values] = {}
 
     def find(
@@ -42,11 +42,11 @@ def shared_values() -> Iterator[None]:
             known.update(zip(fresh, _rows(found), strict=True))
         return _joined([known[key] for key in keys])
 
-    _joint.optimise_values = find
+    base_joint.optimise_values = find
     try:
         yield
     finally:
-        _joint.optimise_values = real
+        base_joint.optimise_values = real
 
 
 def _rows(values: Values) -> list[Values]:

@@ -8,7 +8,7 @@ from typing import Any
 from errata import evaluate
 from errata.data import LoadedData
 from errata.editors import Editor
-from errata.lm import LM
+from errata.model.lm import LM
 from studies.common.statistics import mean
 
 COLUMNS = ("rel1", "gen5", "gen1", "loc5", "loc1")

@@ -14,8 +14,8 @@ import torch
 import errata
 from errata.data import LoadedData, load_cases
 from errata.editors import get_editor
-from errata.editors._trained import TrainedEditor
-from errata.lm import LM
+from errata.editors.base_trained import TrainedEditor
+from errata.model.lm import LM
 from errata.training.config import TrainConfig
 from errata.training.groups import Group, complete, make_groups
 from errata.training.loop import Trainer

@@ -10,7 +10,7 @@ import torch
 import errata
 from errata.data import load_cases
 from errata.editors import get_editor
-from errata.editors._trained import TrainedEditor
+from errata.editors.base_trained import TrainedEditor
 from errata.nets import weights
 from studies.common.tables import table
 from studies.pocket.measure import measure

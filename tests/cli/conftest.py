@@ -63,9 +63,9 @@ def loaded() -> dict[str, Any]:
 def errata(
     here: Path, model: str, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Errata:
-    import errata.loading
+    import errata.model.loading
 
-    load = errata.loading.load
+    load = errata.model.loading.load
 
     def load_once(name: str, **options: Any) -> Any:
         if name != model or any(options.values()):
@@ -74,7 +74,7 @@ def errata(
             loaded[name] = load(name, **options)
         return loaded[name]
 
-    monkeypatch.setattr("errata.loading.load", load_once)
+    monkeypatch.setattr("errata.model.loading.load", load_once)
 
     def call(*words: str | Path) -> Outcome:
         result = CliRunner().invoke(app, [str(word) for word in words], prog_name="errata")

@@ -215,7 +215,7 @@ def test_full_disk(errata: Errata, here: Path, model: str, monkeypatch: pytest.M
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("errata.files.os.fsync", full)
+    monkeypatch.setattr("errata.store.files.os.fsync", full)
     done = errata("edit", "-m", model, *FACT, *FAST, "--out", "p")
     assert (done.code, done.stdout) == (1, "")
     assert "No space left" in done.stderr

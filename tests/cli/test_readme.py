@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import errata
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import DataError
-from errata.loading import weight_fingerprint
+from errata.model.loading import weight_fingerprint
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from errata.cli import _heatmap
-from errata.locate import trace as tracing
-from errata.locate.effects import ROLES, Trace, TraceSettings
+from errata.tracing import trace as tracing
+from errata.tracing.effects import ROLES, Trace, TraceSettings
 from tests.cli.conftest import Errata
 from tests.tiny_models import TINY, tiny_tokenizer
 

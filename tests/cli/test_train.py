@@ -284,7 +284,7 @@ def test_demo_compares_the_networks_that_ship(
     networks: Path, many: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from errata.cli import demo
-    from errata.lm import LM
+    from errata.model.lm import LM
 
     monkeypatch.setattr(demo, "EDITORS", ("none",))
     monkeypatch.setattr(weights, "SHIPPED", here / "shipped")

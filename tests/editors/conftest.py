@@ -11,13 +11,13 @@ from tests.nets.samples import SMALL, briefly_trained, untrained
 
 from errata.case import Case, Edit, Probe
 from errata.data import save_cases
-from errata.editors import _joint, editors, get_editor
-from errata.editors._base import Editor
-from errata.editors._joint import JointEditor, Write
-from errata.editors._networks import NetworkEditor
-from errata.lm import LM
+from errata.editors import base_joint, editors, get_editor
+from errata.editors.base import Editor
+from errata.editors.base_joint import JointEditor, Write
+from errata.editors.base_networks import NetworkEditor
 from errata.locate.contexts import Contexts
 from errata.locate.values import Values
+from errata.model.lm import LM
 from errata.nets.update import EditNetwork
 from errata.patch import Change
 
@@ -124,7 +124,7 @@ def _with_networks(editor: NetworkEditor) -> NetworkEditor:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What happens in an edit, in order: a value found or a block written."""
     events: list[tuple[str, Any]] = []
-    optimise, change = _joint.optimise_values, JointEditor.change
+    optimise, change = base_joint.optimise_values, JointEditor.change
 
     def values(
         lm: LM, edits: Sequence[Edit], contexts: Contexts, layer: int, *more: Any, **named: Any
@@ -137,6 +137,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         events.append(("write", write))
         return change(self, lm, write)
 
-    monkeypatch.setattr(_joint, "optimise_values", values)
+    monkeypatch.setattr(base_joint, "optimise_values", values)
     monkeypatch.setattr(JointEditor, "change", write)
     return events

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.deltas import weight_deltas
-from errata.editors._base import Editor
-from errata.editors._joint import JointEditor
-from errata.lm import LM
+from errata.editors.base import Editor
+from errata.editors.base_joint import JointEditor
+from errata.model.lm import LM
 from errata.patch import Patch
+from errata.patch.deltas import weight_deltas
 
 SAME = 1e-8
 EXACT = 1e-12

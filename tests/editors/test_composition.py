@@ -10,15 +10,15 @@ import torch
 from tests.locate.samples import EDITS
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.editors import editors
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import PatchError
-from errata.lm import LM
-from errata.lora import to_lora
+from errata.model.lm import LM
+from errata.model.tokens import positions_of
 from errata.patch import Change, Patch
-from errata.patch_io import same_tensors
-from errata.tokens import positions_of
+from errata.patch.export import to_lora
+from errata.patch.folder import same_tensors
+from errata.patch.stack import Stack
 
 MODULES = [
     name for name, entry in editors.entries.items() if not entry.facts["weights"] and name != "none"

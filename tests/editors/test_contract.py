@@ -20,11 +20,11 @@ from torch import Tensor
 from errata.case import Edit
 from errata.config import settings_from
 from errata.editors import editors
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import EditError, ErrataError, ModelError, PatchError
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.tokens import positions_of
 from errata.patch import Dense, LowRank, Patch
-from errata.tokens import positions_of
 
 NAMES = list(editors.all)
 MODELS = ["gpt2", "qwen3"]
@@ -288,7 +288,7 @@ def test_a_nan_update_is_refused(
     lm, editor = tiny("gpt2"), make(name)
     site = lm.site(1)
     broken = LowRank(site.path, torch.full((site.d_out, 1), bad), torch.ones(1, site.d_in))
-    monkeypatch.setattr(editor, "_edit", lambda lm, groups, before: [Patch((broken,))])
+    monkeypatch.setattr(editor, "edit_groups", lambda lm, groups, before: [Patch((broken,))])
     before = snapshot(lm)
     with pytest.raises(EditError, match="NaN or infinite"):
         editor.edit(lm, GROUPS[:1])

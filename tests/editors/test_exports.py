@@ -9,10 +9,10 @@ import pytest
 from tests.locate.samples import EDITS
 
 from errata.editors import editors
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import PatchError
-from errata.lm import LM
-from errata.lora import to_lora, to_merged
+from errata.model.lm import LM
+from errata.patch.export import to_lora, to_merged
 
 
 @pytest.mark.parametrize("name", list(editors.all))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tests.locate.samples import EDITS
 
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import ConfigError
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.patch import Dense, LowRank, Patch
 
 SAME = 1e-8

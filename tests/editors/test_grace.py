@@ -15,18 +15,18 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 import errata
-from errata.apply import Stack
 from errata.case import Edit
 from errata.editors import get_editor
-from errata.editors._base import Editor
-from errata.editors._grace_codebook import EXACT, GAP, MARGIN, NEAREST, Codebook, Deferral
-from errata.editors.grace import Grace
+from errata.editors.base import Editor
+from errata.editors.grace.codebook import EXACT, GAP, MARGIN, NEAREST, Codebook, Deferral
+from errata.editors.grace.editor import Grace
 from errata.errors import ConfigError, EditError, PatchError
-from errata.forward import run_until
-from errata.lm import LM
-from errata.lora import to_lora
+from errata.model.lm import LM
+from errata.model.passes import run_until
+from errata.model.tokens import Row
 from errata.patch import LowRank, Module, Patch
-from errata.tokens import Row
+from errata.patch.export import to_lora
+from errata.patch.stack import Stack
 
 SAME = 1e-10
 """Float64: the same number by another way."""

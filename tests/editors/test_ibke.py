@@ -21,10 +21,10 @@ from tests.nets.samples import (
 from torch import Tensor, nn
 
 from errata.editors.ibke import Bottleneck, IbkeConfig, IbkeNetwork, divergence
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.spec import Site
 from errata.nets.attention import CrossAttention
 from errata.nets.capture import Factors, Signals
-from errata.spec import Site
 from errata.training.config import TrainConfig
 from errata.training.objective import Objective
 from errata.training.prepared import Prepared

@@ -16,19 +16,20 @@ from tests.locate.samples import EDITS
 from tests.tiny_models import tiny_tokenizer
 
 import errata
-from errata.apply import Stack
 from errata.case import Case, Edit, Probe
 from errata.data import load_cases, save_cases
-from errata.editors import _ike_encoder, editors, get_editor
-from errata.editors._base import Editor
-from errata.editors._ike_demos import FORMS, KINDS, demo_of, drawn, encode, read_cases
-from errata.editors.ike import Ike
+from errata.editors import editors, get_editor
+from errata.editors.base import Editor
+from errata.editors.ike import encoder
+from errata.editors.ike.demos import FORMS, KINDS, demo_of, drawn, encode, read_cases
+from errata.editors.ike.editor import Ike
 from errata.errors import ConfigError, EditError, ModelError, PatchError
-from errata.forward import run_until
-from errata.lm import LM
-from errata.lora import to_lora
+from errata.model.lm import LM
+from errata.model.passes import run_until
+from errata.model.tokens import Row
 from errata.patch import Context, LowRank, Patch
-from errata.tokens import Row
+from errata.patch.export import to_lora
+from errata.patch.stack import Stack
 
 SAME = 1e-9
 """Float64: the same number by another way."""
@@ -245,14 +246,14 @@ def encoder_folder(tmp_path: Path) -> str:
 def test_an_encoder_of_its_own(
     tiny: Tiny, encoder_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ike_encoder, "AT_ONCE", 2)  # so that padding differs
+    monkeypatch.setattr(encoder, "AT_ONCE", 2)  # so that padding differs
     words = ["Rome", "The capital of France is Rome.", "Anna", "Who is the mayor of Berlin?"]
     network = transformers.AutoModel.from_pretrained(encoder_folder)
     tokenizer = tiny_tokenizer()
     with torch.no_grad():
         alone = [network(torch.tensor([tokenizer(w)["input_ids"]]))[0][0].mean(0) for w in words]
     expected = torch.stack([vector / vector.norm() for vector in alone])
-    found = _ike_encoder.get_encoder(tiny("gpt2"), encoder_folder)(words)
+    found = encoder.get_encoder(tiny("gpt2"), encoder_folder)(words)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

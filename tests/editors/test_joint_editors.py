@@ -13,14 +13,14 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.case import Edit
-from errata.deltas import bounded, weight_deltas
-from errata.editors._joint import JointEditor, Write
+from errata.editors.base_joint import JointEditor, Write
 from errata.errors import ConfigError, EditError
-from errata.lm import LM
 from errata.locate.contexts import Contexts
 from errata.locate.joint import Memory
 from errata.locate.keys import edit_keys
+from errata.model.lm import LM
 from errata.patch import Dense, LowRank, Patch
+from errata.patch.deltas import bounded, weight_deltas
 
 PATH = 1e-6
 """Edits that were found under differently rounded, equal weights: Adam amplifies roundings."""

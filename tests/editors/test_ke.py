@@ -13,7 +13,7 @@ from tests.nets.samples import dense_gradients, relative, signals_of, small, unt
 
 from errata.case import Edit
 from errata.editors.ke import Conditioner, KeNetwork, condition_text
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.patch import LowRank, Patch
 
 EXACT = 1e-11
@@ -92,7 +92,7 @@ def test_what_the_model_says_is_asked_only_where_nothing_is_given(tiny: Tiny) ->
 
 def test_later_edits_read_what_the_edited_model_says(tiny: Tiny) -> None:
     """Stacked, each group's model is asked, as it would be alone with its patch in place."""
-    from errata.apply import Stack
+    from errata.patch.stack import Stack
 
     lm = tiny("gpt2")
     editor, network = network_of(lm)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from errata.case import Edit
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.nets.capture import edit_rows
 from errata.nets.update import FactorNetwork
 from errata.training.calibrate import calibrate

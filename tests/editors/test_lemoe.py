@@ -16,18 +16,18 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 import errata
-from errata.apply import Stack
 from errata.case import Edit
 from errata.editors import get_editor
-from errata.editors._base import Editor
-from errata.editors._lemoe_experts import NAMES, Experts
-from errata.editors._lemoe_training import Work
-from errata.editors.lemoe import Lemoe
+from errata.editors.base import Editor
+from errata.editors.lemoe.editor import Lemoe
+from errata.editors.lemoe.experts import NAMES, Experts
+from errata.editors.lemoe.training import Work
 from errata.errors import EditError, PatchError
-from errata.forward import run_until
-from errata.lm import LM
-from errata.lora import to_lora
+from errata.model.lm import LM
+from errata.model.passes import run_until
 from errata.patch import Module, Patch
+from errata.patch.export import to_lora
+from errata.patch.stack import Stack
 
 SAME = 1e-10
 """Float64: the same number by another way."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.editors._lemoe_experts import Experts, Memory, Mixture, mean_of, shapes_of
-from errata.editors._lemoe_order import alike_together, clusters_of
-from errata.editors._lemoe_training import by_group, train_router
-from errata.forward import Pass
+from errata.editors.lemoe.experts import Experts, Memory, Mixture, mean_of, shapes_of
+from errata.editors.lemoe.order import alike_together, clusters_of
+from errata.editors.lemoe.training import by_group, train_router
+from errata.model.passes import Pass
 
 SAME = 1e-10
 """Float64: the same number by another way."""

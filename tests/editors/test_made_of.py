@@ -11,11 +11,11 @@ import torch
 
 from errata.case import Case, Edit
 from errata.data import LoadedData
-from errata.editors._base import Editor
-from errata.editors._trained import TrainedEditor
+from errata.editors.base import Editor
+from errata.editors.base_trained import TrainedEditor
 from errata.errors import RunError
 from errata.evaluation import evaluate
-from errata.lm import LM
+from errata.model.lm import LM
 
 
 def test_other_networks_are_another_configuration(

@@ -23,7 +23,7 @@ from torch import Tensor
 from errata.editors import malmen
 from errata.editors.malmen import Block, MalmenNetwork, pack, ridge_shift
 from errata.errors import EditError
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.training.config import TrainConfig
 from errata.training.objective import Objective
 from errata.training.prepared import Prepared

@@ -19,7 +19,7 @@ from tests.nets.samples import (
 from torch import Tensor
 
 from errata.editors.mend import IdentityLayer, MendNetwork
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.training.config import TrainConfig
 from errata.training.objective import Objective
 from errata.training.prepared import Prepared
@@ -123,7 +123,7 @@ def test_matrices_of_a_shape_share_a_network(tiny: Tiny) -> None:
 def test_gpt2_xl_has_as_many_parameters_as_published() -> None:
     """123.1 million in EasyEdit's configuration."""
     from errata.editors.mend import MendConfig
-    from errata.spec import Site
+    from errata.model.spec import Site
 
     sites = [
         (layer, Site(f"{layer}.{d_in}", d_in, d_out, True, True))

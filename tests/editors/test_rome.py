@@ -10,16 +10,16 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.editors import get_editor
-from errata.editors._base import Editor, recall_layer
+from errata.editors.base import Editor, recall_layer
 from errata.editors.ft import FineTuning
 from errata.editors.rome import Rome
 from errata.errors import ConfigError, DataError
-from errata.forward import first, hooks
-from errata.lm import LM
 from errata.locate import solve
 from errata.locate.contexts import given_contexts
-from errata.locate.keys import edit_keys, module_of
+from errata.locate.keys import edit_keys
 from errata.locate.values import optimise_values
+from errata.model.lm import LM
+from errata.model.passes import first, hooks, module_at
 from errata.patch import LowRank, Patch
 
 WIRED = 1e-12
@@ -41,7 +41,7 @@ def outputs(lm: LM, edit, layer: int) -> tuple[Tensor, Tensor]:
         return lambda m, args, out: seen.update({place: first(out)[0, row.subject_last].clone()})
 
     handles = [
-        module_of(lm, layer, place).register_forward_hook(keep(place)) for place in ("ffn", "block")
+        module_at(lm, layer, place).register_forward_hook(keep(place)) for place in ("ffn", "block")
     ]
     with hooks(*handles), torch.no_grad():
         lm.run(lm.batch([row], [0]))

@@ -13,21 +13,21 @@ from tests.locate.samples import EDITS
 from tests.nets.samples import group_of, small, untrained
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
-from errata.changes import Route
-from errata.editors._serac_network import Asked, SeracNetwork, full_text, read_out
-from errata.editors._serac_route import Memory, mixed
-from errata.editors.serac import Serac
+from errata.editors.serac.editor import Serac
+from errata.editors.serac.network import Asked, SeracNetwork, full_text, read_out
+from errata.editors.serac.route import Memory, mixed
 from errata.errors import EditError, PatchError
-from errata.forward import Pass
-from errata.lm import LM
-from errata.lora import to_lora
+from errata.model.lm import LM
+from errata.model.passes import Pass
+from errata.model.tokens import Row, positions_of
 from errata.nets import weights
 from errata.nets.scope import HubEncoder, embed, nearest, scope_loss
 from errata.nets.small import copy_of_blocks, hidden_states
 from errata.patch import LowRank, Patch
-from errata.tokens import Row, positions_of
+from errata.patch.changes import Route
+from errata.patch.export import to_lora
+from errata.patch.stack import Stack
 from errata.training.config import TrainConfig
 from errata.training.prepared import Prepared
 
@@ -277,9 +277,9 @@ def test_networks_are_found_again_or_missed_by_name(lm: LM, tmp_path: Path) -> N
 
 
 def _forget(lm: LM) -> None:
-    from errata.editors import _serac_route
+    from errata.editors.serac import route as serac_route
 
-    _serac_route._known.pop(lm.model, None)
+    serac_route._known.pop(lm.model, None)
 
 
 def test_networks_that_were_never_saved_are_missed(lm: LM) -> None:

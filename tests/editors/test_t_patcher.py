@@ -15,22 +15,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, silu
 
 import errata
-from errata.apply import Stack
 from errata.case import Edit
-from errata.changes import Module
 from errata.editors import get_editor
-from errata.editors._base import Editor
-from errata.editors._t_patcher_losses import StatesPenalty
-from errata.editors._t_patcher_memory import Text, inputs_of, moves_input
-from errata.editors._t_patcher_units import Units
-from errata.editors.t_patcher import STATE
+from errata.editors.base import Editor
+from errata.editors.t_patcher.editor import STATE
+from errata.editors.t_patcher.losses import StatesPenalty
+from errata.editors.t_patcher.memory import Text, inputs_of, moves_input
+from errata.editors.t_patcher.units import Units
 from errata.errors import DataError, EditError, PatchError, SpecError
-from errata.forward import first, hooks, with_first
-from errata.lm import LM
-from errata.locate.keys import capture
+from errata.model.lm import LM
+from errata.model.passes import capture, first, hooks, with_first
+from errata.model.tokens import positions_of
 from errata.nets.ffn import ffn_form
 from errata.patch import Dense, LowRank, Patch
-from errata.tokens import positions_of
+from errata.patch.changes import Module
+from errata.patch.stack import Stack
 
 EXACT = 1e-10
 """Float64: the same numbers, summed in another order."""

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from errata.case import Case, Edit, Probe
-from errata.lm import LM
+from errata.model.lm import LM
 from tests.tiny_models import gpt2, llama, tiny_tokenizer
 
 

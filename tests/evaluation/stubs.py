@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from errata.case import Edit
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import EditError
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.patch import Change, Dense, LowRank, Patch
 
 
@@ -41,7 +41,7 @@ class Planted(Editor):
         self.stop_after: int | None = None
         self.clash: tuple[str, ...] = ()
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         self.calls.append(([[edit.prompt for edit in group] for group in groups], list(before)))
@@ -56,7 +56,8 @@ class Planted(Editor):
                 if "FAIL" in edit.prompt:
                     raise EditError(f"cannot edit {edit.prompt!r}")
         return [
-            self._patch(lm, [self._change(lm, edit) for edit in group], group) for group in groups
+            self.make_patch(lm, [self._change(lm, edit) for edit in group], group)
+            for group in groups
         ]
 
     def _change(self, lm: LM, edit: Edit) -> Change:

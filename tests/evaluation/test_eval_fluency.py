@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.apply import Stack
 from errata.case import Case, Edit
 from errata.errors import ConfigError, DataError
 from errata.evaluation import evaluate
 from errata.evaluation.consistency import References, TfIdf
 from errata.evaluation.fluency import entropy, fluency, prompts_of, sample, words
+from errata.patch.stack import Stack
 from tests.evaluation.stubs import Planted
 
 EXACT = 1e-12

@@ -9,7 +9,7 @@ import pytest
 
 import errata
 from errata.evaluation import evaluate
-from errata.lm import LM
+from errata.model.lm import LM
 
 EXACT = 1e-6
 """Fractions of tokens; the published reliability is a float32 quotient."""

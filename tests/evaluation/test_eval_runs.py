@@ -8,7 +8,7 @@ import pytest
 
 from errata.errors import RunError
 from errata.evaluation import evaluate
-from errata.runs import load_run
+from errata.store.runs import load_run
 from tests.evaluation.stubs import Planted
 
 

@@ -20,9 +20,9 @@ from errata.editors import get_editor
 from errata.errors import RunError
 from errata.evaluation import evaluate
 from errata.evaluation.sequence import Flight, joined
-from errata.files import write_together
 from errata.patch import LowRank, Patch
-from errata.runs import RunFolder, load_run
+from errata.store.files import write_together
+from errata.store.runs import RunFolder, load_run
 from tests.evaluation.conftest import make_case
 from tests.evaluation.stubs import Planted
 
@@ -34,8 +34,8 @@ class Remembering(Planted):
 
     name = "remembering"
 
-    def _edit(self, lm, groups, before):
-        added = super()._edit(lm, groups, before)
+    def edit_groups(self, lm, groups, before):
+        added = super().edit_groups(lm, groups, before)
         for i, (patch, old) in enumerate(zip(added, before, strict=True)):
             past = old.state.get("sum", torch.zeros(1, dtype=torch.float64))
             count = old.state.get("count", 0) + len(groups[i])
@@ -165,7 +165,7 @@ class TestResume:
             write_together(files)
 
         with monkeypatch.context() as patched:
-            patched.setattr("errata.patch_io.write_together", full)
+            patched.setattr("errata.patch.folder.write_together", full)
             with pytest.raises(RunError, match="No space left") as caught:
                 run(lm, Remembering(), many, tmp_path / "r")
         assert caught.value.exit_code == 1
@@ -230,9 +230,9 @@ from errata.evaluation import evaluate
 from tests.evaluation.conftest import build, make_case
 from tests.evaluation.test_eval_sequences import NUMBER_OF_CASES, Remembering, run
 class Slow(Remembering):
-    def _edit(self, lm, groups, before):
+    def edit_groups(self, lm, groups, before):
         time.sleep(float(sys.argv[2]))
-        return super()._edit(lm, groups, before)
+        return super().edit_groups(lm, groups, before)
 cases = [make_case(i, bad=i == 4) for i in range(NUMBER_OF_CASES)]
 run(build("gpt2"), Slow(0.4), cases, sys.argv[1], stack_size=1, fluency=5)
 """
@@ -322,7 +322,7 @@ class TestJoined:
             apart = editor.edit_one(lm, make_case(i).edits, apart)
         assert patch.edits == apart.edits
         assert patch.ranks() == apart.ranks() == {lm.site(1).path: 40}
-        from errata.deltas import weight_deltas
+        from errata.patch.deltas import weight_deltas
 
         left, right = (weight_deltas(lm, p.changes)[lm.site(1).weight] for p in (patch, apart))
         assert (left - right).abs().max() <= 1e-12 * right.abs().max()

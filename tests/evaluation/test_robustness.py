@@ -23,9 +23,9 @@ from errata.evaluation.micro import named_tests
 from errata.evaluation.questions import questions_of
 from errata.evaluation.robustness import RobustnessSettings, robustness_suite, settings_of
 from errata.evaluation.summary import summarise
-from errata.lm import LM, RowScore
 from errata.locate.perturb import long_contexts, seen_subjects, strip_braces, subject_shuffles
-from errata.runs import load_run
+from errata.model.lm import LM, RowScore
+from errata.store.runs import load_run
 from tests.evaluation.stubs import Planted
 
 FORMS = ("Old Rome", "Rome by the river", "the town of Rome")
@@ -109,12 +109,12 @@ class TestQuestions:
         assert not any(name.startswith("shuffle") for name in prompts_of(suite.cases[1]))
 
     def test_long_contexts_are_those_of_training(self, lm: LM, data: LoadedData, text: str) -> None:
-        from errata.locate.corpus import load_corpus
+        from errata.data.corpus import load_corpus
 
         settings = settings_of([f"text={text}", "words=9", "seed=4", 'tests=["long"]'])
         case = robustness_suite(lm, data, settings).cases[0]
         prompt = case.edits[0].prompt
-        texts = load_corpus(lm, text, 2000).texts
+        texts = load_corpus(lm.name, text, 2000).texts
         drawn = long_contexts(texts, prompt, words=9, seed=4)
         assert prompts_of(case) == {
             "long": [f"{drawn.unseen} {prompt}"],
@@ -392,7 +392,7 @@ class TestCommand:
         cases = tuple(replace(case, meta={"subject_rephrase": FORMS}) for case in data.cases)
         save_cases(tmp_path / "cases.jsonl", cases)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("errata.loading.load", lambda name, **options: lm)
+        monkeypatch.setattr("errata.model.loading.load", lambda name, **options: lm)
 
         def run(*more: str) -> Any:
             words = ["eval", "-m", "tiny", "-e", "none", "--data", "cases.jsonl", *more]

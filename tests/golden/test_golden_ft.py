@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.ft import FineTuning
-from errata.lm import LM
-from errata.loading import load
+from errata.model.lm import LM
+from errata.model.loading import load
 from errata.patch import Dense, Patch
 
 DELTA = 1e-3

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors import get_editor
-from errata.editors.grace import Grace
-from errata.forward import run_until
-from errata.lm import LM
-from errata.loading import load
+from errata.editors.grace.editor import Grace
+from errata.model.lm import LM
+from errata.model.loading import load
+from errata.model.passes import run_until
 from errata.patch import Module, Patch
 
 KEYS = 1e-5

@@ -18,13 +18,13 @@ from tests.golden.published import golden, near
 from torch import Tensor
 
 from errata.case import Edit
-from errata.deltas import weight_deltas
-from errata.editors import _joint, get_editor
-from errata.editors._joint import JointEditor, Write
-from errata.lm import LM
-from errata.loading import load
+from errata.editors import base_joint, get_editor
+from errata.editors.base_joint import JointEditor, Write
 from errata.locate.values import Values
+from errata.model.lm import LM
+from errata.model.loading import load
 from errata.patch import Change, Patch
+from errata.patch.deltas import weight_deltas
 
 KEYS = 1e-9
 VALUES = 1e-7
@@ -67,7 +67,7 @@ def given(reference: Path, model: str) -> dict[str, Any]:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     found = Seen()
-    optimise = _joint.optimise_values
+    optimise = base_joint.optimise_values
 
     def values(*args: Any, **kwargs: Any) -> Values:
         found.values.append(optimise(*args, **kwargs))
@@ -79,7 +79,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.writes.append(write)
         return original(self, lm, write)
 
-    monkeypatch.setattr(_joint, "optimise_values", values)
+    monkeypatch.setattr(base_joint, "optimise_values", values)
     monkeypatch.setattr(JointEditor, "change", change)
     return found
 

@@ -16,16 +16,16 @@ from tests.golden.published import golden, near
 from torch import Tensor
 
 from errata.case import Edit
+from errata.data.corpus import Corpus
 from errata.editors import get_editor
-from errata.lm import LM
-from errata.loading import load
 from errata.locate import solve
 from errata.locate.contexts import Contexts, given_contexts
-from errata.locate.corpus import Corpus
 from errata.locate.keys import EditKeys, edit_keys, subject_rows
 from errata.locate.moments import count_moments
 from errata.locate.rows import edit_rows
 from errata.locate.values import Values, ValueSettings, optimise_values
+from errata.model.lm import LM
+from errata.model.loading import load
 from errata.patch import LowRank
 
 KEYS = 1e-9

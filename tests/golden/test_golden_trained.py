@@ -18,12 +18,12 @@ from torch import Tensor
 from errata.case import Edit
 from errata.editors.malmen import Malmen, MalmenConfig
 from errata.editors.mend import Mend, MendConfig
-from errata.lm import LM
-from errata.loading import load
+from errata.model.lm import LM
+from errata.model.loading import load
+from errata.model.tokens import positions_of
 from errata.nets.capture import Factors, Signals, capture, edit_rows
 from errata.nets.normalise import Normaliser
 from errata.patch import LowRank
-from errata.tokens import positions_of
 
 SIGNALS = 1e-5
 UPDATE = 1e-6

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.locate.samples import build
 
-from errata.lm import LM
+from errata.model.lm import LM
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_models import DEVICE, TINY, tiny_tokenizer
 
 from errata.case import Edit
-from errata.lm import LM
+from errata.model.lm import LM
 
 
 def _norm_in_full(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ from tests.locate.samples import EDITS
 
 from errata.case import Edit
 from errata.errors import ConfigError, EditError
-from errata.lm import LM
 from errata.locate import contexts as contexts_module
 from errata.locate.contexts import (
     RECIPES,
@@ -21,7 +20,8 @@ from errata.locate.contexts import (
     sample_prefixes,
 )
 from errata.locate.keys import edit_keys, read
-from errata.tokens import Row
+from errata.model.lm import LM
+from errata.model.tokens import Row
 
 EXACT = 1e-12
 CONTEXTS = given_contexts(["{}", "I think so. {}", "He said that it was late. {}"])

@@ -12,9 +12,9 @@ import torch
 from tests.locate.test_moments import CORPUS, LAYERS, retokenised
 
 from errata.errors import DataError, EditError
-from errata.lm import LM
 from errata.locate.moment_files import Moment, save_moments, tokenizer_digest
 from errata.locate.moments import MomentSettings, count_moments, get_moments
+from errata.model.lm import LM
 
 
 def test_moments_may_be_given(tiny: Callable[..., LM], tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ import torch
 from tests.tiny_models import tiny_tokenizer
 from torch import Tensor
 
-from errata import cache
+from errata.data.corpus import Corpus, load_corpus
 from errata.errors import DataError, EditError, ErrataError
-from errata.lm import LM
 from errata.locate import moments as moments_module
-from errata.locate.corpus import Corpus, load_corpus
-from errata.locate.keys import capture, module_of
 from errata.locate.moments import MomentSettings, count_moments, get_moments, save_moments
 from errata.locate.solve import factor
+from errata.model.lm import LM
+from errata.model.passes import capture, module_at
+from errata.store import cache
 
 TEXTS = tuple(
     f"The capital of {country} is {city}. {'The river flows through the town. ' * n}".strip()
@@ -37,7 +37,7 @@ def one_by_one(lm: LM, layer: int, texts: tuple[str, ...] = TEXTS) -> tuple[Tens
     """Every text alone, without padding, and one product at the end."""
     keys = []
     for row in lm.text_rows(texts, 256):
-        inputs, _ = capture(lm, lm.batch([row], [0]), inputs=[module_of(lm, layer, "ffn")])
+        inputs, _ = capture(lm, lm.batch([row], [0]), inputs=[module_at(lm, layer, "ffn")])
         keys.append(inputs[0][0])
     stacked = torch.cat(keys)
     return stacked.T @ stacked / len(stacked), len(stacked)
@@ -340,16 +340,16 @@ def test_texts_are_read_from_files(tiny: Callable[..., LM], tmp_path: Path, kind
             "jsonl": '{"text": "one"}\n\n{"text": "two\\nlines"}\n"three"\n',
         }[kind]
     )
-    corpus = load_corpus(tiny("gpt2"), str(path), 10)
+    corpus = load_corpus("tiny-gpt2", str(path), 10)
     assert sorted(text.strip() for text in corpus.texts) == ["one", "three", "two\nlines"]
-    assert len(load_corpus(tiny("gpt2"), str(path), 2).texts) == 2
+    assert len(load_corpus("tiny-gpt2", str(path), 2).texts) == 2
 
 
 def test_the_corpus_is_named_by_its_texts(tiny: Callable[..., LM], tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('["one", "two"]')
     (tmp_path / "b.txt").write_text("one\n\ntwo")
     (tmp_path / "c.txt").write_text("one\n\nthree")
-    ids = [load_corpus(tiny("gpt2"), str(tmp_path / n), 9).id for n in ("a.json", "b.txt", "c.txt")]
+    ids = [load_corpus("tiny-gpt2", str(tmp_path / n), 9).id for n in ("a.json", "b.txt", "c.txt")]
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -368,7 +368,7 @@ def test_broken_texts_are_refused(
 ) -> None:
     (tmp_path / name).write_text(body)
     with pytest.raises(DataError, match=said):
-        load_corpus(tiny("gpt2"), str(tmp_path / name), 10)
+        load_corpus("tiny-gpt2", str(tmp_path / name), 10)
 
 
 def test_a_missing_data_set_says_what_to_do(
@@ -381,4 +381,4 @@ def test_a_missing_data_set_says_what_to_do(
 
     monkeypatch.setattr(datasets, "load_dataset", nothing)
     with pytest.raises(DataError, match="moments_text=FILE"):
-        load_corpus(tiny("gpt2"), "auto", 10)
+        load_corpus("tiny-gpt2", "auto", 10)

@@ -9,7 +9,6 @@ import pytest
 
 from errata.case import Edit
 from errata.errors import DataError, EditError
-from errata.lm import LM
 from errata.locate.perturb import (
     fit_context,
     halves,
@@ -21,6 +20,7 @@ from errata.locate.perturb import (
     subject_shuffles,
     with_subject,
 )
+from errata.model.lm import LM
 
 TEXTS = ["a {b} c", "d e f g", "h"]
 

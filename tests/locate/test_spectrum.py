@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata import cache
 from errata.errors import EditError, ErrataError
-from errata.lm import LM
 from errata.locate import solve
 from errata.locate import spectrum as spectrum_module
 from errata.locate.moments import Moment
@@ -23,6 +21,8 @@ from errata.locate.spectrum import (
     null_space_of,
     spectrum,
 )
+from errata.model.lm import LM
+from errata.store import cache
 
 F = 24
 TOLERANCE = 1e-12  # orthonormal columns in float64

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import EditError
-from errata.forward import first, hooks, with_first
-from errata.lm import LM
 from errata.locate import values as values_module
 from errata.locate.contexts import given_contexts
-from errata.locate.keys import module_of
 from errata.locate.rows import Economy, Rows, ffn_adds_to_block
 from errata.locate.values import Values, ValueSettings, optimise_values
+from errata.model.lm import LM
+from errata.model.passes import first, hooks, module_at, with_first
+from errata.model.tokens import positions_of
 from errata.patch import LowRank, Patch
-from errata.tokens import positions_of
 
 EXACT = 1e-10  # float64; operations run in another order, nothing else differs
 SINGLE = dict.fromkeys(["gptj", "gpt_neox", "opt", "bloom", "gemma2"], 1e-6)
@@ -37,7 +36,7 @@ def plain_recipe(
     subject = str(edit.subject)
     rows = [lm.row(edit.prompt, edit.target, subject, prefix=c) for c in CONTEXTS.prefixes]
     essence = lm.row(f"{subject} is a", None, subject)
-    module = module_of(lm, layer, place)  # type: ignore[arg-type]
+    module = module_at(lm, layer, place)  # type: ignore[arg-type]
     delta = torch.zeros(lm.site(layer).d_out, dtype=torch.float64, requires_grad=True)
     seen: list[Tensor] = []
 
@@ -225,7 +224,7 @@ def test_T10_the_value_makes_the_model_say_the_target(tiny: Callable[..., LM]) -
             states[0, row.subject_last] += found.delta["ffn"][i]
             return with_first(output, states)
 
-        with hooks(module_of(lm, 1, "ffn").register_forward_hook(add)):
+        with hooks(module_at(lm, 1, "ffn").register_forward_hook(add)):
             logits = lm.logits(lm.batch([row], [0]), positions_of([row], [0]))
         assert tuple(logits.argmax(-1).tolist()) == row.labels
 
@@ -252,7 +251,7 @@ def test_the_loss_may_be_read_below_the_top(tiny: Callable[..., LM]) -> None:
     # at the start: norm and head on the output of block 1
     row = lm.row(EDITS[0].prompt, EDITS[0].target, prefix=CONTEXTS.prefixes[0])
     states = []
-    block = module_of(lm, 1, "block")
+    block = module_at(lm, 1, "block")
     with hooks(block.register_forward_hook(lambda m, a, out: states.append(first(out)))):
         lm.run(lm.batch([row], [0]))
     logits = lm.module(lm.spec.head)(lm.module(lm.spec.final_norm)(states[0]))[0]
@@ -277,7 +276,7 @@ def test_values_under_earlier_patches(tiny: Callable[..., LM]) -> None:
         )
         for _ in EDITS
     ]
-    from errata.apply import Stack
+    from errata.patch.stack import Stack
 
     with Stack(lm, patches) as stack:
         found = optimise_values(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from tests.locate.samples import build
 
-from errata.lm import LM
+from errata.model.lm import LM
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.case import Edit
-from errata.deltas import is_transposed
 from errata.editors import editors, get_editor
-from errata.editors._networks import NetworkEditor
-from errata.lm import LM
+from errata.editors.base_networks import NetworkEditor
+from errata.model.lm import LM
+from errata.model.spec import Site
+from errata.model.tokens import Row, positions_of
 from errata.nets.capture import Signals, capture, edit_rows
 from errata.nets.update import FactorNetwork
-from errata.spec import Site
-from errata.tokens import Row, positions_of
+from errata.patch.deltas import is_transposed
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
 from errata.training.prepared import Prepared

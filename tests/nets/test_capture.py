@@ -12,8 +12,8 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors.mend import Mend, MendConfig
-from errata.forward import first, hooks
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.passes import first, hooks
 from errata.nets.capture import capture, edit_rows
 from errata.patch import LowRank, Patch
 
@@ -121,7 +121,7 @@ def test_blocks_below_can_be_skipped(kind: str, tiny: Tiny) -> None:
 
 def test_under_a_patch(tiny: Tiny) -> None:
     """Stacked, every row sees its own patch: as if it had been applied in place."""
-    from errata.apply import Stack
+    from errata.patch.stack import Stack
 
     lm = tiny("gpt2")
     sites, rows = sites_of(lm), edit_rows(lm, EDITS)

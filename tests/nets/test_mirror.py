@@ -7,7 +7,7 @@ import torch
 
 from errata.case import Edit
 from errata.editors import get_editor
-from errata.editors._trained import TrainedEditor
+from errata.editors.base_trained import TrainedEditor
 from errata.nets.capture import Signals
 from errata.nets.mirror import Mirror, mirrors, turned
 

@@ -21,12 +21,12 @@ from tests.nets.samples import (
 )
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.tokens import positions_of
 from errata.nets.update import Term, Update
 from errata.patch import Patch
-from errata.tokens import positions_of
+from errata.patch.stack import Stack
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
 from errata.training.objective import Objective

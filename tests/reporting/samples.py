@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.evaluation.summary import summarise
-from errata.runs import RunFolder
+from errata.store.runs import RunFolder
 
 Rates = Mapping[str, Sequence[float]]
 """By metric, the scores of one question per case."""

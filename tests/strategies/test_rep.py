@@ -16,21 +16,21 @@ from tests.editors.conftest import *  # noqa: F403 -- the fixtures that build sm
 from tests.locate.samples import EDITS
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
 from errata.editors import editors, get_editor
-from errata.editors._base import Editor
+from errata.editors.base import Editor
 from errata.errors import ConfigError, PatchError
-from errata.lm import LM
 from errata.locate.contexts import given_contexts
-from errata.locate.keys import edit_keys, module_of
+from errata.locate.keys import edit_keys
 from errata.locate.solve import factor, unit, whiten
-from errata.lora import to_lora, to_merged
+from errata.model.lm import LM
+from errata.model.passes import module_at
+from errata.model.tokens import positions_of
 from errata.patch import Module, Patch
-from errata.strategies import _rep_data as data
-from errata.strategies import _rep_training as training
-from errata.strategies._rep_adapter import KIND, Adapters, GatedAdapters, merge, split
-from errata.tokens import positions_of
+from errata.patch.export import to_lora, to_merged
+from errata.patch.stack import Stack
+from errata.strategies.rep import data, training
+from errata.strategies.rep.adapter import KIND, Adapters, GatedAdapters, merge, split
 
 HOSTS = ("rome", "r_rome", "memit", "emmet")
 STEPS = (0, 10, 20, 40, 80)
@@ -191,7 +191,7 @@ def test_the_widest_open_gate_moves_the_key() -> None:
 def test_many_adapters_are_gated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     many, k = network(adapters(7), threshold=0.5), keys(9)
     whole = many.gates(k)
-    monkeypatch.setattr("errata.strategies._rep_adapter.GATED_AT_ONCE", 2 * 9 * INNER)
+    monkeypatch.setattr("errata.strategies.rep.adapter.GATED_AT_ONCE", 2 * 9 * INNER)
     torch.testing.assert_close(many.gates(k), whole, rtol=EXACT, atol=EXACT)
 
 
@@ -403,7 +403,7 @@ def test_keys_are_what_the_projection_sees(tiny: Tiny) -> None:
     found = data.keys_at(lm, rows, at, 1)
     for row, positions, own in zip(rows, at, found, strict=True):
         seen: list[Tensor] = []
-        handle = module_of(lm, 1, "ffn").register_forward_pre_hook(
+        handle = module_at(lm, 1, "ffn").register_forward_pre_hook(
             lambda m, a, s=seen: s.append(a[0])
         )
         with torch.no_grad():
@@ -599,7 +599,7 @@ def spy_targets(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.append(target)
         return real(edits, keys, target, *args, **more)
 
-    monkeypatch.setattr("errata.strategies.rep.train", train)
+    monkeypatch.setattr("errata.strategies.rep.strategy.train", train)
     return seen
 
 
@@ -638,7 +638,7 @@ def test_higher_blocks_are_read_with_lower_adapters_at_work(
         natives.append(real(*args))
         return natives[-1]
 
-    monkeypatch.setattr("errata.strategies.rep.read_forms", read)
+    monkeypatch.setattr("errata.strategies.rep.strategy.read_forms", read)
     values = {"layers": (0, 1), "rep_lr": 0.1}
     closed = rep(make, "memit", rep_threshold=1.0, **values).edit_one(lm, EDITS[:1])
     open_ = rep(make, "memit", rep_threshold=0.0, **values).edit_one(lm, EDITS[:1])

@@ -14,10 +14,10 @@ from studies.locate.run import by_test, claimed, columns
 from studies.locate.values import shared_values
 
 from errata.case import Edit
-from errata.editors import _joint
-from errata.lm import LM
+from errata.editors import base_joint
 from errata.locate.contexts import Contexts
 from errata.locate.values import Values, ValueSettings
+from errata.model.lm import LM
 from tests.locate.samples import EDITS, build
 
 ROUNDING = 1e-4
@@ -25,7 +25,7 @@ ROUNDING = 1e-4
 
 
 def found(lm: LM, edits: list[Edit], **settings: Any) -> Values:
-    return _joint.optimise_values(
+    return base_joint.optimise_values(
         lm, edits, Contexts(("",)), 1, ValueSettings(steps=4, lr=0.1, **settings),
         places=("block",), economy=None, stack=None, groups=None, adaptive=None,
     )  # fmt: skip
@@ -35,13 +35,13 @@ def test_shared_values_are_those_found_alone(monkeypatch: pytest.MonkeyPatch) ->
     lm, edits = build("llama"), list(EDITS[:3])
     alone = found(lm, edits)
     asked: list[int] = []
-    real = _joint.optimise_values
+    real = base_joint.optimise_values
 
     def counted(lm: LM, edits: list[Edit], *given: Any, **more: Any) -> Values:
         asked.append(len(edits))
         return real(lm, edits, *given, **more)
 
-    monkeypatch.setattr(_joint, "optimise_values", counted)
+    monkeypatch.setattr(base_joint, "optimise_values", counted)
     with shared_values():
         first = found(lm, edits[:2])
         again = found(lm, [edits[2], edits[0], edits[1]])
@@ -56,7 +56,7 @@ def test_shared_values_are_those_found_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(again.delta["block"][1:], first.delta["block"])
     assert not torch.equal(other.delta["block"], first.delta["block"][:1])
     assert [again.updates[i] for i in order] == alone.updates
-    assert _joint.optimise_values is counted
+    assert base_joint.optimise_values is counted
 
 
 def entry(kind: str, top1: float, name: str = "", score: float = 0.0) -> dict[str, Any]:

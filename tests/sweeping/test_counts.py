@@ -40,7 +40,7 @@ def count(module: Any) -> int:
 
 
 def site(d_in: int, d_out: int) -> Any:
-    from errata.spec import Site
+    from errata.model.spec import Site
 
     fields = {name: None for name in Site.__dataclass_fields__}
     return Site(**{**fields, "d_in": d_in, "d_out": d_out})  # type: ignore[arg-type]

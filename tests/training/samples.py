@@ -15,8 +15,8 @@ from tests.locate.samples import build
 from tests.nets.samples import small
 
 from errata.case import Case, Edit, Probe
-from errata.editors._trained import TrainedEditor
-from errata.lm import LM
+from errata.editors.base_trained import TrainedEditor
+from errata.model.lm import LM
 from errata.training import TrainConfig, train
 from errata.training.checkpoint import FILE
 from errata.training.groups import Group, make_groups

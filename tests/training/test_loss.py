@@ -12,9 +12,9 @@ from tests.training.samples import CASES, groups, model, without
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from errata.deltas import is_transposed
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.nets.update import FactorNetwork
+from errata.patch.deltas import is_transposed
 from errata.training import TrainConfig
 from errata.training.groups import Group, merged
 from errata.training.objective import Objective

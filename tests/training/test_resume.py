@@ -27,7 +27,7 @@ from tests.training.samples import (
 )
 
 from errata.errors import ErrataError, RunError
-from errata.files import write_atomically
+from errata.store.files import write_atomically
 from errata.training import checkpoint
 from errata.training.log import read_log
 
@@ -250,7 +250,7 @@ def test_force_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
 
 
 def test_model_and_random_state_are_as_before(tmp_path: Path) -> None:
-    from errata.loading import weight_fingerprint
+    from errata.model.loading import weight_fingerprint
 
     lm = model()
     weights, state = weight_fingerprint(lm.model), torch.get_rng_state()

@@ -6,7 +6,7 @@ import pytest
 
 import errata
 from errata.editors import get_editor
-from errata.lm import LM
+from errata.model.lm import LM
 from errata.nets.weights import SHIPPED, read_config
 
 

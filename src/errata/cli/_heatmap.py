@@ -13,7 +13,7 @@ from errata.errors import ConfigError, MissingExtra
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from errata.locate.effects import Trace
+    from errata.tracing.effects import Trace
 
 TITLES = {
     "hidden": "Hidden state after one block",
@@ -38,7 +38,7 @@ def table_of(trace: Trace, kind: str) -> Table:
     """Return the average effects of one kind, a row per role of token and a column per block."""
     from rich.text import Text
 
-    from errata.locate.effects import ROLES
+    from errata.tracing.effects import ROLES
 
     values = trace.mean(kind).tolist()
     blocks = len(values[0])
@@ -111,7 +111,7 @@ def picture(trace: Trace, path: Path) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
-    from errata.locate.effects import ROLES, SUBJECT_LAST
+    from errata.tracing.effects import ROLES, SUBJECT_LAST
 
     kinds = list(trace.effects)
     blocks = trace.mean(kinds[0]).shape[1]

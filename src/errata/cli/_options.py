@@ -21,8 +21,8 @@ import typer
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
-    from errata.lm import LM
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")
@@ -113,7 +113,7 @@ class LoadOptions:
         with status(f"loading {model}"):
             import torch
 
-            from errata.loading import load
+            from errata.model.loading import load
 
             if self.threads is not None:
                 torch.set_num_threads(self.threads)

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from errata.api import View
-    from errata.editors._base import Editor
-    from errata.lm import LM
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 
 def sites(lm: LM) -> dict[str, Any]:
     """Return what the probe found, as paths with `{}` for the number of the block."""
-    from errata.spec import describe
+    from errata.model.spec import describe
 
     return describe(lm.spec, lm.model)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from errata.api import View
-    from errata.editors._base import Editor
-    from errata.lm import LM
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 EXAMPLES = ("errata demo", "errata demo --quick --json")
@@ -124,7 +124,7 @@ def _editor(name: str, lm: LM, folder: Path) -> Editor:
     cls = editors.load(name)
     own: dict[str, Any] = {}
     if lm.name != "pocket" and "moments" in cls.needs:
-        from errata.files import write_atomically
+        from errata.store.files import write_atomically
         from errata.world import build_world, texts
 
         text = folder / "world.txt"
@@ -146,7 +146,7 @@ def _compared(lm: LM) -> list[str]:
 def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question], dict[str, Any]]:
     """Make the edit and ask about it from all sides."""
     from errata.api import compare, edit
-    from errata.loading import weight_fingerprint
+    from errata.model.loading import weight_fingerprint
     from errata.world import demo_case
 
     case = demo_case()
@@ -239,7 +239,7 @@ def _table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _write(folder: Path, document: Mapping[str, Any]) -> None:
-    from errata.files import write_atomically
+    from errata.store.files import write_atomically
 
     text = jsonlib.dumps(document, ensure_ascii=False, indent=1)
     write_atomically(folder / "summary.json", (text + "\n").encode())

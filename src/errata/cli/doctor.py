@@ -20,7 +20,7 @@ from errata.cli._options import JsonFlag, LoadOptions, expand
 from errata.errors import ErrataError, ModelError
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 EXAMPLES = ("errata doctor", "errata doctor pocket", "errata doctor ./my-model --dtype bfloat16")
 
@@ -98,7 +98,7 @@ def _machine() -> list[Check]:
 def _folders() -> list[Check]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from errata.files import cache_root
+    from errata.store.files import cache_root
 
     named = {
         "errata's cache": (cache_root(), "ERRATA_CACHE"),
@@ -154,7 +154,7 @@ def _model(name: str, load: LoadOptions) -> tuple[list[Check], dict[str, Any] | 
 def _logits(lm: LM, texts: list[str], stack: Any = None) -> Any:
     import torch
 
-    from errata.tokens import positions_of
+    from errata.model.tokens import positions_of
 
     rows = [lm.row(text) for text in texts]
     if stack is not None:
@@ -192,8 +192,8 @@ def _padding(lm: LM) -> str:
 def _small_patch(lm: LM) -> Any:
     import torch
 
+    from errata.model.spec import weight_of
     from errata.patch import LowRank, Patch
-    from errata.spec import weight_of
 
     site = lm.site(lm.n_layers // 2)
     draw = torch.Generator().manual_seed(0)
@@ -216,7 +216,7 @@ def _undo(lm: LM) -> str:
 
 
 def _stacked(lm: LM) -> str:
-    from errata.apply import Stack
+    from errata.patch.stack import Stack
 
     patch = _small_patch(lm)
     with patch.applied(lm):
@@ -231,7 +231,7 @@ def _cache(lm: LM) -> str:
 
 
 def _traced(lm: LM) -> str:
-    from errata.locate.trace import cached_choice
+    from errata.tracing.trace import cached_choice
 
     chosen = cached_choice(lm)
     return str(chosen) if chosen is not None else f"none yet; errata trace {lm.name} makes one"

@@ -15,8 +15,8 @@ from errata.cli._options import DryRunFlag, EditorOptions, ForceFlag, JsonFlag, 
 from errata.errors import ConfigError, DataError, EditError
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
-    from errata.lm import LM
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 EXAMPLES = (

@@ -28,9 +28,9 @@ from errata.errors import ConfigError
 
 if TYPE_CHECKING:
     from errata.data import LoadedData
-    from errata.editors._base import Editor
+    from errata.editors.base import Editor
     from errata.evaluation.robustness import RobustnessSettings
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 EXAMPLES = (
     "errata eval --editor rome --data world --limit 50",

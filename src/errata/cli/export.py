@@ -13,7 +13,7 @@ from errata.cli._options import DryRunFlag, ForceFlag, JsonFlag, ModelOptions, e
 from errata.errors import ConfigError, PatchError
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 EXAMPLES = (
@@ -69,7 +69,7 @@ def export(
         return
     document = _to_lora(lm, loaded, out, max_rank, force) if to is Form.lora else {}
     if to is Form.merged:
-        from errata.lora import to_merged
+        from errata.patch.export import to_merged
 
         with _output.status("writing the merged checkpoint"):
             to_merged(lm, loaded, out, force=force)
@@ -113,7 +113,7 @@ def _check_target(out: Path, to: Form, force: bool) -> None:
 
 
 def _to_lora(lm: LM, patch: Patch, out: Path, max_rank: int | None, force: bool) -> dict[str, Any]:
-    from errata.lora import to_lora
+    from errata.patch.export import to_lora
 
     report = to_lora(lm, patch, out, max_rank=max_rank, force=force)
     return {
@@ -149,7 +149,7 @@ def import_adapter(
     json: JsonFlag = False,
 ) -> None:
     """Turn a PEFT LoRA adapter into a patch, to verify it or to edit on top of it."""
-    from errata.lora import from_lora
+    from errata.patch.export import from_lora
 
     _output.check_free(out, "patch.json", force)
     lm = model.load()

@@ -15,8 +15,8 @@ from errata.cli._options import ForceFlag, JsonFlag, LoadOptions, expand
 from errata.errors import RunError
 
 if TYPE_CHECKING:
-    from errata.lm import LM
-    from errata.locate.effects import Trace
+    from errata.model.lm import LM
+    from errata.tracing.effects import Trace
 
 EXAMPLES = (
     "errata trace pocket",
@@ -153,7 +153,7 @@ def _files(out: Path | None, force: bool) -> list[Path]:
 
 
 def _write(found: Trace, files: list[Path]) -> None:
-    from errata.files import write_together
+    from errata.store.files import write_together
 
     made: dict[Path, bytes] = {}
     for file in files:

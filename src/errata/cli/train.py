@@ -24,7 +24,7 @@ from errata.cli._options import (
 from errata.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from errata.editors._networks import NetworkEditor
+    from errata.editors.base_networks import NetworkEditor
     from errata.training import TrainConfig
     from errata.training.loop import Trained
     from errata.training.sources import Sources

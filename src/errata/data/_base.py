@@ -15,7 +15,7 @@ from errata.config import Settings, did_you_mean, settings_from
 from errata.data._download import fetch
 from errata.data._records import Record
 from errata.errors import ConfigError, DataError
-from errata.files import sha256_of
+from errata.store.files import sha256_of
 
 
 class NotUsed(Exception):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from errata.errors import DataError
-from errata.files import cache_root, sha256_of, write_atomically
+from errata.store.files import cache_root, sha256_of, write_atomically
 
 _BLOCK = 1 << 20
 _NETWORK = (

@@ -13,7 +13,7 @@ from errata.config import did_you_mean
 from errata.data._base import Dataset
 from errata.data._records import SKIP_HINT, Record, describe, freeze, read_lines, thaw
 from errata.errors import ConfigError, DataError
-from errata.files import write_atomically
+from errata.store.files import write_atomically
 
 _EDIT = tuple(field.name for field in fields(Edit))
 _PROBE = tuple(field.name for field in fields(Probe))

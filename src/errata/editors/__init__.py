@@ -1,4 +1,4 @@
-"""Editors: one file per method, and the folder is the registry.
+"""Editors: one file or one folder per method, and the folder is the registry.
 
 `get_editor("rome", overrides=["layer=3"])` builds one, `get_editor("runs/ibke")` one with networks
 that were trained; nothing heavy is imported before.
@@ -16,7 +16,7 @@ from errata.errors import ConfigError, ModelError
 from errata.registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor, EditorConfig
+    from errata.editors.base import Editor, EditorConfig
 
 __all__ = ["Editor", "EditorConfig", "editors", "get_editor", "published_settings"]
 
@@ -90,7 +90,7 @@ class EditorRegistry(Registry):
             return super().load(name)
         if name not in self._made:
             from errata.strategies import strategies
-            from errata.strategies._base import combine
+            from errata.strategies.base import combine
 
             host, strategy = self._split(name)
             self._made[name] = combine(strategies.load(strategy), super().load(host))
@@ -112,15 +112,17 @@ class EditorRegistry(Registry):
         return host, strategy
 
 
-editors = EditorRegistry("editor", "errata.editors", Path(__file__).parent, "errata.editors")
+editors = EditorRegistry(
+    "editor", "errata.editors", Path(__file__).parent, "errata.editors", home="editor"
+)
 
 
 def __getattr__(name: str) -> Any:
     # the classes need torch, listing and naming editors does not
     if name in {"Editor", "EditorConfig"}:
-        from errata.editors import _base
+        from errata.editors import base
 
-        return getattr(_base, name)
+        return getattr(base, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

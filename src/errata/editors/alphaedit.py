@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 import torch
 from pydantic import Field
 
-from errata.editors._base import EditorConfig
-from errata.editors._joint import Factors, JointConfig, JointEditor, Write
+from errata.editors.base import EditorConfig
+from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
-from errata.lm import LM
 from errata.locate.joint import Memory, null_space, null_space_as_published
 from errata.locate.moments import get_moments
 from errata.locate.spectrum import PUBLISHED_THRESHOLD, NullSpace, get_null_space
+from errata.model.lm import LM
 from errata.patch import Change, Dense
 
 

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from errata.editors._base import recall_layer, resolve_layer
-from errata.editors._joint import Factors, JointConfig, JointEditor, Write
+from errata.editors.base import recall_layer, resolve_layer
+from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET
-from errata.lm import LM
 from errata.locate.joint import equality
+from errata.model.lm import LM
 
 
 class EmmetConfig(JointConfig):

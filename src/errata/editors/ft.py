@@ -9,16 +9,16 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
 from errata.editors import backbone_of
-from errata.editors._base import Editor, EditorConfig, resolve_layer, under
-from errata.lm import LM
-from errata.locate.adam import RowAdam
-from errata.locate.tuning import Tuned, TuningRows
+from errata.editors.base import Editor, EditorConfig, resolve_layer, under
+from errata.model.lm import LM
+from errata.model.spec import Site
+from errata.model.tokens import Row
 from errata.patch import Dense, Patch
-from errata.spec import Site
-from errata.tokens import Row
+from errata.patch.stack import Stack
+from errata.tuning.adam import RowAdam
+from errata.tuning.rows import Tuned, TuningRows
 
 STATE_COPIES = 7
 """Copies of the tuned weights one group needs: delta, gradient, two moments and temporaries."""
@@ -110,9 +110,10 @@ class FineTuning(Editor):
         wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
         return [(layer, lm.site(layer)) for layer in wanted]
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Descend on the loss of every group's edits, all groups side by side."""
         sites = self._sites(lm)
         rows = [[self._row(lm, edit) for edit in group] for group in groups]
         size = sum(site.d_in * site.d_out for _, site in sites)
@@ -130,7 +131,7 @@ class FineTuning(Editor):
                 for group, delta in zip(members, deltas, strict=True):
                     found[group] = delta
         return [
-            self._patch(lm, [Dense(path, delta) for path, delta in found[g].items()], group)
+            self.make_patch(lm, [Dense(path, delta) for path, delta in found[g].items()], group)
             for g, group in enumerate(groups)
         ]
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from errata.apply import Stack
 from errata.case import Edit
-from errata.editors._trained import Matrices, TrainedConfig, TrainedEditor
-from errata.lm import LM
+from errata.editors.base_trained import Matrices, TrainedConfig, TrainedEditor
+from errata.model.lm import LM
+from errata.model.spec import Site
 from errata.nets.capture import Signals
 from errata.nets.update import FactorNetwork, Term, Update
-from errata.spec import Site
+from errata.patch.stack import Stack
 
 
 class KeConfig(TrainedConfig):

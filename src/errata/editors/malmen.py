@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from errata.editors._trained import TrainedConfig, TrainedEditor
+from errata.editors.base_trained import TrainedConfig, TrainedEditor
 from errata.errors import EditError
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.spec import Site
 from errata.nets.capture import Factors, Signals
 from errata.nets.normalise import Norm, Normaliser
 from errata.nets.rates import EditRates, RateSpace
 from errata.nets.update import FactorNetwork, Term, Update
-from errata.spec import Site
 
 
 class MalmenConfig(TrainedConfig):

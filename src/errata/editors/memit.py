@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from errata.editors._joint import Factors, JointConfig, JointEditor, Write
-from errata.lm import LM
+from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.locate.joint import least_squares
+from errata.model.lm import LM
 
 
 class MemitConfig(JointConfig):

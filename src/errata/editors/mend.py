@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from errata.case import Edit
-from errata.editors._trained import Matrices, TrainedConfig, TrainedEditor
-from errata.lm import LM
+from errata.editors.base_trained import Matrices, TrainedConfig, TrainedEditor
+from errata.model.lm import LM
+from errata.model.spec import Site
 from errata.nets.capture import Signals
 from errata.nets.mirror import MIRROR, mirrors, turned
 from errata.nets.normalise import Norm, Normaliser
 from errata.nets.rates import EditRates, RateSpace
 from errata.nets.update import FactorNetwork, Term, Update
-from errata.spec import Site
 
 
 class MendConfig(TrainedConfig):

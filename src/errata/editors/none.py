@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from errata.case import Edit
-from errata.editors._base import Editor
-from errata.lm import LM
+from errata.editors.base import Editor
+from errata.model.lm import LM
 from errata.patch import Patch
 
 
@@ -22,7 +22,8 @@ class NoEdit(Editor):
     sequence = "adds"
     exports = ("merged",)
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
-        return [self._patch(lm, (), group) for group in groups]
+        """Return patches that change nothing."""
+        return [self.make_patch(lm, (), group) for group in groups]

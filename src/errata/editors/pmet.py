@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from errata.editors._joint import Rule
+from errata.editors.base_joint import Rule
 from errata.editors.memit import POCKET, Memit, MemitConfig, settings
-from errata.locate.keys import Place
 from errata.locate.values import Adaptive
+from errata.model.passes import Place
 
 
 class PmetConfig(MemitConfig):

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.deltas import weight_deltas
 from errata.editors.memit import Memit, MemitConfig
-from errata.lm import LM
 from errata.locate.joint import clip_singular
+from errata.model.lm import LM
 from errata.patch import Dense, Patch
+from errata.patch.deltas import weight_deltas
 
 
 class PruneConfig(MemitConfig):
@@ -46,9 +46,10 @@ class Prune(Memit):
     published: ClassVar[Mapping[str, Mapping[str, object]]] = Memit.published
     config: PruneConfig
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Solve as the host does, then clip what all batches so far add up to."""
         layers = self.prepared(lm).layers
         names = [lm.site(layer).weight for layer in layers]
         totals = [
@@ -60,7 +61,7 @@ class Prune(Memit):
         ]
         done: list[Patch] = []
         for added, old, group in zip(
-            super()._edit(lm, groups, unclipped), totals, groups, strict=True
+            super().edit_groups(lm, groups, unclipped), totals, groups, strict=True
         ):
             deltas = weight_deltas(lm, added.changes)
             new: dict[str, Tensor | None] = {name: delta.double() for name, delta in deltas.items()}
@@ -78,7 +79,7 @@ class Prune(Memit):
                 **added.state, **{f"prune.total.{name}": value for name, value in new.items()}
             }  # fmt: skip
             dense = [Dense(name, step[name].to(deltas[name].dtype)) for name in deltas]
-            done.append(self._patch(lm, dense, group, **state))
+            done.append(self.make_patch(lm, dense, group, **state))
         return done
 
     def _clipping(self, lm: LM, totals: Mapping[str, Tensor | None], sign: float) -> list[Dense]:

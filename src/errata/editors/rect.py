@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from errata.deltas import weight_deltas
-from errata.editors._joint import Write
+from errata.editors.base_joint import Write
 from errata.editors.memit import Memit, MemitConfig
-from errata.lm import LM
 from errata.locate.joint import keep_largest
+from errata.model.lm import LM
 from errata.patch import Change, Dense
+from errata.patch.deltas import weight_deltas
 
 
 class RectConfig(MemitConfig):

@@ -10,16 +10,16 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.apply import Stack
 from errata.case import Edit
-from errata.editors._base import under
-from errata.editors._located import LocateEditor, OneLayerConfig, one_layer
-from errata.lm import LM
+from errata.editors.base import under
+from errata.editors.base_located import LocateEditor, OneLayerConfig, one_layer
 from errata.locate import solve
 from errata.locate.keys import EditKeys, edit_keys
 from errata.locate.solve import Factor
 from errata.locate.values import optimise_values
+from errata.model.lm import LM
 from errata.patch import LowRank, Patch
+from errata.patch.stack import Stack
 
 
 class RomeConfig(OneLayerConfig):
@@ -94,9 +94,10 @@ class Rome(LocateEditor):
         """Return factors of each edit's update from its target value and its keys."""
         return solve.rome(target, keys.value, keys.mean_key, keys.key, moment)
 
-    def _edit(
+    def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
+        """Find one key and one value per edit and write them, all groups side by side."""
         path = lm.site(self.prepared(lm).layers[0]).path
         factors: list[list[tuple[Tensor, Tensor]]] = [[] for _ in groups]
 
@@ -116,7 +117,7 @@ class Rome(LocateEditor):
                 B, A = self._update(lm, edits, stack, routes)
                 for row, i in enumerate(numbers):
                     factors[members[i]].append((B[row], A[row]))
-        return [self._patch(lm, change(g), group) for g, group in enumerate(groups)]
+        return [self.make_patch(lm, change(g), group) for g, group in enumerate(groups)]
 
     def _update(
         self, lm: LM, edits: Sequence[Edit], stack: Stack | None, routes: Sequence[int] | None

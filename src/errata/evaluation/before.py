@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from errata.cache import load_json, save_json
 from errata.errors import ErrataError
 from errata.evaluation.metrics import mean_nll
 from errata.evaluation.questions import Question
-from errata.files import cache_root
+from errata.store.cache import load_json, save_json
+from errata.store.files import cache_root
 
 if TYPE_CHECKING:
-    from errata.lm import LM
-    from errata.tokens import Row
+    from errata.model.lm import LM
+    from errata.model.tokens import Row
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from errata.deltas import weight_deltas
 from errata.patch import Change, Dense, LowRank, Patch
+from errata.patch.deltas import weight_deltas
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from errata.errors import EditError, ErrataError, ModelError, PatchError
 from errata.patch import Patch
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
-    from errata.lm import LM
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
 
 
 Outcome = Patch | ErrataError

@@ -21,9 +21,9 @@ from errata.evaluation.scoring import Scorer
 from errata.patch import Patch
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
-    from errata.lm import RowScore
-    from errata.tokens import Row
+    from errata.editors.base import Editor
+    from errata.model.lm import RowScore
+    from errata.model.tokens import Row
 
 SHOWN_TOKENS = 32
 """Longest answer whose predicted tokens are written into records."""

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from errata.tokens import Batch
+from errata.model.tokens import Batch
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
     from errata.case import Case
-    from errata.lm import LM
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 LENGTH = 100
 """Tokens of a sampled text, prompt included; fewer where the model's context is shorter."""

@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.apply import applied
 from errata.errors import DataError, MissingExtra
-from errata.files import cache_root, write_atomically
+from errata.patch.in_place import applied
+from errata.store.files import cache_root, write_atomically
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 ITEMS = 100

@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from errata.errors import DataError
-from errata.tokens import Row
+from errata.model.tokens import Row
 
 if TYPE_CHECKING:
     from errata.evaluation.scoring import Scorer
-    from errata.lm import LM
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 TOKENS = 8192
@@ -54,7 +54,7 @@ def load_text(lm: LM, source: str | None) -> Text | None:
 
     Args:
         lm: Tokenises.
-        source: A text that [`errata.locate.corpus.load_corpus`][] reads (`.txt`, `.json`,
+        source: A text that [`errata.data.corpus.load_corpus`][] reads (`.txt`, `.json`,
             `.jsonl`), of which the first TOKENS tokens are used, its documents shuffled by a fixed
             seed; `auto`: for the pocket model sentences of its world, in wordings that its text
             never contained, about heads that no test edits; nothing for other models.
@@ -67,9 +67,9 @@ def load_text(lm: LM, source: str | None) -> Text | None:
     if source == "auto":
         name, documents = "the pocket model's world, held-out sentences", world_sentences()
     else:
-        from errata.locate.corpus import load_corpus
+        from errata.data.corpus import load_corpus
 
-        corpus = load_corpus(lm, source, TOKENS)  # a document has one token at least
+        corpus = load_corpus(lm.name, source, TOKENS)  # a document has one token at least
         name, documents = corpus.name, iter(corpus.texts)
     rows: list[Row] = []
     left = TOKENS

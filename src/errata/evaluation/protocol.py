@@ -23,12 +23,12 @@ from errata.evaluation.scoring import Scorer
 from errata.evaluation.session import Session
 from errata.evaluation.summary import summarise
 from errata.evaluation.tracking import Tracker
-from errata.files import sha256_of
-from errata.runs import UNCOMPARED, RunFolder
+from errata.store.files import sha256_of
+from errata.store.runs import UNCOMPARED, RunFolder
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
-    from errata.lm import LM
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
 
 Progress = Callable[[int, int], None]
 SHORT = 16

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from errata.case import Case, Edit
 
 if TYPE_CHECKING:
-    from errata.lm import LM
-    from errata.tokens import Row
+    from errata.model.lm import LM
+    from errata.model.tokens import Row
 
 Kind = Literal["reliability", "generality", "locality"]
 

@@ -35,9 +35,9 @@ from pydantic import Field
 from errata.case import Case, Edit, Probe
 from errata.config import Settings, settings_from
 from errata.data import LoadedData
+from errata.data.corpus import Corpus, load_corpus
 from errata.errors import DataError
 from errata.locate.contexts import ContextSettings, get_contexts
-from errata.locate.corpus import Corpus, load_corpus
 from errata.locate.perturb import (
     LONG_HELD,
     LONG_WORDS,
@@ -47,10 +47,10 @@ from errata.locate.perturb import (
     subject_shuffles,
     with_subject,
 )
-from errata.tokens import find_subject
+from errata.model.tokens import find_subject
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
     from errata.world import World
 
 Test = Literal["prefix", "long", "prompt", "subject", "shuffle", "possessive", "locality"]
@@ -321,7 +321,7 @@ class _Builder:
         assert isinstance(self.words, int)
         if self._texts is None:
             try:
-                self._texts = load_corpus(self.lm, settings.text, settings.documents)
+                self._texts = load_corpus(self.lm.name, settings.text, settings.documents)
             except DataError as error:
                 raise DataError(
                     error.message,

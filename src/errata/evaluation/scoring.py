@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from errata.apply import Stack, applied
 from errata.errors import PatchError
 from errata.evaluation.fluency import sample
 from errata.evaluation.regimes import chunks
 from errata.patch import Patch
+from errata.patch.in_place import applied
+from errata.patch.stack import Stack
 
 if TYPE_CHECKING:
-    from errata.lm import LM, RowScore
-    from errata.tokens import Row
+    from errata.model.lm import LM, RowScore
+    from errata.model.tokens import Row
 
 STACKED_RANK = 64
 """Patches of a higher rank run in place: stacked, every row would carry a copy of the factors.

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from errata.case import Case
 from errata.errors import ErrataError, PatchError, RunError
 from errata.evaluation.regimes import Regime, units_of
-from errata.files import write_atomically
 from errata.patch import LowRank, Patch
+from errata.store.files import write_atomically
 
 if TYPE_CHECKING:
-    from errata.runs import RunFolder
+    from errata.store.runs import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from errata.evaluation.tracking import Tracker, spread
 from errata.patch import Patch
 
 if TYPE_CHECKING:
-    from errata.editors._base import Editor
-    from errata.lm import LM
-    from errata.runs import RunFolder
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
+    from errata.store.runs import RunFolder
 
 SHARED_CASES = 1024
 """Most cases of units that share a patch whose questions are asked together."""

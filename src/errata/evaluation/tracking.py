@@ -12,7 +12,7 @@ from errata.evaluation.scoring import Scorer
 
 if TYPE_CHECKING:
     from errata.evaluation.general import General
-    from errata.lm import LM
+    from errata.model.lm import LM
     from errata.patch import Patch
 
 RECALLED = 200

@@ -16,14 +16,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.cache import digest, load_json, save_json
 from errata.config import Settings
 from errata.errors import ConfigError
-from errata.files import cache_root
-from errata.tokens import Row
+from errata.model.tokens import Row
+from errata.store.cache import digest, load_json, save_json
+from errata.store.files import cache_root
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 WORDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5

@@ -7,85 +7,22 @@ model) and ends at the last module that is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import EditError
-from errata.forward import first, hooks
 from errata.locate.contexts import Contexts, Mean
-from errata.tokens import Batch, Row
+from errata.model.passes import capture, module_at, wide
+from errata.model.tokens import Row
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
-    from errata.lm import LM
-
-Place = Literal["ffn", "attn", "block"]
-"""Where a value is read or moved: output of the FFN or attention projection, or of the block."""
-
-
-class _Enough(BaseException):
-    """Ends a forward pass once everything wanted was seen; no model code may swallow it."""
-
-
-def module_of(lm: LM, layer: int, place: Place) -> nn.Module:
-    """Return the module whose output is the value at `place` of block `layer`."""
-    if place == "block":
-        return lm.module(lm.spec.blocks[layer])
-    return lm.module(lm.site(layer, f"{place}_out").path)
-
-
-def capture(
-    lm: LM,
-    batch: Batch,
-    inputs: Sequence[nn.Module] = (),
-    outputs: Sequence[nn.Module] = (),
-    **kwargs: Any,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run the model until all modules were called and return their first inputs and outputs.
-
-    Args:
-        lm: The model.
-        batch: Rows to run.
-        inputs: Modules whose input is wanted.
-        outputs: Modules whose output is wanted.
-        kwargs: Further arguments of the forward pass.
-
-    Returns:
-        `[B, T, d]` tensors, in the order asked for.
-    """
-    seen: dict[tuple[str, int], Tensor] = {}
-    wanted = {("in", id(m)) for m in inputs} | {("out", id(m)) for m in outputs}
-
-    def keep(key: tuple[str, int], value: Tensor) -> None:
-        seen[key] = value
-        if len(seen) == len(wanted):
-            raise _Enough
-
-    handles = [
-        *(
-            m.register_forward_pre_hook(lambda m, args: keep(("in", id(m)), args[0]))
-            for m in {id(m): m for m in inputs}.values()
-        ),
-        *(
-            # a copy: some blocks (Falcon's) add to the output of their FFN in place
-            m.register_forward_hook(lambda m, args, out: keep(("out", id(m)), first(out).clone()))
-            for m in {id(m): m for m in outputs}.values()
-        ),
-    ]
-    with hooks(*handles), suppress(_Enough):
-        lm.run(batch, **kwargs)
-    return [seen["in", id(m)] for m in inputs], [seen["out", id(m)] for m in outputs]
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return `tensor` in float32 at least."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -129,8 +66,8 @@ def read(
         One reading per layer; its rows are in the order of `rows`.
     """
     cut = [Row(row.ids[: p + 1], (p,), (), p + 1) for row, p in zip(rows, at, strict=True)]
-    projections = [module_of(lm, layer, "ffn") for layer in layers]
-    blocks = [module_of(lm, layer, "block") for layer in layers] if hidden else []
+    projections = [module_at(lm, layer, "ffn") for layer in layers]
+    blocks = [module_at(lm, layer, "block") for layer in layers] if hidden else []
     parts: list[tuple[tuple[int, ...], list[Tensor]]] = []
     for batch in lm.batches(cut):
         if stack is not None:

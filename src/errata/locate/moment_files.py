@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.cache import digest, save_tensors
 from errata.errors import DataError, EditError
+from errata.store.cache import digest, save_tensors
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 log = logging.getLogger(__name__)
 

@@ -22,18 +22,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.cache import digest, folder_name, load_tensors, save_tensors
 from errata.config import Settings
+from errata.data.corpus import Corpus, load_corpus
 from errata.errors import DataError, EditError, ErrataError
-from errata.files import cache_root
-from errata.locate.corpus import Corpus, load_corpus
-from errata.locate.keys import capture, module_of
 from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
 from errata.locate.moment_files import save_moments as save_moments
-from errata.tokens import Row
+from errata.model.passes import capture, module_at
+from errata.model.tokens import Row
+from errata.store.cache import digest, folder_name, load_tensors, save_tensors
+from errata.store.files import cache_root
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
     if samples == "auto":
         samples = AUTO_DOCUMENTS
         enough = TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
-    corpus = load_corpus(lm, settings.moments_text, samples)
+    corpus = load_corpus(lm.name, settings.moments_text, samples)
     length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
     dtype = getattr(torch, settings.moments_precision)
     folder = model_folder("moments", lm)
@@ -215,7 +215,7 @@ def count_moments(
     Raises:
         EditError: If a key is NaN or infinite.
     """
-    modules = [module_of(lm, layer, "ffn") for layer in layers]
+    modules = [module_at(lm, layer, "ffn") for layer in layers]
     sizes = [lm.site(layer).d_in for layer in layers]
     sums = [torch.zeros(f, f, dtype=dtype, device=lm.device) for f in sizes]
     tokens = done = 0

@@ -25,11 +25,11 @@ from itertools import permutations
 from typing import TYPE_CHECKING, TypeVar
 
 from errata.errors import DataError
-from errata.tokens import find_subject, join
+from errata.model.tokens import find_subject, join
 
 if TYPE_CHECKING:
     from errata.case import Edit
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 T = TypeVar("T")
 
@@ -175,7 +175,7 @@ def long_contexts(
     """Draw the long contexts of one edit.
 
     Args:
-        texts: Documents in order, for example those of [`errata.locate.corpus.load_corpus`][].
+        texts: Documents in order, for example those of [`errata.data.corpus.load_corpus`][].
         key: What they are drawn for: the prompt of the edit.
         words: White-space words of each.
         held: How many are meant for training.

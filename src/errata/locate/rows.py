@@ -24,14 +24,26 @@ from torch import Tensor, nn
 
 from errata.case import Edit
 from errata.config import Settings
-from errata.forward import Prefix, first, hooks, make_prefix, reuse_below, suffix_batch, with_first
 from errata.locate.contexts import Contexts
-from errata.locate.keys import Place, capture, module_of, subject_rows, wide
-from errata.tokens import Batch, Row
+from errata.locate.keys import subject_rows
+from errata.model.passes import (
+    Place,
+    Prefix,
+    capture,
+    first,
+    hooks,
+    make_prefix,
+    module_at,
+    reuse_below,
+    suffix_batch,
+    wide,
+    with_first,
+)
+from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
-    from errata.lm import LM
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 LOGIT_BUDGET = 1 << 26
 """Most logits (positions x vocabulary) per forward pass; 0.25 GB in float32, before gradients."""
@@ -60,7 +72,7 @@ def ffn_adds_to_block(lm: LM, layer: int) -> bool:
     moving it once, so no list of architectures is needed.
     """
     batch = lm.batch([Row((lm.pad_id, lm.pad_id), (1,), (), 2)], [0])
-    ffn, block = module_of(lm, layer, "ffn"), module_of(lm, layer, "block")
+    ffn, block = module_at(lm, layer, "ffn"), module_at(lm, layer, "block")
     _, (before, hidden) = capture(lm, batch, outputs=[ffn, block])
     shift = torch.full_like(before, float(hidden.abs().max()))
     with hooks(ffn.register_forward_hook(lambda m, args, out: with_first(out, first(out) + shift))):
@@ -147,7 +159,7 @@ class Rows:
                 context.enter_context(reuse_below(lm, self.cut, self.hidden))
             for place, vector in vectors.items():
                 skipped = self.cut == self.layer
-                module = module_of(lm, self.layer, "block" if skipped else place)
+                module = module_at(lm, self.layer, "block" if skipped else place)
                 context.enter_context(hooks(module.register_forward_hook(self._adder(vector))))
             if self.loss_layer is not None and self.loss_layer < lm.n_layers - 1:
                 context.enter_context(_exit_at(lm, self.loss_layer))
@@ -308,8 +320,8 @@ def build_rows(
         pairs += [(r, p - start) for p in row.positions]
         labels += row.labels
         weights += [1 / ((per_edit - 1) * len(row.labels))] * len(row.labels)
-    modules = [module_of(lm, layer, place) for place in places]
-    below = [] if cut is None else [module_of(lm, cut, "block")]
+    modules = [module_at(lm, layer, place) for place in places]
+    below = [] if cut is None else [module_at(lm, cut, "block")]
     _, outputs = capture(lm, batch, outputs=[*modules, *below], **extra)
     extra.clear()
     if prefix is not None and cut is not None:

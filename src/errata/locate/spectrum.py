@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.cache import digest, load_tensors
 from errata.errors import EditError
 from errata.locate.moment_files import Moment, tensor_digest
 from errata.locate.moments import keep, model_folder
 from errata.locate.solve import Factor, factor
+from errata.store.cache import digest, load_tensors
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 log = logging.getLogger(__name__)
 

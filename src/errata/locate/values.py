@@ -28,14 +28,14 @@ from torch import Tensor
 from errata.case import Edit
 from errata.config import Settings
 from errata.errors import EditError
-from errata.locate.adam import RowAdam
 from errata.locate.contexts import Contexts
-from errata.locate.keys import Place
 from errata.locate.rows import Economy, Rows, build_rows, plan_chunks
+from errata.model.passes import Place
+from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
-    from errata.lm import LM
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 DROP_SHARE = 0.25
 """Finished edits are dropped once they are this share of the batch: dropping copies the caches."""

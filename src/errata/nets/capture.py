@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.case import Edit
-from errata.forward import first, hooks, reuse_below, with_first
-from errata.spec import Site
-from errata.tokens import Batch, Row, bucket, positions_of
+from errata.model.passes import first, hooks, reuse_below, with_first
+from errata.model.spec import Site
+from errata.model.tokens import Batch, Row, bucket, positions_of
 
 if TYPE_CHECKING:
-    from errata.apply import Stack
-    from errata.lm import LM
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
 
 HALF_SCALE = 2.0**12
 """In float16 the loss is multiplied by this before the backward pass: `u` would underflow."""

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import SpecError
-from errata.locate.keys import capture
-from errata.tokens import Row
+from errata.model.passes import capture
+from errata.model.tokens import Row
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "quick_gelu")
 """Names in transformers that are tried after the one that the model's configuration gives."""

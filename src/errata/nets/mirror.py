@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
+from errata.model.tokens import find_subject
 from errata.nets.capture import Signals
-from errata.tokens import find_subject
 
 MIRROR: Any = Field(
     default=False,

@@ -21,7 +21,7 @@ from errata.nets.small import (
 )
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 Text = tuple[int, ...]
 """Token ids of the base model's tokenizer."""

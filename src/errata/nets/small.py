@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from errata.errors import ConfigError, ModelError
-from errata.tokens import Row, bucket
+from errata.model.tokens import Row, bucket
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 OWN = "own"
 EXAMPLE = "Expected own:BLOCK,BLOCK,… (copies of the base model's blocks) or a Hub id or folder."
@@ -93,7 +93,7 @@ def load_model(kind: Any, name: str) -> Any:
     Raises:
         ModelError: If it cannot be had.
     """
-    from errata.loading import quiet_transformers
+    from errata.model.loading import quiet_transformers
 
     try:
         with quiet_transformers():

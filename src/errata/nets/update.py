@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from errata.model.spec import Site
 from errata.nets.capture import Signals
 from errata.nets.rates import EditRates
 from errata.patch import LowRank
-from errata.spec import Site
 
 
 @dataclass(frozen=True)

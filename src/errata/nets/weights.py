@@ -16,10 +16,10 @@ from torch import nn
 
 from errata import __version__
 from errata.errors import ConfigError, ModelError
-from errata.files import write_together
+from errata.store.files import write_together
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)

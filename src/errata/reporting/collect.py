@@ -10,7 +10,7 @@ from typing import Any
 
 from errata.editors import editors
 from errata.errors import RunError
-from errata.runs import CONFIG, Run, load_run
+from errata.store.runs import CONFIG, Run, load_run
 from errata.sweeping import state
 
 SHORT = 8

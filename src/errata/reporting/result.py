@@ -9,10 +9,10 @@ from typing import Any
 
 from errata.config import did_you_mean
 from errata.errors import ConfigError, RunError
-from errata.files import write_together
 from errata.reporting import formats
 from errata.reporting.collect import Collection, Missing, told
 from errata.reporting.tables import Comparison, compare
+from errata.store.files import write_together
 
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "table.md", "latex": "table.tex", "csv": "table.csv"}

@@ -14,9 +14,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from errata.config import Settings
-from errata.editors._joint import JointEditor, Rule
-from errata.lm import LM
-from errata.strategies._base import Strategy
+from errata.editors.base_joint import JointEditor, Rule
+from errata.model.lm import LM
+from errata.strategies.base import Strategy
 
 
 class BlueSettings(Settings):

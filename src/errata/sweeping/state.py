@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Literal
 
 from errata import __version__
 from errata.errors import RunError
-from errata.files import write_atomically
-from errata.locks import take_lock as take
+from errata.store.files import write_atomically
+from errata.store.locks import take_lock as take
 from errata.sweeping.units import Unit
 
 FILE = "sweep.json"

@@ -11,8 +11,8 @@ from errata.training.config import TrainConfig
 if TYPE_CHECKING:
     from errata.case import Case
     from errata.data import LoadedData
-    from errata.editors._networks import NetworkEditor
-    from errata.lm import LM
+    from errata.editors.base_networks import NetworkEditor
+    from errata.model.lm import LM
     from errata.training.loop import Trained
     from errata.training.prepared import Prepared
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.model.spec import Site
 from errata.nets.capture import Signals, capture
 from errata.nets.update import FactorNetwork
-from errata.spec import Site
 from errata.training.groups import Group
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import RunError
-from errata.files import write_atomically
+from errata.store.files import write_atomically
 
 FILE = "checkpoint.safetensors"
 

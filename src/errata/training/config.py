@@ -11,7 +11,7 @@ from errata.config import Settings, settings_from
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
-    from errata.editors._networks import NetworkEditor
+    from errata.editors.base_networks import NetworkEditor
 
 
 class TrainConfig(Settings):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from errata.case import Case, Edit
 from errata.errors import EditError, ModelError
-from errata.lm import LM
+from errata.model.lm import LM
+from errata.model.tokens import Row
 from errata.nets.capture import edit_rows
-from errata.tokens import Row
 
 if TYPE_CHECKING:
-    from errata.editors._networks import NetworkEditor
+    from errata.editors.base_networks import NetworkEditor
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import RunError
-from errata.files import write_atomically
+from errata.store.files import write_atomically
 
 LOG = "log.jsonl"
 

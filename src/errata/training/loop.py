@@ -15,7 +15,7 @@ import torch
 from errata.errors import ConfigError, DataError, RunError
 from errata.nets import weights
 from errata.nets.update import EditNetwork
-from errata.runs import RunFolder
+from errata.store.runs import RunFolder
 from errata.training import checkpoint
 from errata.training.card import write_card
 from errata.training.checkpoint import Progress
@@ -27,8 +27,8 @@ from errata.training.processes import Interrupt, add_up, finish, make_accelerato
 from errata.training.sampler import Sampler, noise_for
 
 if TYPE_CHECKING:
-    from errata.editors._networks import NetworkEditor
-    from errata.lm import LM
+    from errata.editors.base_networks import NetworkEditor
+    from errata.model.lm import LM
 
 BEST = "best"
 NOT_COMPARED = {"tracker", "log_every", "save_every", "memory_gb"}

@@ -16,17 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.apply import Stack
+from errata.model.tokens import Row, bucket, positions_of
 from errata.nets.capture import Signals
 from errata.nets.update import Update
-from errata.tokens import Row, bucket, positions_of
+from errata.patch.stack import Stack
 from errata.training.calibrate import calibrate
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
 from errata.training.prepared import Prepared
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.locate.keys import capture as capture_outputs
-from errata.locate.keys import module_of
+from errata.model.passes import capture as capture_outputs
+from errata.model.passes import module_at
+from errata.model.spec import Site
+from errata.model.tokens import Batch, Row, bucket, positions_of
 from errata.nets.capture import Factors, Signals, capture
-from errata.spec import Site
-from errata.tokens import Batch, Row, bucket, positions_of
 from errata.training.groups import Group
 
 if TYPE_CHECKING:
-    from errata.lm import LM
+    from errata.model.lm import LM
 
 CHUNK = 256
 """Rows of one batch of the preparation; fixed, because results depend on it in the last bit."""
@@ -140,7 +140,7 @@ class Prepared:
     @torch.no_grad()
     def _compute_below(self, batch: Batch) -> Float[Tensor, "B T d"]:
         _, (hidden,) = capture_outputs(
-            self.lm, batch, outputs=[module_of(self.lm, self.lowest - 1, "block")]
+            self.lm, batch, outputs=[module_at(self.lm, self.lowest - 1, "block")]
         )
         return hidden
 
@@ -197,7 +197,7 @@ class Prepared:
         """Return a context in which the blocks below the lowest edited one are skipped."""
         from contextlib import nullcontext
 
-        from errata.forward import reuse_below
+        from errata.model.passes import reuse_below
 
         if not self.lowest:
             return nullcontext()

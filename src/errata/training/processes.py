@@ -16,7 +16,7 @@ from errata.errors import ConfigError, MissingExtra
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from errata.lm import LM
+    from errata.model.lm import LM
     from errata.training.config import TrainConfig
 
 

@@ -1,0 +1,131 @@
+"""Ordinary text for moments and perplexity: a local file, a data set of the Hub, or a default."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from errata.errors import DataError
+
+SHUFFLE_SEED = 1
+"""Seed of the choice of documents; the published code uses `random.Random(1)` too."""
+
+SUFFIXES = {".txt", ".json", ".jsonl"}
+
+WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1"
+"""What `auto` means for every model but the pocket one: what REP's scripts count moments on."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents on which second moments are counted.
+
+    Attributes:
+        name: Where they come from, for messages.
+        texts: The chosen documents, in the order they are processed.
+        id: SHA-256 over the documents: the same texts are the same corpus, whatever their file's
+            name.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    id: str
+
+
+def load_corpus(model: str, source: str, samples: int) -> Corpus:
+    """Choose documents.
+
+    Args:
+        model: Name of the model, for `auto`.
+        source: `auto` (the pocket model's own world; else wikitext-103 from the Hub), a local file
+            (`.txt`: paragraphs separated by blank lines; `.json`: a list of texts or of `{"text":
+            …}`; `.jsonl`), or a data set of the Hub as `owner/name` or `owner/name:configuration`.
+        samples: How many documents are drawn; fewer are there if the source holds fewer.
+
+    Raises:
+        DataError: If the source is missing, malformed or holds no text.
+    """
+    if source == "auto" and model == "pocket":
+        name, texts = "the pocket model's world", list(_pocket_texts())
+    else:
+        name = WIKITEXT if source == "auto" else source
+        path = Path(name).expanduser()
+        if not path.is_file() and (name[:1] in "/.~" or path.suffix in SUFFIXES):
+            raise DataError(
+                f"no such file: {name}", "Give a file, or a data set of the Hub as owner/name"
+            )
+        texts = list(_read_file(path) if path.is_file() else _read_hub(name, samples))
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"{name} holds no text")
+    order = list(range(len(texts)))
+    random.Random(SHUFFLE_SEED).shuffle(order)
+    chosen = tuple(texts[i] for i in order[:samples])
+    total = hashlib.sha256()
+    for text in chosen:
+        total.update(hashlib.sha256(text.encode()).digest())
+    return Corpus(name, chosen, total.hexdigest())
+
+
+def _pocket_texts() -> Iterable[str]:
+    from errata.world import build_world, texts
+
+    return texts(build_world())
+
+
+def _read_file(path: Path) -> Iterator[str]:
+    body = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            records = json.loads(body)
+        except ValueError as error:
+            raise DataError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(records, list):
+            raise DataError(f"{path} holds a {type(records).__name__}; expected a list of texts")
+        for number, record in enumerate(records):
+            yield _text_of(record, f"{path}, entry {number}")
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(body.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is not valid JSON: {error}") from None
+            yield _text_of(record, f"{path}, line {number}")
+    else:
+        yield from body.split("\n\n")
+
+
+def _text_of(record: Any, where: str) -> str:
+    text = record.get("text") if isinstance(record, dict) else record
+    if not isinstance(text, str):
+        raise DataError(f'{where}: expected a text or an object with "text"')
+    return text
+
+
+def _read_hub(name: str, samples: int) -> Iterator[str]:
+    """Stream the training split of a data set of the Hub, so that only what is used is fetched.
+
+    Documents are drawn from the first `5 * samples`, which is also all that is fetched.
+    """
+    from datasets import load_dataset
+
+    dataset, _, configuration = name.partition(":")
+    try:
+        rows = load_dataset(dataset, configuration or None, split="train", streaming=True)
+        for row in islice(rows, 5 * samples):
+            yield _text_of(row, name)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"cannot read texts from {name!r}: {str(error).strip().partition(chr(10))[0]}",
+            "Give a local file: --set moments_text=FILE.txt (or .json, .jsonl)",
+        ) from error

@@ -1,0 +1,271 @@
+"""What every editor is: a pure function from model, groups of edits and patches to patches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import ClassVar, Literal
+
+from errata.case import Edit
+from errata.config import Settings
+from errata.editors import backbone_of
+from errata.errors import ConfigError, EditError, PatchError
+from errata.model.lm import LM
+from errata.model.tokens import find_subject
+from errata.patch import Patch
+from errata.patch.stack import Stack
+from errata.tracing.trace import cached_choice
+
+Layer = int | Literal["auto"]
+
+
+class EditorConfig(Settings):
+    """Settings of an editor: frozen, every one described, unknown names refused."""
+
+
+class Editor(ABC):
+    """Turns edits into patches; the model is bit-identical afterwards.
+
+    A new editor is one file in this folder with one class that sets the attributes below as
+    literals and implements `edit_groups`. Checks, composition with earlier patches and the refusal
+    of NaN are done here.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name in tables.
+        paper: Citation with an arXiv id or address.
+        needs: `subject`, `moments` and `training`, as far as they are needed.
+        weights: Whether it changes weights.
+        batch: What happens to the edits of a group: `joint` (solved together), `in turn` (one after
+            another) or `memory` (each becomes an entry).
+        sequence: What happens to an earlier patch: `adds` (the new change is added to it) or
+            `grows` (its memory grows).
+        exports: What its patches can be exported as by default settings: `lora`, `merged`.
+        Config: Class of its settings.
+        published: Backbone -> published settings, for `--as-published`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
+    Config: ClassVar[type[EditorConfig]] = EditorConfig
+    published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+
+    def __init__(self, config: EditorConfig | None = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def prepare(self, lm: LM) -> None:  # noqa: B027 -- optional
+        """Make what is needed once per model (moments, templates); cached, progress on stderr."""
+
+    def made_of(self, lm: LM) -> dict[str, str]:
+        """Return what results depend on besides model and settings, for the records of a run."""
+        return {}
+
+    def edit(
+        self,
+        lm: LM,
+        groups: Sequence[Sequence[Edit]],
+        *,
+        after: Patch | Sequence[Patch | None] | None = None,
+    ) -> list[Patch]:
+        """Edit independent groups; each starts from the same model (and its own earlier patch).
+
+        Args:
+            lm: The unedited model; bit-identical afterwards.
+            groups: Edits that belong together, for each group.
+            after: A patch that is already there: one for all groups, or one per group.
+
+        Returns:
+            One patch per group, complete: what was there plus what this edit adds.
+
+        Raises:
+            EditError: If a group is empty, a subject is missing, or the update came out NaN or
+                infinite.
+            ModelError: If the model holds NaN weights.
+            PatchError: If `after` belongs to another model.
+        """
+        before = _earlier(lm, len(groups), after)
+        for number, group in enumerate(groups):
+            if not group:
+                raise EditError(f"group {number} is empty; expected at least one edit")
+            for edit in group:
+                self.check(edit)
+            self.check_together(group)
+        lm.check_finite()
+        if not groups:
+            return []
+        self.prepare(lm)
+        added = self.edit_groups(lm, groups, before)
+        return [
+            self._finish(lm, old, new, group)
+            for old, new, group in zip(before, added, groups, strict=True)
+        ]
+
+    def edit_one(self, lm: LM, edits: Sequence[Edit], after: Patch | None = None) -> Patch:
+        """Edit one group; see `edit`."""
+        return self.edit(lm, [edits], after=after)[0]
+
+    def check(self, edit: Edit) -> None:
+        """Refuse an edit that this editor cannot carry out, before anything is computed.
+
+        Raises:
+            EditError: Says what is missing.
+        """
+        if "subject" not in self.needs:
+            return
+        if edit.subject is None:
+            raise EditError(
+                f"{self.name} needs to know the subject of {edit.prompt!r}",
+                'Give it: --subject TEXT, or "subject" in the record',
+            )
+        find_subject(edit.prompt, edit.subject)
+
+    def check_together(self, group: Sequence[Edit]) -> None:  # noqa: B027 -- optional
+        """Refuse edits that cannot be carried out together, before anything is computed.
+
+        Raises:
+            EditError: Says which; its `edits` are those to leave out.
+        """
+
+    @abstractmethod
+    def edit_groups(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
+    ) -> list[Patch]:
+        """Return what each group adds to its earlier patch, without that patch.
+
+        The groups are not empty and have passed `check`; `before` has one patch per group.
+        """
+
+    def _automatic(self, lm: LM, setting: str, rule: int) -> int:
+        """Return what `auto` means: the block published for a model of that name, else `rule`."""
+        values = self.published.get(backbone_of(lm.name), {})
+        layer = values.get(setting, rule)
+        return layer if isinstance(layer, int) else rule
+
+    def _automatic_layers(self, lm: LM) -> tuple[int, ...] | None:
+        """Return the blocks published for a model of that name, if there are any."""
+        values = self.published.get(backbone_of(lm.name), {})
+        layers = values.get("layers")
+        return layers if isinstance(layers, tuple) else None
+
+    def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
+        """Join the earlier patch and what was added; overridden where the new replaces the old."""
+        return before + added
+
+    def _finish(self, lm: LM, before: Patch, added: Patch, group: Sequence[Edit]) -> Patch:
+        try:
+            added.check_finite()
+        except PatchError as error:
+            raise EditError(
+                f"editing {group[0].prompt!r} gave NaN or infinite values: {error.message}",
+                "The model is untouched. A smaller learning rate or another layer may help.",
+            ) from None
+        return self._compose(lm, before, added)
+
+    def make_patch(
+        self, lm: LM, changes: Sequence, edits: Sequence[Edit], **state: object
+    ) -> Patch:
+        """Build the patch of one group with this editor's name and settings."""
+        return Patch.for_model(
+            lm, changes, editor=self.name, config=self.config.model_dump(mode="json"),
+            edits=tuple(edits), state=state,
+        )  # fmt: skip
+
+
+def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
+    """Return the first two edits of a group that ask for different answers to one prompt.
+
+    Args:
+        group: The edits.
+        by_subject: Whether the same prompt about another subject is another question.
+    """
+    seen: dict[tuple[str, str | None], Edit] = {}
+    for edit in group:
+        first = seen.setdefault((edit.prompt, edit.subject if by_subject else None), edit)
+        if first.target.strip() != edit.target.strip():
+            return first, edit
+    return None
+
+
+def _earlier(lm: LM, count: int, after: Patch | Sequence[Patch | None] | None) -> list[Patch]:
+    """One earlier patch per group, each checked against the model."""
+    if after is None or isinstance(after, Patch):
+        given = [after] * count
+    else:
+        given = list(after)
+    if len(given) != count:
+        raise EditError(f"{len(given)} earlier patches for {count} groups; expected one per group")
+    for patch in {id(patch): patch for patch in given if patch is not None}.values():
+        patch.check(lm)
+    return [Patch() if patch is None else patch for patch in given]
+
+
+def under(
+    lm: LM, patches: Sequence[Patch]
+) -> Iterator[tuple[list[int], Stack | None, list[int] | None]]:
+    """Put the model under one patch per group, for as many groups at once as can be stacked.
+
+    Yields:
+        Numbers of the groups, the active stack (None if none is needed) and the patch of each
+        group in it.
+    """
+    everyone = list(range(len(patches)))
+    if all(patch.is_empty for patch in patches):
+        yield everyone, None, None
+        return
+    try:
+        stack = Stack(lm, patches)
+    except PatchError:  # something that cannot differ by row: one group at a time, in place
+        for number, patch in enumerate(patches):
+            with patch.applied(lm):
+                yield [number], None, None
+        return
+    with ExitStack() as context:
+        context.enter_context(stack)
+        yield everyone, stack, everyone
+
+
+def resolve_layer(lm: LM, layer: Layer, automatic: int) -> int:
+    """Turn a layer setting into a block number.
+
+    Args:
+        lm: The model.
+        layer: The setting; negative numbers count from the last block.
+        automatic: What `auto` means for this model.
+
+    Raises:
+        ConfigError: If the model has no such block.
+    """
+    number = automatic if layer == "auto" else layer
+    if not -lm.n_layers <= number < lm.n_layers:
+        raise ConfigError(
+            f"layer {number} does not exist: {lm.name} has blocks 0 to {lm.n_layers - 1}",
+            f"Example: --set layer={lm.n_layers // 3}",
+        )
+    return number % lm.n_layers
+
+
+def gated(lm: LM, layer: int) -> bool:
+    """Whether a block's FFN has a gate (two input matrices, or one of twice the width)."""
+    width = sum(site.d_out for site in lm.spec.ffn_in[layer])
+    return width >= 2 * lm.site(layer).d_in
+
+
+def recall_layer(lm: LM) -> int:
+    """Block where subjects are recalled: what `auto` means for ROME and its relatives.
+
+    Where the model was traced (`errata trace`), the peak of the FFN's effect. Else a rule read off
+    the published tables: 0.345 of the depth for plain FFNs (GPT2-M 8 of 24, L 12 of 36, XL 17 of
+    48, NeoX 15 of 44) and one sixth for gated ones (5 of 28 to 32).
+    """
+    traced = cached_choice(lm)
+    if traced is not None:
+        return traced.layer
+    share = 1 / 6 if gated(lm, lm.n_layers // 2) else 0.345
+    return min(lm.n_layers - 1, round(share * lm.n_layers))

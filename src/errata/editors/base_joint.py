@@ -1,0 +1,335 @@
+"""Methods that write many edits into several blocks at once, block after block.
+
+Residual rule x solver x place of the value spans the family: every editor's file states only what
+is its own, and the strategies change the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from errata.case import Edit
+from errata.editors.base import gated, recall_layer, resolve_layer, under
+from errata.editors.base_located import Layers, LocateConfig, LocateEditor, refuse_conflicts
+from errata.errors import EditError
+from errata.locate.contexts import Contexts, Mean
+from errata.locate.joint import RowsError
+from errata.locate.keys import edit_keys
+from errata.locate.memory import Memory
+from errata.locate.values import Adaptive, optimise_values
+from errata.model.lm import LM
+from errata.model.passes import Place
+from errata.model.spec import Site
+from errata.patch import Change, LowRank, Patch
+from errata.patch.deltas import bounded
+from errata.patch.stack import Stack
+from errata.tracing.trace import cached_choice
+
+Rule = Literal["linear", "sqrt", "direct"]
+"""What part of the missing value a block supplies: 1/(blocks left), its root, or all of its own."""
+
+Factors = tuple[Float[Tensor, "u d"], Float[Tensor, "u f"]]
+
+MOST_LAYERS = 5
+"""Blocks that the published tables edit, as a rule."""
+
+
+class JointConfig(LocateConfig):
+    """Settings of a method that edits several blocks."""
+
+    layers: Layers = Field(
+        default="auto",
+        description="Blocks to edit; auto: as published for this model, else as traced, else by "
+        "depth",
+    )
+    contexts: str | tuple[str, ...] = Field(
+        default="memit",
+        description="Texts in front of the prompt: a recipe sampled from the unedited model "
+        "(memit: 6 contexts; also rome, easyedit, uniedit, bare) or a list of templates that end "
+        "in {}",
+    )
+    clamp: float = Field(default=0.75, gt=0, description="Largest ||delta|| relative to ||v0||")
+    conflicts: Literal["refuse", "keep"] = Field(
+        default="refuse",
+        description="Edits of one batch with equal prompts and different targets; keep: they are "
+        "averaged",
+    )
+
+
+@dataclass(frozen=True)
+class Write:
+    """One block's part of one group: what a solver gets.
+
+    Attributes:
+        site: The projection.
+        layer: Its block.
+        residual: What is missing at each edit's key, one row per edit.
+        keys: Mean keys of the edits.
+        memory: Keys of earlier edits, if they are remembered.
+        now: The group's patch so far.
+    """
+
+    site: Site
+    layer: int
+    residual: Float[Tensor, "u d"]
+    keys: Float[Tensor, "u f"]
+    memory: Memory | None
+    now: Patch
+
+
+class JointEditor(LocateEditor):
+    """Finds values once, then solves block after block, ascending, on the weights as they are.
+
+    Attributes:
+        rule: How the residual is spread over the blocks.
+        places: Where the value is found; the first is where the residual is read.
+    """
+
+    mean: ClassVar[Mean] = "two_level"
+    rule: ClassVar[Rule] = "linear"
+    places: ClassVar[tuple[Place, ...]] = ("block",)
+    config: JointConfig
+
+    # ------------------------------------------------------------------ what a method states
+
+    @abstractmethod
+    def factors(self, lm: LM, write: Write) -> Factors:
+        """Solve for one block: rows `(B, A)`, one per edit, with update `D = B^T A` (`d x f`)."""
+
+    def change(self, lm: LM, write: Write) -> Change:
+        """Return the change of one block; a low-rank one unless a method needs all entries."""
+        B, A = self.factors(lm, write)
+        dtype = write.residual.dtype
+        return LowRank(write.site.path, B.T.to(dtype).contiguous(), A.to(dtype).contiguous())
+
+    def facts(self, lm: LM) -> dict[str, int]:
+        """Return numbers that every patch records."""
+        return {}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether keys of earlier edits are kept in the patch and spared."""
+        return False
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """How the likelihood's weight follows the optimisation of values; None: it is fixed."""
+        return None
+
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks of the setting `layers`."""
+        chosen = self.config.layers
+        return self.resolve_layers(lm, self.automatic_layers(lm) if chosen == "auto" else chosen)
+
+    def automatic_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks published for this model, else as traced, else by depth."""
+        published = self._automatic_layers(lm)
+        if published is not None:
+            return published
+        traced = cached_choice(lm)
+        if traced is not None:
+            return traced.layers
+        # the published tables end where ROME edits in plain FFNs (GPT2-XL 13-17, GPT-J 3-8) and
+        # half as deep again in gated ones (Llama 4-8 where ROME edits 5)
+        last = recall_layer(lm)
+        if gated(lm, lm.n_layers // 2):
+            last = min(lm.n_layers - 1, round(1.5 * last))
+        return tuple(range(max(0, last - MOST_LAYERS + 1), last + 1))
+
+    def resolve_layers(self, lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
+        """Return block numbers in ascending order, each once.
+
+        Raises:
+            ConfigError: If the model has no such block, or none is given.
+        """
+        return tuple(sorted({resolve_layer(lm, layer, 0) for layer in layers}))
+
+    # ------------------------------------------------------------------ the schedule
+
+    def check_together(self, group: Sequence[Edit]) -> None:
+        """Refuse edits that contradict each other."""
+        if self.config.conflicts == "refuse":
+            refuse_conflicts(group)
+
+    def edit_groups(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
+    ) -> list[Patch]:
+        """Find the wanted values of all groups, then solve block after block."""
+        at = self.prepared(lm)
+        run = _Run(lm, groups, at.contexts, self.mean, self.places)
+        memories = [self._recalled(patch, at.layers) for patch in before]
+        changes: list[list[Change]] = [[] for _ in groups]
+
+        def now() -> list[Patch]:
+            return [patch + Patch(tuple(own)) for patch, own in zip(before, changes, strict=True)]
+
+        last = at.layers[-1]
+        target = None
+        for position, layer in enumerate(at.layers):
+            aim = layer if self.rule == "direct" else last
+            patches = now()
+            if target is None or self.rule == "direct":
+                target = run.targets(patches, aim, self.config, self.adaptive)
+            keys, current = run.read(patches, layer, aim)
+            share = self._share(len(at.layers) - position)
+            residual = (target - current.to(target)) * share
+            for g, rows in enumerate(run.rows):
+                write = Write(
+                    lm.site(layer), layer, residual[rows], keys[rows], memories[g].get(layer),
+                    patches[g],
+                )  # fmt: skip
+                try:
+                    changes[g].append(self.change(lm, write))
+                except RowsError as error:
+                    blamed = tuple(groups[g][row] for row in error.rows)
+                    raise EditError(error.message, error.hint, edits=blamed) from None
+        states = self._states(run, now(), at.layers, memories)
+        facts = self.facts(lm)
+        return [
+            self.make_patch(lm, own, group, **facts, **state)
+            for own, group, state in zip(changes, groups, states, strict=True)
+        ]
+
+    def _share(self, left: int) -> float:
+        return {"linear": 1 / left, "sqrt": 1 / math.sqrt(left), "direct": 1.0}[self.rule]
+
+    def _recalled(self, patch: Patch, layers: Sequence[int]) -> dict[int, Memory]:
+        if not self.remembers:
+            return {}
+        return {layer: Memory.from_tensors(patch.state, f"memory.{layer}") for layer in layers}
+
+    def _states(
+        self,
+        run: _Run,
+        patches: Sequence[Patch],
+        layers: Sequence[int],
+        memories: Sequence[Mapping[int, Memory]],
+    ) -> list[dict[str, Tensor]]:
+        """Return what has to be known next time: keys as the edited model has them, remembered."""
+        states: list[dict[str, Tensor]] = [{} for _ in patches]
+        if not self.remembers:
+            return states
+        keys = run.all_keys(patches, layers)
+        for g, rows in enumerate(run.rows):
+            for layer in layers:
+                memory = memories[g][layer].add(keys[layer][rows])
+                states[g] |= memory.tensors(f"memory.{layer}")
+        return states
+
+    def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
+        # a memory is replaced as a whole: its keys give way to their sum when they grow many
+        new = {name.rpartition(".")[0] for name in added.state if name.startswith("memory.")}
+        kept = {
+            name: value
+            for name, value in before.state.items()
+            if name.rpartition(".")[0] not in new
+        }
+        return bounded(lm, replace(before, state=kept) + added)
+
+
+class _Run:
+    """The edits of all groups side by side; each row is read under its own group's patch."""
+
+    def __init__(
+        self,
+        lm: LM,
+        groups: Sequence[Sequence[Edit]],
+        contexts: Contexts,
+        mean: Mean,
+        places: tuple[Place, ...],
+    ) -> None:
+        self.lm, self.contexts, self.places = lm, contexts, places
+        self.mean: Mean = mean
+        self.edits = [edit for group in groups for edit in group]
+        ends = torch.tensor([len(group) for group in groups]).cumsum(0).tolist()
+        self.rows = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
+
+    def _gather(
+        self,
+        patches: Sequence[Patch],
+        read: Callable[[list[Edit], Stack | None, list[int] | None], Sequence[Tensor]],
+    ) -> list[Tensor]:
+        """Read tensors with one row per edit, in the order of all edits."""
+        parts: list[Sequence[Tensor]] = []
+        order: list[int] = []
+        for numbers, stack, routes in under(self.lm, patches):
+            mine = [
+                (row, None if routes is None else routes[i])
+                for i, g in enumerate(numbers)
+                for row in range(self.rows[g].start, self.rows[g].stop)
+            ]
+            owners = None if routes is None else [route for _, route in mine if route is not None]
+            parts.append(read([self.edits[row] for row, _ in mine], stack, owners))
+            order += [row for row, _ in mine]
+        back = torch.tensor(order, device=self.lm.device).argsort()
+        return [torch.cat(column)[back] for column in zip(*parts, strict=True)]
+
+    def targets(
+        self,
+        patches: Sequence[Patch],
+        layer: int,
+        settings: JointConfig,
+        adaptive: Adaptive | None,
+    ) -> Float[Tensor, "n d"]:
+        """Optimise the value of every edit at one block, on the weights as they are."""
+        (found,) = self._gather(
+            patches,
+            lambda edits, stack, routes: [
+                optimise_values(
+                    self.lm, edits, self.contexts, layer, settings, places=self.places,
+                    economy=settings, stack=stack, groups=routes, adaptive=adaptive,
+                ).target(self.places[0])
+            ],
+        )  # fmt: skip
+        return found
+
+    def read(
+        self, patches: Sequence[Patch], layer: int, aim: int
+    ) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n d"]]:
+        """Return mean keys at `layer`, and the present value of the bare prompts at `aim`."""
+        block = self.places[0] == "block"
+
+        def both(
+            edits: list[Edit], stack: Stack | None, routes: list[int] | None
+        ) -> Sequence[Tensor]:
+            own = edit_keys(
+                self.lm, edits, self.contexts, [layer], mean=self.mean,
+                hidden=block and aim == layer, stack=stack, groups=routes,
+            )[layer]  # fmt: skip
+            aimed = own
+            if aim != layer:  # only the bare prompts have to go further
+                aimed = edit_keys(
+                    self.lm, edits, Contexts(("",)), [aim],
+                    hidden=block, stack=stack, groups=routes,
+                )[aim]  # fmt: skip
+            value = aimed.hidden if block else aimed.value
+            assert value is not None
+            return own.mean_key, value
+
+        keys, current = self._gather(patches, both)
+        return keys, current
+
+    def all_keys(
+        self, patches: Sequence[Patch], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "n f"]]:
+        """Return mean keys at several blocks from one pass."""
+        found = self._gather(
+            patches,
+            lambda edits, stack, routes: [
+                reading.mean_key
+                for reading in edit_keys(
+                    self.lm, edits, self.contexts, layers,
+                    mean=self.mean, stack=stack, groups=routes,
+                ).values()
+            ],
+        )  # fmt: skip
+        return dict(zip(layers, found, strict=True))

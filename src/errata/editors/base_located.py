@@ -1,0 +1,133 @@
+"""What all locate-then-edit methods share: blocks, contexts and second moments of keys."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
+
+from errata.case import Edit
+from errata.editors.base import (
+    Editor,
+    EditorConfig,
+    Layer,
+    contradiction,
+    recall_layer,
+    resolve_layer,
+)
+from errata.errors import EditError
+from errata.locate.contexts import Contexts, ContextSettings, Mean, get_contexts
+from errata.locate.moments import MomentSettings, get_moments
+from errata.locate.rows import Economy
+from errata.locate.solve import Factor
+from errata.locate.spectrum import get_factor
+from errata.locate.values import ValueSettings
+from errata.model.lm import LM
+
+Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
+
+
+class LocateConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings, Economy):
+    """Settings of every locate-then-edit method."""
+
+
+class OneLayerConfig(LocateConfig):
+    """Settings of a method that edits one block."""
+
+    layer: Layer = Field(
+        default="auto",
+        description="Block to edit; auto: as published for this model, else as traced, else by "
+        "depth",
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is made once per model.
+
+    Attributes:
+        layers: Blocks to edit, ascending.
+        contexts: Texts in front of the prompts.
+        moments: Per block, the factor of its keys' second moment; None: `C = I`.
+    """
+
+    layers: tuple[int, ...]
+    contexts: Contexts
+    moments: Mapping[int, Factor | None]
+
+
+class LocateEditor(Editor):
+    """Writes keys and values found at the subject's last token into FFN output projections.
+
+    Attributes:
+        mean: How the keys of an edit are averaged over contexts.
+    """
+
+    needs = ("subject", "moments")
+    weights = True
+    mean: ClassVar[Mean] = "flat"
+    config: LocateConfig
+
+    def __init__(self, config: EditorConfig | None = None) -> None:
+        super().__init__(config)
+        self._prepared: WeakKeyDictionary[LM, Prepared] = WeakKeyDictionary()
+
+    @abstractmethod
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks that are edited, ascending."""
+
+    @property
+    def whitens(self) -> bool:
+        """Whether the second moment of keys enters the update."""
+        return True
+
+    def made_of(self, lm: LM) -> dict[str, str]:
+        """Return the blocks, which `auto` may take from a trace."""
+        return {"layers": " ".join(map(str, self.edited_layers(lm)))}
+
+    def prepare(self, lm: LM) -> None:
+        """Sample the contexts and count the second moments of the edited blocks' keys."""
+        self.prepared(lm)
+
+    def prepared(self, lm: LM) -> Prepared:
+        """Return what was made for this model, making it the first time.
+
+        Raises:
+            ConfigError: If the model has no such block.
+            DataError: If the texts for the second moments cannot be read.
+        """
+        if lm not in self._prepared:
+            layers = self.edited_layers(lm)
+            moments: dict[int, Factor | None] = dict.fromkeys(layers)
+            if self.whitens:
+                for layer, moment in get_moments(lm, layers, self.config).items():
+                    moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
+            self._prepared[lm] = Prepared(layers, get_contexts(lm, self.config), moments)
+        return self._prepared[lm]
+
+
+def one_layer(editor: Editor, lm: LM, layer: Layer) -> tuple[int]:
+    """Return the block of a method that edits one."""
+    return (resolve_layer(lm, layer, editor._automatic(lm, "layer", recall_layer(lm))),)
+
+
+def refuse_conflicts(group: Sequence[Edit]) -> None:
+    """Refuse two edits that ask for different answers to one prompt.
+
+    Raises:
+        EditError: Names both; `edits` holds the later one.
+    """
+    found = contradiction(group, by_subject=True)
+    if found is not None:
+        first, edit = found
+        raise EditError(
+            f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
+            f"by {edit.target!r}",
+            "Leave one out, edit them one after the other (the later wins), or average them: "
+            "--set conflicts=keep",
+            edits=(edit,),
+        )

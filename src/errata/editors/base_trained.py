@@ -1,0 +1,153 @@
+"""What trained editors share: sites, loading, and the way from requests to patches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from errata.case import Edit
+from errata.editors import backbone_of
+from errata.editors.base import recall_layer, resolve_layer, under
+from errata.editors.base_networks import NetworkConfig, NetworkEditor
+from errata.errors import ConfigError
+from errata.model.lm import LM
+from errata.model.spec import Site
+from errata.nets.capture import Signals, capture, edit_rows
+from errata.nets.update import FactorNetwork
+from errata.patch import Patch
+from errata.patch.stack import Stack
+
+Matrices = Literal["out", "all"]
+
+
+class TrainedConfig(NetworkConfig):
+    """Settings that all editors have whose networks write an update."""
+
+    layers: tuple[int, ...] | Literal["auto"] = Field(
+        default="auto", description="Blocks to edit; auto: as published for this model, else a rule"
+    )
+    matrices: Matrices = Field(
+        default="out", description="out: the FFN's output matrix; all: its other matrices too"
+    )
+    signal_source: Literal["original", "current"] = Field(
+        default="current",
+        description="Whether later edits see the model as it was or as earlier edits left it; "
+        "edits of one group always see the same",
+    )
+    scale: float = Field(
+        default=1.0, ge=0, description="Strength of the finished update; 1: as trained"
+    )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_layer(cls, value: object) -> object:
+        return (value,) if isinstance(value, int) else value
+
+
+class TrainedEditor(NetworkEditor):
+    """An editor whose update comes from networks trained beforehand on one base model.
+
+    Subclasses give `build`. Capture, losses, the training loop and checkpoints are shared.
+    """
+
+    Config: ClassVar[type[TrainedConfig]] = TrainedConfig
+    at_edit_time: ClassVar[tuple[str, ...]] = ("weights", "signal_source", "scale")
+
+    @property
+    def settings(self) -> TrainedConfig:
+        """The settings, typed."""
+        assert isinstance(self.config, TrainedConfig)
+        return self.config
+
+    @abstractmethod
+    def build(self, sites: Sequence[tuple[int, Site]], lm: LM) -> FactorNetwork:
+        """Return untrained networks for these matrices."""
+
+    def automatic_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks that `auto` means where nothing is published: three that recall.
+
+        The last one is where ROME would edit, and one more: facts are read out above it.
+        """
+        last = min(lm.n_layers - 1, recall_layer(lm) + 1)
+        return tuple(range(max(0, last - 2), last + 1))
+
+    def sites(self, lm: LM) -> list[tuple[int, Site]]:
+        """Return block number and projection of every edited matrix, lowest block first.
+
+        Raises:
+            ConfigError: If a block does not exist or is named twice.
+        """
+        layers = self.settings.layers
+        if layers == "auto":
+            values = self.published.get(backbone_of(lm.name), {})
+            found = values.get("layers")
+            layers = tuple(found) if isinstance(found, tuple) else self.automatic_layers(lm)
+        numbers = sorted(resolve_layer(lm, layer, 0) for layer in layers)
+        if len(set(numbers)) != len(numbers) or not numbers:
+            raise ConfigError(f"layers {layers}: expected different blocks, at least one")
+        chosen = []
+        for layer in numbers:
+            if self.settings.matrices == "all":
+                chosen += [(layer, site) for site in lm.spec.ffn_in[layer]]
+            chosen.append((layer, lm.site(layer)))
+        return chosen
+
+    # ------------------------------------------------------------------ editing
+
+    @torch.no_grad()
+    def edit_groups(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
+    ) -> list[Patch]:
+        """Take gradient factors of all edits and let the networks make changes of them."""
+        network = self.network(lm)
+        sites = self.sites(lm)
+        if self.settings.signal_source == "original":
+            before = [Patch()] * len(groups)
+        patches: dict[int, Patch] = {}
+        for numbers, stack, _ in under(lm, before):
+            for signals, mine in self._signals(lm, sites, groups, numbers, stack):
+                update = network(signals)
+                for at, number in enumerate(mine):
+                    changes = update.changes([s for _, s in sites], at, self.settings.scale)
+                    patches[number] = self.make_patch(lm, changes, groups[number])
+        return [patches[number] for number in range(len(groups))]
+
+    def _signals(
+        self,
+        lm: LM,
+        sites: Sequence[tuple[int, Site]],
+        groups: Sequence[Sequence[Edit]],
+        numbers: Sequence[int],
+        stack: Stack | None,
+    ) -> list[tuple[Signals, list[int]]]:
+        """Capture the signals of these groups, as many at a time as a forward pass may hold."""
+        made = []
+        for mine in _chunks(lm, groups, numbers):
+            asked = [self.with_others(groups[number]) for number in mine]
+            edits = [edit for requests in asked for edit in requests]
+            owner = [at for at, requests in enumerate(asked) for _ in requests]
+            rows = edit_rows(lm, edits)
+            routes = [mine[at] for at in owner] if stack is not None else None
+            factors = capture(lm, sites, rows, stack=stack, routes=routes)
+            at = torch.tensor(owner, device=lm.device)
+            edits = self.completed(lm, edits, stack=stack, routes=routes)
+            made.append((Signals(factors, at, tuple(edits), tuple(rows)), mine))
+        return made
+
+
+def _chunks(lm: LM, groups: Sequence[Sequence[Edit]], numbers: Sequence[int]) -> list[list[int]]:
+    """Split groups so that the factors of a chunk stay near one forward pass' worth of tokens."""
+    chunks: list[list[int]] = []
+    budget = 0
+    for number in numbers:
+        size = sum(len(lm.row(e.prompt, e.target).ids) for e in groups[number])
+        if not chunks or budget + size > lm.max_tokens:
+            chunks.append([])
+            budget = 0
+        chunks[-1].append(number)
+        budget += size
+    return chunks

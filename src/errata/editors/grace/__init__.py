@@ -1,0 +1,1 @@
+"""GRACE: a codebook behind one layer."""

@@ -1,0 +1,190 @@
+"""Reading keys and training values of GRACE, for rows of many independent groups at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from errata.editors.grace.codebook import Codebook
+from errata.model.passes import capture, first, hooks, reuse_below, wide, with_first
+from errata.model.spec import Site
+from errata.model.tokens import Batch, Row, positions_of
+from errata.tuning.adam import RowAdam
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+    from errata.patch.stack import Stack
+
+
+@dataclass
+class Asked:
+    """What was read of an edit's row, and what is to be trained for it.
+
+    Attributes:
+        row: The edit's tokens.
+        given: Input of the layer at every token.
+        output: Its output at the token that decides.
+        at: For every token, the key whose value stands for the layer's output, -1: none.
+        key: The key whose value is trained.
+        start: Its value so far.
+    """
+
+    row: Row
+    given: Float[Tensor, "T d_in"]
+    output: Float[Tensor, " d_out"]
+    at: Int[Tensor, " T"]
+    key: int = 0
+    start: Float[Tensor, " d_out"] | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of several groups at the layer, each under its group's other changes."""
+
+    lm: LM
+    layer: int
+    site: Site
+    stack: Stack | None
+    routes: Sequence[int]
+
+    def route(self, numbers: Sequence[int]) -> None:
+        """Say under whose patches the rows of the next pass run."""
+        if self.stack is not None:
+            self.stack.route([self.routes[i] for i in numbers])
+
+    @property
+    def module(self) -> nn.Module:
+        """The layer behind which the codebook stands."""
+        return self.lm.module(self.site.path)
+
+    @torch.no_grad()
+    def read(self, rows: Sequence[Row]) -> list[Asked]:
+        """Return the layer's input at all tokens of each row and its output where a key decides."""
+        batch = self.lm.batch(rows, range(len(rows)))
+        self.route(batch.index)
+        (given,), (output,) = capture(self.lm, batch, inputs=[self.module], outputs=[self.module])
+        given, output = (wide(t.reshape(len(rows), -1, t.shape[-1])) for t in (given, output))
+        return [
+            Asked(
+                row, given[i, : len(row.ids)], output[i, row.prompt_length - 1],
+                torch.full((len(row.ids),), -1, device=self.lm.device),
+            )
+            for i, row in enumerate(rows)
+        ]  # fmt: skip
+
+    def train(
+        self,
+        asked: Sequence[Asked],
+        books: Sequence[Codebook],
+        *,
+        lr: float,
+        steps: int,
+        stop_loss: float,
+    ) -> Float[Tensor, "n d_out"]:
+        """Train one value per row on the mean loss of its target, all rows side by side.
+
+        Training sees what use sees: every token that any key answers for is replaced.
+
+        Args:
+            asked: What was read of the rows, in the order of `routes`.
+            books: Each row's codebook.
+            lr: Learning rate of Adam.
+            steps: Updates at most.
+            stop_loss: A row whose loss is below this takes no more.
+        """
+        starts = [one.start for one in asked if one.start is not None]
+        values = torch.stack(starts).detach().clone()
+        adam = RowAdam([values], lr)
+        running = torch.ones(len(asked), dtype=torch.bool, device=values.device)
+        live: list[int] = []
+        pass_ = None
+        for _ in range(steps):
+            now = running.nonzero()[:, 0].tolist()
+            if not now:
+                break
+            if pass_ is None or len(now) <= len(live) // 2:  # leave out the rows that are done
+                live = now
+                pass_ = self._arranged([asked[i] for i in live], [books[i] for i in live], live)
+            mine = torch.tensor(live, device=values.device)
+            leaf = values[mine].requires_grad_()
+            with torch.enable_grad():  # callers may have switched gradients off
+                loss = pass_.losses(leaf)
+                # "not <" lets a NaN loss through, so that the edit is refused
+                running[mine] &= ~(loss.detach() < stop_loss)
+                if not bool(running.any()):
+                    break
+                (found,) = torch.autograd.grad(loss.sum(), [leaf])
+            grads = torch.zeros_like(values)
+            grads[mine] = found
+            adam.step([values], [grads], running)
+        return values
+
+    @torch.no_grad()
+    def _arranged(
+        self, asked: Sequence[Asked], books: Sequence[Codebook], numbers: Sequence[int]
+    ) -> _Pass:
+        """Lay out rows for training, and compute what lies below the block once."""
+        lm, rows = self.lm, [one.row for one in asked]
+        batch = lm.batch(rows, range(len(rows)))
+        hidden = None
+        if self.stack is not None:
+            self.stack.route([-1])
+        _ = lm.block_returns_tuple  # established by a trial run, on the base model
+        self.route(numbers)
+        if self.layer > 0:
+            below = lm.module(lm.spec.blocks[self.layer - 1])
+            _, (hidden,) = capture(lm, batch, outputs=[below])
+        width = batch.input_ids.shape[1]
+        own = torch.zeros(len(rows), width, dtype=torch.bool, device=lm.device)
+        fixed: list[tuple[int, int, Tensor]] = []
+        for r, (one, book) in enumerate(zip(asked, books, strict=True)):
+            own[r, : len(one.at)] = one.at == one.key
+            others = ((one.at >= 0) & (one.at != one.key)).nonzero()[:, 0].tolist()
+            fixed += [(r, t, book.values[int(one.at[t])]) for t in others]
+        return _Pass(self, rows, batch, hidden, own, fixed)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Rows ready for training: what runs again and again."""
+
+    work: Work
+    rows: Sequence[Row]
+    batch: Batch
+    hidden: Tensor | None
+    own: Bool[Tensor, "B T"]
+    fixed: Sequence[tuple[int, int, Tensor]]
+
+    def losses(self, values: Float[Tensor, "B d_out"]) -> Float[Tensor, " B"]:
+        """Return each row's mean cross-entropy of its target under its value."""
+        lm = self.work.lm
+        at = positions_of(self.rows, range(len(self.rows)), lm.device)
+        labels = torch.tensor([n for row in self.rows for n in row.labels], device=lm.device)
+        sizes = torch.tensor([len(row.labels) for row in self.rows], device=lm.device)
+        with ExitStack() as context:
+            if self.hidden is not None:
+                context.enter_context(reuse_below(lm, self.work.layer - 1, self.hidden))
+            handle = self.work.module.register_forward_hook(self._replace(values))
+            context.enter_context(hooks(handle))
+            logits = wide(lm.logits(self.batch, at))
+        nll = logits.logsumexp(-1) - logits.gather(1, labels[:, None])[:, 0]
+        return nll.new_zeros(len(sizes)).index_add(0, at[:, 0], nll) / sizes
+
+    def _replace(self, values: Float[Tensor, "B d_out"]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            y = first(output)
+            rows = y.reshape(len(values), -1, y.shape[-1])
+            rows = torch.where(self.own[..., None], values[:, None].to(y.dtype), rows)
+            if self.fixed:
+                rows = rows.clone()
+                for r, t, value in self.fixed:
+                    rows[r, t] = value.to(y.dtype)
+            return with_first(output, rows.reshape(y.shape))
+
+        return hook

@@ -1,0 +1,1 @@
+"""IKE: the edits as text in front of every question."""

@@ -1,0 +1,1 @@
+"""LEMoE: experts beside one FFN, one per batch of edits."""

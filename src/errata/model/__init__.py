@@ -1,0 +1,1 @@
+"""The model: its tokens, sites, forward passes and log-probabilities."""

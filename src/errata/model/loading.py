@@ -1,0 +1,171 @@
+"""Loading models from the Hub, a folder or the package; fingerprints of weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from errata.config import did_you_mean
+from errata.errors import ConfigError, ModelError
+from errata.model.lm import LM
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def weight_fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 over all weights, tied ones once, in name order.
+
+    Floating-point weights are hashed as bfloat16, so one checkpoint has one fingerprint whether it
+    was loaded in float64, float32 or bfloat16, while any edit of it has another.
+    """
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.numel() == 0 or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.bfloat16)
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _pick_device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {device!r}", "Examples: cpu, cuda, cuda:1") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: no CUDA device is available", "Use --device cpu")
+    return chosen
+
+
+def _source(model: str) -> str:
+    """Return the folder or Hub id to load from.
+
+    Raises:
+        ModelError: If it looks like a path that is not there, or like neither.
+    """
+    if model == "pocket":
+        from errata.world import pocket_path
+
+        return str(pocket_path())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} holds no config.json", "Expected a saved transformers model.")
+        return str(path)
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local or path.exists():
+        raise ModelError(f"no model folder at {model}", "Give a folder, a Hub id, or: pocket")
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own warnings and progress bars off the terminal inside a `with` block."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load(
+    model: str = "pocket",
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    max_tokens: int | None = None,
+    sites: Mapping[str, str] | None = None,
+) -> LM:
+    """Load a model and its tokenizer.
+
+    Args:
+        model: `pocket` (shipped with errata), a local folder, or a Hub id.
+        dtype: `float64`, `float32`, `bfloat16` or `float16`; default float32 on CPU, the
+            checkpoint's own elsewhere.
+        device: For example `cpu` or `cuda:0`; default the first GPU if there is one.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Allow code from the Hub repository to run. Off unless asked for.
+        max_tokens: Budget of padded tokens per forward pass.
+        sites: Overrides for the architecture probe.
+
+    Raises:
+        ModelError: If it cannot be found or read, or holds NaN weights.
+        ConfigError: If dtype or device is unknown.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = _pick_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES))
+    chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
+    source = _source(model)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        with quiet_transformers():
+            network = AutoModelForCausalLM.from_pretrained(
+                source, dtype=chosen, use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(*_why_not(model, error)) from error
+    except Exception as error:
+        if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
+            raise ModelError(
+                f"the weights of {model!r} cannot be read: {error}", "The file may be half-written."
+            ) from error
+        raise
+    network.to(where)  # pyright: ignore[reportArgumentType]
+    lm = LM(
+        network,
+        tokenizer,
+        name=model,
+        revision=revision,
+        max_tokens=max_tokens,
+        sites=sites,
+    )
+    lm.check_finite()
+    return lm
+
+
+def _why_not(model: str, error: Exception) -> tuple[str, str]:
+    text = str(error).strip().partition("\n")[0]
+    if "trust_remote_code" in str(error):
+        return (
+            f"{model!r} brings code of its own, which errata does not run unasked",
+            "If you trust its authors: --trust-remote-code",
+        )
+    if "Unrecognized configuration class" in text or "Unrecognized model" in text:
+        return f"{model!r} is not a causal language model: {text}", "Use a decoder-only model."
+    if difflib.get_close_matches(model, ["pocket"]):
+        return f"cannot load model {model!r}: {text}", "Did you mean 'pocket'?"
+    return (
+        f"cannot load model {model!r}: {text}",
+        "Give a Hub id (check spelling and network), a local folder, or: pocket",
+    )

@@ -1,0 +1,343 @@
+"""Changes of a whole model at work: contexts in front of every row, routes around the model.
+
+They hook the model itself, so they act on every way to call it: through
+[`LM`][errata.model.lm.LM], by `model(...)` and by `model.generate(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from errata.errors import ModelError, PatchError
+from errata.model.compat import take_cache, without_cache
+from errata.model.passes import Pass, Prefix, hooks, make_prefix
+from errata.model.tokens import Row, bucket
+from errata.patch.changes import Context, Router
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+
+
+WORTH = 16
+"""Tokens that several contexts have to begin with alike to be computed once."""
+
+
+def sees_pass(network: nn.Module) -> bool:
+    """Whether a network wants to know of the forward pass it is called in."""
+    return bool(getattr(network, "sees_pass", False))
+
+
+class Whole:
+    """What some patches do to a model as a whole.
+
+    Args:
+        lm: The model.
+        contexts: Per group, its contexts in order.
+        routers: Groups and their routers; of a group's the last one that takes a row answers.
+        watched: Whether a network wants to see the forward pass.
+        rows: Returns the group of each row of a forward pass of so many rows; -1: none.
+        bare: Whether contexts are all that any group has: what they begin with is then computed
+            once for all of them.
+
+    Attributes:
+        seen: The forward pass that runs.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        contexts: Mapping[int, Sequence[Context]],
+        routers: Sequence[tuple[int, Router]],
+        watched: bool,
+        rows: Callable[[int], Int[Tensor, " B"]],
+        bare: bool = False,
+    ) -> None:
+        self.lm, self.watched, self._rows, self._bare = lm, watched, rows, bare
+        self._routes = _teams(routers)
+        self.ids = {
+            group: tuple(n for context in own for n in context.ids.tolist())
+            for group, own in contexts.items()
+        }
+        self._prefix: Prefix | None = None
+        self._hidden = False  # whether the cache of the pass that runs is not handed out
+        self.seen: Pass | None = None
+        if self.is_needed:
+            _ = lm.spec  # found by trial passes, which must not meet the hooks
+        limit = lm.max_length
+        for ids in self.ids.values():
+            if limit is not None and len(ids) >= limit:
+                raise PatchError(
+                    f"the contexts hold {len(ids)} tokens; {lm.name} has {limit} positions",
+                    "Edit fewer facts at once, or give fewer demonstrations.",
+                )
+        if self.ids and not lm.prefix_cache_is_exact:
+            raise PatchError(
+                f"{lm.name} does not continue exactly behind cached keys and values",
+                "A context cannot be applied to it; edit with a method that changes weights.",
+            )
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.ids or self._routes or self.watched)
+
+    @contextmanager
+    def installed(self, route: Callable[[Sequence[int]], None] | None = None) -> Iterator[None]:
+        """Hook the model, once all other changes are in place; contexts are computed under them.
+
+        Args:
+            route: Says under which patches the rows of the next forward pass run.
+        """
+        if not self.is_needed:
+            yield
+            return
+        model = self.lm.model
+        outer = self.lm.in_context
+        if self.ids and outer:
+            raise PatchError(
+                "another context is in front of every row already",
+                "Add the patches and apply their sum: first + second.",
+            )
+        self.lm.whole_rows += 1
+        self.lm.in_context = outer or bool(self.ids)
+        try:
+            with hooks(
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after, with_kwargs=True),
+            ):
+                self._prefix = self._computed(route) if self.ids else None
+                yield
+        finally:
+            self.lm.whole_rows -= 1
+            self.lm.in_context = outer
+            self._prefix = self.seen = None
+
+    def _computed(self, route: Callable[[Sequence[int]], None] | None) -> Prefix:
+        """Return keys and values of every group's context, in the order of the groups."""
+        groups = list(self.ids)
+        rows = [Row(ids, (len(ids) - 1,), (), len(ids)) for ids in self.ids.values()]
+        parts: list[Prefix] = []
+        common = _common(list(self.ids.values())) if self._bare else 0
+        shared = None
+        if common >= WORTH:
+            if route is not None:
+                route(groups[:1])
+            shared = make_prefix(self.lm, rows[:1], [common])
+        tails = [Row(row.ids[common if shared else 0 :], (0,), (), 1) for row in rows]
+        for index in bucket(tails, self.lm.max_tokens, range(len(rows))):
+            if route is not None:
+                route([groups[i] for i in index])
+            part = [rows[i] for i in index]
+            starts = [len(row.ids) for row in part]
+            parts.append(make_prefix(self.lm, part, starts, shared=shared))
+        return Prefix.joined(parts)
+
+    # ------------------------------------------------------------------ in front of the model
+
+    def _before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = {**dict(zip(self.lm.arguments, args, strict=False)), **kwargs}
+        past = take_cache(given)
+        behind = 0
+        if past is not None:
+            given[self.lm.cache_name] = past
+            behind = int(past.get_seq_length())
+        if self.watched or self._routes:
+            self.seen = self._pass(given, behind)
+        if self._prefix is not None:
+            self._insert(self._prefix, given, behind)
+        return (), given
+
+    def _pass(self, given: Mapping[str, Any], behind: int) -> Pass:
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if ids is None or behind:
+            raise PatchError(
+                "this patch has to see the tokens of whole rows, and was given "
+                + ("embeddings" if ids is None else f"what follows {behind} cached tokens"),
+                "Generate with use_cache=False, or with LM.generate.",
+            )
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        batch, at = self.lm.running
+        prompts = real.sum(1)
+        if batch is not None and batch.input_ids is ids and batch.prompts:
+            prompts = torch.tensor(batch.prompts, device=ids.device)
+        return Pass(ids, real, prompts, at)
+
+    def _insert(self, prefix: Prefix, given: dict[str, Any], behind: int) -> None:
+        """Let every row continue behind its group's context."""
+        tokens = given.get("input_ids")
+        tokens = given["inputs_embeds"] if tokens is None else tokens
+        count, length = tokens.shape[:2]
+        number = {group: at for at, group in enumerate(self.ids)}
+        place = [number.get(group, -1) for group in self._rows(count).tolist()]
+        index = torch.tensor(place, device=tokens.device)
+        own = prefix.rows(index.clamp(min=0))
+        has = index >= 0
+        before = own.mask * has[:, None]
+        width = before.shape[1]
+        mask = given.get("attention_mask")
+        if mask is None:
+            mask = before.new_ones(count, max(behind - width, 0) + length)
+        starts = torch.tensor(own.starts, device=tokens.device) * has
+        limit = self.lm.max_length
+        if limit is not None and width + mask.shape[1] > limit:
+            longest = int((starts + mask.sum(1)).max())
+            if longest > limit:
+                raise ModelError(
+                    f"context and input need {longest} tokens; {self.lm.name} holds {limit}",
+                    "Edit fewer facts at once, or give fewer demonstrations.",
+                )
+        if self.lm.takes_positions:
+            positions = given.get("position_ids")
+            if positions is None:
+                positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+            positions = positions + starts[:, None]
+            if limit is not None:
+                positions = positions.clamp(max=limit - 1)  # padding may run past a learned table
+            given["position_ids"] = positions
+        given["attention_mask"] = torch.cat([before.to(mask), mask], 1)
+        if given.get("cache_position") is not None:
+            given["cache_position"] = given["cache_position"] + (0 if behind else width)
+        wanted = given.get("use_cache")
+        if wanted is None:
+            wanted = getattr(self.lm.model.config, "use_cache", True)
+        # a cache that nobody asked for would be taken for one that holds the row
+        self._hidden = not behind and not wanted
+        if not behind:
+            self._check_window(width, mask)
+            given.update(self.lm.behind(own.cache()))
+
+    def _check_window(self, width: int, mask: Int[Tensor, "B T"]) -> None:
+        """Refuse padding between a context and a row where attention counts columns.
+
+        Raises:
+            PatchError: If the model has a sliding window that the padding would shift.
+        """
+        window = getattr(self.lm.model.config.get_text_config(), "sliding_window", None)
+        if window and width + mask.shape[1] > window and not bool(mask[:, 0].all()):
+            raise PatchError(
+                f"rows padded on the left do not stand next to their context, and {self.lm.name} "
+                f"attends to windows of {window} tokens",
+                "Pad on the right, give rows of one length, or use LM.generate.",
+            )
+
+    # ------------------------------------------------------------------ behind the model
+
+    def _after(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        seen, bare = self.seen, isinstance(output, tuple)
+        if self._hidden:
+            output = without_cache(output)
+        if not self._routes or seen is None:
+            return output
+        logits = output[0] if bare else output.logits
+        rows = self._rows(len(seen.ids))
+        for team in self._routes:
+            owner = team.owner(rows)
+            mine = (owner >= 0).nonzero()[:, 0]
+            if len(mine):
+                mine = mine[team.scope(seen.rows(mine), owner[mine])]
+            if len(mine):
+                logits = _answered(team, owner[mine], seen, mine, logits)
+        if bare:
+            return (logits, *output[1:])
+        output.logits = logits
+        return output
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens several rows begin with alike; each goes on for one at least."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)
+    alike = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return min(alike, *(len(row) - 1 for row in rows))
+
+
+class _Team:
+    """Routers of one class, at most one per group.
+
+    Args:
+        members: Groups and their routers.
+    """
+
+    def __init__(self, members: Sequence[tuple[int, Router]]) -> None:
+        self.groups = [group for group, _ in members]
+        self.members = [router for _, router in members]
+        join = getattr(type(self.members[0]), "together", None)
+        self._joint: Any = join(self.members) if join is not None and len(members) > 1 else None
+
+    def owner(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Return the number of each row's router; -1: none."""
+        number = {group: at for at, group in enumerate(self.groups)}
+        return torch.tensor([number.get(g, -1) for g in rows.tolist()], device=rows.device)
+
+    def scope(self, seen: Pass, owner: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Return which of these rows are answered."""
+        if self._joint is not None:
+            return self._joint.scope(seen, owner)
+        taken = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
+        for number in owner.unique().tolist():
+            mine = (owner == number).nonzero()[:, 0]
+            taken[mine] = self.members[number].scope(seen.rows(mine)).to(taken.device)
+        return taken
+
+    def logits(
+        self,
+        seen: Pass,
+        owner: Int[Tensor, " B"],
+        at: Int[Tensor, "N 2"],
+        base: Float[Tensor, "N V"],
+    ) -> Float[Tensor, "N V"]:
+        """Return what stands for the model's logits at these places of these rows."""
+        if self._joint is not None:
+            return self._joint.logits(seen, owner, at, base)
+        made = base
+        for number in owner.unique().tolist():
+            mine = (owner == number).nonzero()[:, 0]
+            lines = torch.isin(at[:, 0], mine).nonzero()[:, 0]
+            own = at[lines]
+            own = torch.stack([torch.searchsorted(mine, own[:, 0].contiguous()), own[:, 1]], 1)
+            new = self.members[number].logits(seen.rows(mine), own, base[lines])
+            made = made.index_copy(0, lines, new.to(made.dtype))
+        return made
+
+
+def _teams(routers: Sequence[tuple[int, Router]]) -> list[_Team]:
+    """Gather routers that can work side by side: of one class, in the same place of their group."""
+    place: dict[int, int] = {}
+    teams: dict[tuple[int, type], list[tuple[int, Router]]] = {}
+    for group, router in routers:
+        at = place[group] = place.get(group, -1) + 1
+        teams.setdefault((at, type(router)), []).append((group, router))
+    return [_Team(teams[key]) for key in sorted(teams, key=lambda key: key[0])]
+
+
+def _answered(
+    team: _Team,
+    owner: Int[Tensor, " m"],
+    seen: Pass,
+    mine: Int[Tensor, " m"],
+    logits: Float[Tensor, "B T V"],
+) -> Float[Tensor, "B T V"]:
+    """Put routers' logits in the place of the model's; other rows keep their bits."""
+    part = seen.rows(mine)
+    if seen.at is not None and part.at is not None:  # logits are [1, N, V]
+        in_scope: Bool[Tensor, " N"] = torch.isin(seen.at[:, 0], mine)
+        lines = in_scope.nonzero()[:, 0]
+        new = team.logits(part, owner, part.at, logits[0, lines])
+        return logits[0].index_copy(0, lines, new.to(logits.dtype))[None]
+    length, width = seen.ids.shape[1], logits.shape[1]
+    columns = torch.arange(length - width, length, device=mine.device)
+    own = torch.arange(len(mine), device=mine.device)
+    at = torch.stack([own.repeat_interleave(width), columns.repeat(len(mine))], 1)
+    new = team.logits(part, owner, at, logits[mine].flatten(0, 1))
+    return logits.index_copy(0, mine, new.to(logits.dtype).view(len(mine), width, -1))

@@ -1,0 +1,284 @@
+"""Patch to LoRA adapter and back, and merged checkpoints: how an edit leaves for production."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from errata.errors import ErrataError, PatchError
+from errata.model.loading import quiet_transformers
+from errata.patch.deltas import is_transposed
+from errata.patch.folder import pack
+from errata.patch.patch import Dense, LowRank, Patch
+from errata.store.files import write_together
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_HEAD = "base_model.model."
+_SMALL = 1e-7  # singular values below this share of the largest carry nothing in float32
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What an export wrote.
+
+    Attributes:
+        folder: The adapter folder.
+        base: The base model as a server can load it: a folder or a Hub id.
+        rank: The one rank of all modules (`lora_alpha` equals it, so the scaling is 1).
+        modules: Paths of the adapted modules.
+        lost_energy: Per module, the share of `||ΔW||²` that truncation to `rank` left out.
+    """
+
+    folder: Path
+    base: str
+    rank: int
+    modules: tuple[str, ...]
+    lost_energy: Mapping[str, float]
+
+    @property
+    def serve(self) -> str:
+        """Command that serves the base model with this adapter.
+
+        vLLM allocates ranks 8, 16, 32 …; the next one that holds the adapter's rank is named.
+        """
+        limit = next((n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= self.rank), self.rank)
+        return (
+            f"vllm serve {self.base} --enable-lora --max-lora-rank {limit} "
+            f"--lora-modules {self.folder.name}={self.folder}"
+        )
+
+
+def low_rank_svd(
+    B: Float[Tensor, "d_out r"], A: Float[Tensor, "r d_in"]
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "k d_in"]]:
+    """Return the singular value decomposition of `B A` without forming the product.
+
+    Two thin QR decompositions and one small SVD, in float64.
+    """
+    q_left, r_left = torch.linalg.qr(B.double())
+    q_right, r_right = torch.linalg.qr(A.double().T)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return q_left @ u, s, vh @ q_right.T
+
+
+def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return the singular triplets of every changed projection.
+
+    Raises:
+        PatchError: If a change is none of a projection's weight.
+    """
+    low: dict[str, tuple[Tensor, Tensor]] = {}
+    dense: dict[str, Tensor] = {}
+    for change in patch.compact().changes:
+        if isinstance(change, LowRank):
+            low[change.path] = (change.B.cpu(), change.A.cpu())
+        elif isinstance(change, Dense):
+            path, _, leaf = change.path.rpartition(".")
+            module = lm.module(path)
+            if leaf != "weight" or change.delta.ndim != 2 or not hasattr(module, "weight"):
+                raise PatchError(
+                    f"LoRA cannot carry a change of {change.path}: it is no projection weight",
+                    "Export with --to merged, or edit weights only (for ft: --set bias=false).",
+                )
+            delta = change.delta.T if is_transposed(module) else change.delta
+            dense[path] = dense.get(path, 0) + delta.cpu().double()
+        else:
+            keep = "Keep the patch folder and apply it with errata."
+            from errata.editors.t_patcher.merge import split
+
+            units, _ = split([change])
+            raise PatchError(
+                f"LoRA cannot carry {change.label}: it is no weight",
+                f"Export with --to merged. {keep}" if units else keep,
+            )
+    triplets = {}
+    for path in sorted(low.keys() | dense.keys()):
+        if path in dense:
+            total = dense[path]
+            if path in low:
+                total = total + low[path][0].double() @ low[path][1].double()
+            triplets[path] = torch.linalg.svd(total, full_matrices=False)
+        else:
+            triplets[path] = low_rank_svd(*low[path])
+    return triplets
+
+
+def to_lora(
+    lm: LM, patch: Patch, folder: str | Path, *, max_rank: int | None = None, force: bool = False
+) -> LoraReport:
+    """Write a patch as a PEFT LoRA folder.
+
+    All modules get one rank, that of the largest change (smaller ones are padded with zeros), and
+    `lora_alpha` equals it, so servers that read few fields of the configuration scale correctly.
+
+    Args:
+        lm: The base model of the patch.
+        patch: Changes of projection weights.
+        folder: Created; must not hold an adapter already unless `force`.
+        max_rank: Largest rank allowed; a change of higher rank is truncated to its leading singular
+            directions and the lost energy is reported.
+        force: Replace an adapter that is already there.
+
+    Raises:
+        PatchError: If the patch is empty, for another model, or changes more than projection
+        weights.
+        ErrataError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    patch.check(lm)
+    patch.check_finite()
+    if patch.is_empty:
+        raise PatchError("this patch changes nothing; there is nothing to export")
+    if max_rank is not None and max_rank < 1:
+        raise PatchError(f"--max-rank {max_rank}: expected at least 1")
+    if (folder / CONFIG_NAME).exists() and not force:
+        raise PatchError(f"{folder} already holds an adapter", "Choose another, or add --force.")
+    triplets = _decompose(lm, patch)
+    ranks = {}
+    for path, (_, s, _) in triplets.items():
+        ranks[path] = max(int((s > _SMALL * s.max()).sum()), 1)
+    rank = max(ranks.values())
+    if max_rank is not None:
+        rank = min(rank, max_rank)
+    tensors, lost = {}, {}
+    for path, (u, s, vh) in triplets.items():
+        keep = min(rank, len(s))
+        total = float((s**2).sum())
+        lost[path] = float((s[keep:] ** 2).sum()) / total if total else 0.0
+        root = s[:keep].sqrt()
+        A = torch.zeros(rank, vh.shape[1], dtype=torch.float32)
+        B = torch.zeros(u.shape[0], rank, dtype=torch.float32)
+        A[:keep] = (root[:, None] * vh[:keep]).float()
+        B[:, :keep] = (u[:, :keep] * root).float()
+        tensors[f"{_HEAD}{path}.lora_A.weight"] = A
+        tensors[f"{_HEAD}{path}.lora_B.weight"] = B
+    modules = tuple(triplets)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": getattr(lm.model, "name_or_path", "") or lm.name,
+        "revision": lm.revision,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": is_transposed(lm.module(modules[0])),
+        "target_modules": list(modules),
+        "inference_mode": True,
+    }
+    text = json.dumps(config, indent=2)
+    write_together({folder / WEIGHTS_NAME: pack(tensors), folder / CONFIG_NAME: text.encode()})
+    return LoraReport(folder, config["base_model_name_or_path"], rank, modules, lost)
+
+
+def from_lora(lm: LM, folder: str | Path) -> Patch:
+    """Read a PEFT LoRA folder as a patch of `lm`.
+
+    Raises:
+        PatchError: If it is no LoRA folder, does not fit the model, or uses a feature that is more
+            than `W += scale * B A` (DoRA, trained biases, saved modules).
+    """
+    folder = Path(folder)
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_NAME)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PatchError(f"{folder} is not a readable LoRA folder: {error}") from error
+    if config.get("peft_type") != "LORA":
+        raise PatchError(f"{folder} is a {config.get('peft_type')} adapter; expected LORA")
+    if (
+        config.get("use_dora")
+        or config.get("bias", "none") != "none"
+        or config.get("modules_to_save")
+    ):
+        raise PatchError(
+            f"{folder} uses DoRA, trained biases or saved modules, which a patch cannot express",
+            "Merge it with PEFT instead.",
+        )
+    changes = []
+    for name in sorted(tensors):
+        path, dot, _ = name.partition(".lora_A.")
+        if not dot:
+            if ".lora_B." not in name:
+                raise PatchError(f"{folder} holds an unexpected tensor {name}")
+            continue
+        A, B = tensors[name], tensors[name.replace(".lora_A.", ".lora_B.")]
+        path = path.removeprefix(_HEAD)
+        changes.append(LowRank(path, B * _scaling(config, path, A.shape[0]), A))
+    patch = Patch.for_model(lm, changes, editor="lora", config={"folder": folder.name})
+    patch.check(lm)
+    return patch
+
+
+def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """Return PEFT's factor in front of `B A` for one module."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if path == pattern or path.endswith(f".{pattern}"):
+            alpha = value
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
+    """Write the patched model as a plain transformers checkpoint with its tokenizer.
+
+    Units beside an FFN become part of it; see [`errata.editors.t_patcher.merge`][]. The checkpoint
+    is written beside the target and moved there when it is complete. The model in memory stays
+    untouched.
+
+    Raises:
+        PatchError: If the patch is for another model or holds a change that cannot be merged, or
+        the folder is not empty.
+        ErrataError: If the folder cannot be written.
+    """
+    from errata.editors.t_patcher.merge import Widening, split
+
+    folder = Path(folder)
+    units, rest = split(patch.changes)
+    for change in rest:
+        if not isinstance(change, LowRank | Dense):
+            raise PatchError(
+                f"{change.label} cannot be merged: it changes no weight",
+                "Keep the patch folder and apply it with errata.",
+            )
+    if folder.exists() and any(folder.iterdir()):
+        if not force:
+            raise PatchError(f"{folder} is not empty", "Choose another folder, or add --force.")
+        if not (folder / "config.json").is_file():
+            raise PatchError(
+                f"{folder} holds files that are no model checkpoint; they would be lost",
+                "Choose a new or empty folder.",
+            )
+    patch.check(lm)
+    wider = Widening.of(lm, units) if units else None
+    beside = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        with replace(patch, changes=tuple(rest)).applied(lm), quiet_transformers():
+            (lm.model if wider is None else wider.model(lm)).save_pretrained(beside)
+        lm.tokenizer.save_pretrained(beside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.replace(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise ErrataError(
+            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}",
+            "Choose a folder you may write to, with enough free space.",
+        ) from error
+    return folder

@@ -1,0 +1,82 @@
+"""One patch at work in place, with exact restore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from errata.model.passes import first, hooks, with_first
+from errata.patch.around import Whole, sees_pass
+from errata.patch.changes import Context, Module, Route
+from errata.patch.deltas import module_of, parameter_of, weight_deltas
+from errata.patch.networks import Sources, called
+from errata.patch.patch import Patch
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+
+
+def _hook(module: nn.Module, change: Module, network: nn.Module, sources: Sources, whole: Whole):
+    if change.where == "input":
+        return module.register_forward_pre_hook(
+            lambda _, args: (called(network, [args[0]], whole.seen, args[0].shape), *args[1:])
+        )
+
+    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        hidden = [first(out)]
+        if change.where == "both":
+            hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
+        return with_first(out, called(network, hidden, whole.seen, first(out).shape))
+
+    return module.register_forward_hook(after)
+
+
+@contextmanager
+def applied(lm: LM, patch: Patch) -> Iterator[None]:
+    """Apply a patch in place inside a `with` block.
+
+    Deltas are added in float32 (or wider) and rounded once. Leaving the block puts the saved
+    tensors back, so the model is bit-identical to before, also in bfloat16 and after an exception.
+
+    Raises:
+        PatchError: If the patch is for another model, holds NaN or infinite values, or lacks
+            something that it needs.
+    """
+    patch.check(lm)
+    patch.check_finite()
+    modules = [c for c in patch.changes if isinstance(c, Module)]
+    networks = [change.build().to(lm.device) for change in modules]
+    contexts = [c for c in patch.changes if isinstance(c, Context)]
+    whole = Whole(
+        lm, {0: contexts} if contexts else {},
+        [(0, c.build(lm)) for c in patch.changes if isinstance(c, Route)],
+        any(map(sees_pass, networks)),
+        lambda count: torch.zeros(count, dtype=torch.long, device=lm.device),
+    )  # fmt: skip
+    sources = Sources(lm)
+    saved: list[tuple[nn.Parameter, Tensor]] = []
+    with ExitStack() as stack:
+        stack.callback(_restore, saved)
+        with torch.no_grad():
+            for name, delta in weight_deltas(lm, patch.changes).items():
+                parameter = parameter_of(lm, name)
+                saved.append((parameter, parameter.detach().clone()))
+                wide = torch.promote_types(parameter.dtype, delta.dtype)
+                parameter.copy_(parameter.to(wide) + delta.to(wide))
+        for change, network in zip(modules, networks, strict=True):
+            handle = _hook(module_of(lm, change.path), change, network, sources, whole)
+            stack.enter_context(hooks(handle))
+        read = [change.source for change in modules if change.source is not None]
+        stack.enter_context(hooks(*sources.watch(read)))
+        stack.enter_context(whole.installed())
+        yield
+
+
+@torch.no_grad()
+def _restore(saved: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, value in saved:
+        parameter.copy_(value)

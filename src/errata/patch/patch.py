@@ -1,0 +1,197 @@
+"""An edit as a value: what changes in a model, applied, undone, added, saved and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from errata import __version__
+from errata.case import Edit
+from errata.errors import PatchError
+from errata.patch.changes import Change, Dense, LowRank, Module, Route
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from errata.model.lm import LM
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A set of changes to one base model, with everything needed to prove where they came from.
+
+    Attributes:
+        changes: Applied together; changes of one parameter add up before they are rounded once.
+        edits: The edits it carries out.
+        state: What a lifelong editor needs next time: tensors, numbers or texts.
+        meta: `model`, `revision`, `fingerprint`, `editor`, `config`, `errata`; JSON values.
+    """
+
+    changes: tuple[Change, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    state: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def for_model(
+        cls,
+        lm: LM,
+        changes: Sequence[Change] = (),
+        *,
+        editor: str,
+        config: Mapping[str, Any] | None = None,
+        edits: Sequence[Edit] = (),
+        state: Mapping[str, Any] | None = None,
+    ) -> Patch:
+        """Build a patch of this model and record where it came from."""
+        meta = {
+            "model": lm.name,
+            "revision": lm.revision,
+            "fingerprint": lm.fingerprint,
+            "editor": editor,
+            "config": dict(config or {}),
+            "errata": __version__,
+        }
+        return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.changes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the changes (state left out)."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for change in self.changes
+            for tensor in change.tensors().values()
+        )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the base model's weights, if the patch knows it."""
+        return self.meta.get("fingerprint")
+
+    def ranks(self) -> dict[str, int]:
+        """Return the summed rank of the low-rank changes of each module."""
+        total: dict[str, int] = {}
+        for change in self.changes:
+            if isinstance(change, LowRank):
+                total[change.path] = total.get(change.path, 0) + change.rank
+        return total
+
+    def check(self, lm: LM) -> None:
+        """Refuse a model this patch was not made for.
+
+        Raises:
+            PatchError: If the weight fingerprints differ, or a module is missing or of another
+            shape.
+        """
+        if self.fingerprint is not None and self.fingerprint != lm.fingerprint:
+            raise PatchError(
+                f"this patch was made for {self.meta.get('model')} "
+                f"(weights {self.fingerprint[:12]}), "
+                f"not for {lm.name} (weights {lm.fingerprint[:12]})",
+                "Load the model named in patch.json, with its revision.",
+            )
+        from errata.patch.deltas import check_changes
+
+        check_changes(lm, self.changes)
+
+    def check_finite(self) -> None:
+        """Refuse NaN or infinite values.
+
+        Raises:
+            PatchError: Names the change.
+        """
+        for change in self.changes:
+            for name, tensor in change.tensors().items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise PatchError(f"{change.label} holds NaN or infinite values in {name}")
+
+    def split(self, name: str) -> tuple[Patch, list[Module | Route]]:
+        """Return the patch without its modules or routes of a registered kind, and those."""
+        own = [c for c in self.changes if isinstance(c, Module | Route) and c.name == name]
+        rest = tuple(c for c in self.changes if not any(c is change for change in own))
+        return replace(self, changes=rest), own
+
+    # ------------------------------------------------------------------ algebra
+
+    def __add__(self, other: Patch) -> Patch:
+        """Return both patches as one; the state and editor of `other` win.
+
+        Raises:
+            PatchError: If they belong to different base models.
+        """
+        if not isinstance(other, Patch):
+            return NotImplemented
+        if self.fingerprint and other.fingerprint and self.fingerprint != other.fingerprint:
+            raise PatchError("these patches belong to different base models; they cannot be added")
+        return Patch(
+            self.changes + other.changes,
+            self.edits + other.edits,
+            {**self.state, **other.state},
+            {**self.meta, **other.meta},
+        )
+
+    def scaled(self, factor: float) -> Patch:
+        """Return the patch with its weight changes multiplied by `factor`.
+
+        Raises:
+            PatchError: If it contains modules, routes or contexts, which have no strength.
+        """
+        changes: list[Change] = []
+        for change in self.changes:
+            if isinstance(change, LowRank):
+                changes.append(replace(change, B=change.B * factor))
+            elif isinstance(change, Dense):
+                changes.append(replace(change, delta=change.delta * factor))
+            else:
+                raise PatchError(f"{change.label} cannot be scaled: it has no strength")
+        return replace(self, changes=tuple(changes))
+
+    def compact(self) -> Patch:
+        """Return an equal patch with one low-rank change per module, factors side by side."""
+        low: dict[str, list[LowRank]] = {}
+        rest: list[Change] = []
+        for change in self.changes:
+            if isinstance(change, LowRank):
+                low.setdefault(change.path, []).append(change)
+            else:
+                rest.append(change)
+        merged: list[Change] = [
+            LowRank(path, torch.cat([c.B for c in group], 1), torch.cat([c.A for c in group], 0))
+            for path, group in low.items()
+        ]
+        return replace(self, changes=tuple(merged + rest))
+
+    # ------------------------------------------------------------------ use
+
+    @contextmanager
+    def applied(self, lm: LM) -> Iterator[LM]:
+        """Apply to the model inside a `with` block; afterwards it is bit for bit what it was."""
+        from errata.patch.in_place import applied
+
+        with applied(lm, self):
+            yield lm
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write `patch.json` and `patch.safetensors`; see [`errata.patch.folder.save`][]."""
+        from errata.patch.folder import save
+
+        return save(self, folder, force=force)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Patch:
+        """Read a patch folder; see [`errata.patch.folder.load`][]."""
+        from errata.patch.folder import load
+
+        return load(folder)

@@ -1,0 +1,1 @@
+"""Files that outlive a process: caches, locks, run folders, where things came from."""

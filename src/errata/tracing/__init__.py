@@ -1,0 +1,1 @@
+"""Causal tracing: where a model recalls facts."""
