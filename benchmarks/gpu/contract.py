@@ -29,7 +29,7 @@ def start(bench: Bench) -> None:
     workers = 2 if bench.small else 8
     command = [
         sys.executable, "-m", "pytest", *SUITES, "-q", "-n", str(workers), "--maxfail=40",
-        "--timeout=120", "-p", "no:cacheprovider", "--tb=short", "-rfE",
+        "--timeout=120", "-p", "no:cacheprovider", "-p", "no:benchmark", "--tb=short", "-rfE",
     ]  # fmt: skip
     environment = {
         **os.environ, "ERRATA_TEST_DEVICE": bench.device, "OMP_NUM_THREADS": "1",
