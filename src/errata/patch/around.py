@@ -204,7 +204,9 @@ class Whole:
             given["position_ids"] = positions
         given["attention_mask"] = torch.cat([before.to(mask), mask], 1)
         if given.get("cache_position") is not None:
-            given["cache_position"] = given["cache_position"] + (0 if behind else width)
+            # generate counts its own tokens; the cache holds the context as well
+            start = behind or width
+            given["cache_position"] = torch.arange(start, start + length, device=tokens.device)
         wanted = given.get("use_cache")
         if wanted is None:
             wanted = getattr(self.lm.model.config, "use_cache", True)

@@ -159,7 +159,9 @@ def _stored(weight: Tensor, site: Site) -> Tensor:
 def _on_meta(lm: LM, config: Any) -> PreTrainedModel:
     """Build a model without memory for its weights."""
     with torch.device("meta"), quiet_transformers():
-        return type(lm.model)(config)
+        model = type(lm.model)(config)
+        model.tie_weights()  # transformers 5.0 to 5.? leaves this to the loading of weights
+        return model
 
 
 def _wider_config(lm: LM, extra: int) -> Any:
