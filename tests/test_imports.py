@@ -36,7 +36,6 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Imports against the order, inside functions, each with its reason.
 ALLOWED = {
     ("training", "editors"): "training by name looks the editor up",
-    ("patch", "editors"): "units beside an FFN become part of a merged checkpoint",
 }
 
 

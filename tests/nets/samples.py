@@ -17,7 +17,7 @@ from errata.model.spec import Site
 from errata.model.tokens import Row, positions_of
 from errata.nets.capture import Signals, capture, edit_rows
 from errata.nets.update import FactorNetwork
-from errata.patch.deltas import is_transposed
+from errata.patch.places import is_transposed
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
 from errata.training.prepared import Prepared

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from errata.case import Case
 from errata.errors import ErrataError, PatchError, RunError
 from errata.evaluation.regimes import Regime, units_of
-from errata.patch import LowRank, Patch
+from errata.patch import Patch
 from errata.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -197,5 +197,5 @@ def joined(patch: Patch | None) -> Patch | None:
     """
     if patch is None:
         return None
-    paths = [change.path for change in patch.changes if isinstance(change, LowRank)]
+    paths = [change.path for change in patch.changes if change.factors is not None]
     return patch.compact() if len(paths) > len(set(paths)) + LOOSE else patch

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from errata.errors import ErrataError, PatchError
 from errata.model.loading import quiet_transformers
-from errata.patch.deltas import is_transposed
+from errata.patch.changes import Change, LowRank
+from errata.patch.changes.base import KEEP, Merge
 from errata.patch.folder import pack
-from errata.patch.patch import Dense, LowRank, Patch
+from errata.patch.patch import Patch
+from errata.patch.places import is_transposed
 from errata.store.files import write_together
 
 if TYPE_CHECKING:
@@ -84,27 +86,14 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
     low: dict[str, tuple[Tensor, Tensor]] = {}
     dense: dict[str, Tensor] = {}
     for change in patch.compact().changes:
-        if isinstance(change, LowRank):
-            low[change.path] = (change.B.cpu(), change.A.cpu())
-        elif isinstance(change, Dense):
-            path, _, leaf = change.path.rpartition(".")
-            module = lm.module(path)
-            if leaf != "weight" or change.delta.ndim != 2 or not hasattr(module, "weight"):
-                raise PatchError(
-                    f"LoRA cannot carry a change of {change.path}: it is no projection weight",
-                    "Export with --to merged, or edit weights only (for ft: --set bias=false).",
-                )
-            delta = change.delta.T if is_transposed(module) else change.delta
-            dense[path] = dense.get(path, 0) + delta.cpu().double()
+        path = change.projection(lm)
+        if change.factors is not None:
+            B, A = change.factors
+            low[path] = B.cpu(), A.cpu()
         else:
-            keep = "Keep the patch folder and apply it with errata."
-            from errata.editors.t_patcher.merge import split
-
-            units, _ = split([change])
-            raise PatchError(
-                f"LoRA cannot carry {change.label}: it is no weight",
-                f"Export with --to merged. {keep}" if units else keep,
-            )
+            delta = change.difference(lm)
+            delta = delta.T if is_transposed(lm.module(path)) else delta
+            dense[path] = dense.get(path, 0) + delta.cpu().double()
     triplets = {}
     for path in sorted(low.keys() | dense.keys()):
         if path in dense:
@@ -236,25 +225,18 @@ def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
 def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     """Write the patched model as a plain transformers checkpoint with its tokenizer.
 
-    Units beside an FFN become part of it; see [`errata.editors.t_patcher.merge`][]. The checkpoint
-    is written beside the target and moved there when it is complete. The model in memory stays
-    untouched.
+    A network whose class says how becomes part of the model, as T-Patcher's units do. The
+    checkpoint is written beside the target and moved there when it is complete. The model in memory
+    stays untouched.
 
     Raises:
         PatchError: If the patch is for another model or holds a change that cannot be merged, or
         the folder is not empty.
         ErrataError: If the folder cannot be written.
     """
-    from errata.editors.t_patcher.merge import Widening, split
-
     folder = Path(folder)
-    units, rest = split(patch.changes)
-    for change in rest:
-        if not isinstance(change, LowRank | Dense):
-            raise PatchError(
-                f"{change.label} cannot be merged: it changes no weight",
-                "Keep the patch folder and apply it with errata.",
-            )
+    weights = tuple(change for change in patch.changes if change.parameter is not None)
+    built_in = _merge_of(patch)
     if folder.exists() and any(folder.iterdir()):
         if not force:
             raise PatchError(f"{folder} is not empty", "Choose another folder, or add --force.")
@@ -264,13 +246,13 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
                 "Choose a new or empty folder.",
             )
     patch.check(lm)
-    wider = Widening.of(lm, units) if units else None
+    model_of = None if built_in is None else built_in[0](lm, built_in[1])
     beside = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        with replace(patch, changes=tuple(rest)).applied(lm), quiet_transformers():
-            (lm.model if wider is None else wider.model(lm)).save_pretrained(beside)
+        with replace(patch, changes=weights).applied(lm), quiet_transformers():
+            (lm.model if model_of is None else model_of(lm)).save_pretrained(beside)
         lm.tokenizer.save_pretrained(beside)
         if folder.exists():
             shutil.rmtree(folder)
@@ -282,3 +264,21 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
             "Choose a folder you may write to, with enough free space.",
         ) from error
     return folder
+
+
+def _merge_of(patch: Patch) -> tuple[Merge, list[Change]] | None:
+    """Return how the changes that are none of weights become part of a checkpoint, and those.
+
+    Raises:
+        PatchError: If one cannot, or each of two has a way of its own to change the model.
+    """
+    others = [change for change in patch.changes if change.parameter is None]
+    found: Merge | None = None
+    for change in others:
+        merge = change.merge()
+        if merge is None:
+            raise PatchError(f"{change.label} cannot be merged: it changes no weight", KEEP)
+        if found is not None and merge is not found:
+            raise PatchError(f"{others[0].label} and {change.label} cannot be merged at once", KEEP)
+        found = merge
+    return None if found is None else (found, others)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import PatchError
-from errata.patch.changes import Change, Context, Dense, LowRank, Module, Route
+from errata.patch.changes import change_of
 from errata.patch.patch import Patch
 from errata.store.files import sha256_of, write_together
 
@@ -82,24 +82,6 @@ def _described(edit: Edit) -> dict[str, Any]:
     return {key: value for key, value in asdict(edit).items() if value not in (None, ())}
 
 
-def _change(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
-    kind = entry.get("kind")
-    if kind == LowRank.kind:
-        return LowRank(entry["path"], tensors["B"], tensors["A"])
-    if kind == Dense.kind:
-        return Dense(entry["path"], tensors["delta"])
-    if kind == Module.kind:
-        return Module(
-            entry["path"], entry["name"], entry["config"], dict(tensors), entry["where"],
-            entry.get("source"),
-        )  # fmt: skip
-    if kind == Route.kind:
-        return Route(entry["name"], entry["config"], dict(tensors))
-    if kind == Context.kind:
-        return Context(tensors["ids"], entry["text"])
-    raise PatchError(f"unknown kind of change {kind!r}", "The patch was made by a newer errata.")
-
-
 def load(folder: str | Path) -> Patch:
     """Read a patch folder.
 
@@ -139,7 +121,8 @@ def load(folder: str | Path) -> Patch:
             else:
                 state[rest] = tensor
         changes = tuple(
-            _change(entry, part) for entry, part in zip(document["changes"], by_change, strict=True)
+            change_of(entry, part)
+            for entry, part in zip(document["changes"], by_change, strict=True)
         )
         edits = tuple(Edit(**entry) for entry in document["edits"])
         return Patch(changes, edits, state, document["meta"])

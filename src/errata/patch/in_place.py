@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from errata.model.passes import first, hooks, with_first
 from errata.patch.around import Whole, sees_pass
-from errata.patch.changes import Context, Module, Route
-from errata.patch.deltas import module_of, parameter_of, weight_deltas
+from errata.patch.changes import Module
+from errata.patch.deltas import weight_deltas
 from errata.patch.networks import Sources, called
+from errata.patch.parts import Parts
 from errata.patch.patch import Patch
+from errata.patch.places import module_of, parameter_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -48,13 +50,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     """
     patch.check(lm)
     patch.check_finite()
-    modules = [c for c in patch.changes if isinstance(c, Module)]
-    networks = [change.build().to(lm.device) for change in modules]
-    contexts = [c for c in patch.changes if isinstance(c, Context)]
+    parts = Parts.of(lm, [patch])
     whole = Whole(
-        lm, {0: contexts} if contexts else {},
-        [(0, c.build(lm)) for c in patch.changes if isinstance(c, Route)],
-        any(map(sees_pass, networks)),
+        lm, parts.contexts, parts.routers,
+        any(sees_pass(network) for _, _, network in parts.networks),
         lambda count: torch.zeros(count, dtype=torch.long, device=lm.device),
     )  # fmt: skip
     sources = Sources(lm)
@@ -67,10 +66,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 saved.append((parameter, parameter.detach().clone()))
                 wide = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(wide) + delta.to(wide))
-        for change, network in zip(modules, networks, strict=True):
+        for _, change, network in parts.networks:
             handle = _hook(module_of(lm, change.path), change, network, sources, whole)
             stack.enter_context(hooks(handle))
-        read = [change.source for change in modules if change.source is not None]
+        read = [change.source for _, change, _ in parts.networks if change.source is not None]
         stack.enter_context(hooks(*sources.watch(read)))
         stack.enter_context(whole.installed())
         yield

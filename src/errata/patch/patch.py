@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from errata import __version__
 from errata.case import Edit
 from errata.errors import PatchError
-from errata.patch.changes import Change, Dense, LowRank, Module, Route
+from errata.patch.changes import Change, LowRank, Module, Route
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from errata.model.lm import LM
+
+Named = TypeVar("Named", Module, Route)
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Patch:
         """Return the summed rank of the low-rank changes of each module."""
         total: dict[str, int] = {}
         for change in self.changes:
-            if isinstance(change, LowRank):
-                total[change.path] = total.get(change.path, 0) + change.rank
+            if change.factors is not None:
+                total[change.path] = total.get(change.path, 0) + change.factors[0].shape[1]
         return total
 
     def check(self, lm: LM) -> None:
@@ -102,9 +105,8 @@ class Patch:
                 f"not for {lm.name} (weights {lm.fingerprint[:12]})",
                 "Load the model named in patch.json, with its revision.",
             )
-        from errata.patch.deltas import check_changes
-
-        check_changes(lm, self.changes)
+        for change in self.changes:
+            change.check(lm)
 
     def check_finite(self) -> None:
         """Refuse NaN or infinite values.
@@ -117,9 +119,9 @@ class Patch:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise PatchError(f"{change.label} holds NaN or infinite values in {name}")
 
-    def split(self, name: str) -> tuple[Patch, list[Module | Route]]:
-        """Return the patch without its modules or routes of a registered kind, and those."""
-        own = [c for c in self.changes if isinstance(c, Module | Route) and c.name == name]
+    def split(self, name: str, of: type[Named]) -> tuple[Patch, list[Named]]:
+        """Return the patch without its modules (or routes) of a registered kind, and those."""
+        own = [c for c in self.changes if isinstance(c, of) and c.name == name]
         rest = tuple(c for c in self.changes if not any(c is change for change in own))
         return replace(self, changes=rest), own
 
@@ -148,27 +150,19 @@ class Patch:
         Raises:
             PatchError: If it contains modules, routes or contexts, which have no strength.
         """
-        changes: list[Change] = []
-        for change in self.changes:
-            if isinstance(change, LowRank):
-                changes.append(replace(change, B=change.B * factor))
-            elif isinstance(change, Dense):
-                changes.append(replace(change, delta=change.delta * factor))
-            else:
-                raise PatchError(f"{change.label} cannot be scaled: it has no strength")
-        return replace(self, changes=tuple(changes))
+        return replace(self, changes=tuple(change.scaled(factor) for change in self.changes))
 
     def compact(self) -> Patch:
         """Return an equal patch with one low-rank change per module, factors side by side."""
-        low: dict[str, list[LowRank]] = {}
+        low: dict[str, list[tuple[Tensor, Tensor]]] = {}
         rest: list[Change] = []
         for change in self.changes:
-            if isinstance(change, LowRank):
-                low.setdefault(change.path, []).append(change)
+            if change.factors is not None:
+                low.setdefault(change.path, []).append(change.factors)
             else:
                 rest.append(change)
         merged: list[Change] = [
-            LowRank(path, torch.cat([c.B for c in group], 1), torch.cat([c.A for c in group], 0))
+            LowRank(path, torch.cat([B for B, _ in group], 1), torch.cat([A for _, A in group], 0))
             for path, group in low.items()
         ]
         return replace(self, changes=tuple(merged + rest))

@@ -16,11 +16,11 @@ from errata.editors import backbone_of
 from errata.editors.base import Editor, EditorConfig, Layer, resolve_layer, under
 from errata.editors.grace.codebook import KIND, Codebook, Replacement, replaced_at
 from errata.editors.grace.training import Asked, Work
-from errata.errors import ConfigError, EditError, PatchError, SpecError
+from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, bucket
-from errata.patch import Change, Module, Patch, Route
+from errata.patch import Module, Patch
 
 DEPTH = 0.64
 """Where `auto` puts the codebook: 18 of 28 blocks, as published for Qwen2.5-7B."""
@@ -138,7 +138,7 @@ class Grace(Editor):
         """Train the values of new entries, one edit of each group after the other."""
         layer, site = self._place(lm)
         books = [self._earlier(lm, patch, layer, site) for patch in before]
-        bare = [patch.split(KIND)[0] for patch in before]
+        bare = [patch.split(KIND, Module)[0] for patch in before]
         own: list[set[int]] = [set() for _ in groups]  # keys that this group's edits use
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
@@ -236,11 +236,10 @@ class Grace(Editor):
                 codebooks, or keys of a model that has changed below them since.
         """
         dtype = torch.float64 if lm.dtype == torch.float64 else torch.float32
-        own = patch.split(KIND)[1]
+        own = patch.split(KIND, Module)[1]
         if not own:
             return Codebook.empty(site.d_in, site.d_out, dtype, lm.device)
         module = own[0]
-        assert isinstance(module, Module)
         if len(own) > 1:
             raise PatchError(
                 f"the earlier patch holds {len(own)} codebooks of GRACE",
@@ -260,7 +259,7 @@ class Grace(Editor):
             )
         place = next(i for i, change in enumerate(patch.changes) if change is module)
         for change in patch.changes[place + 1 :]:
-            if _moves_keys(lm, change, layer, site):
+            if change.moves_input(lm, layer, [site.path]):
                 raise PatchError(
                     f"the earlier patch changed {change.path} after GRACE's keys were read above "
                     "it: they are keys of another model",
@@ -270,18 +269,4 @@ class Grace(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown codebook in the place of the earlier one, behind all other changes."""
-        return before.split(KIND)[0] + added
-
-
-def _moves_keys(lm: LM, change: Change, layer: int, site: Site) -> bool:
-    """Whether a change reaches the input of the layer that holds the codebook."""
-    if isinstance(change, Route):  # acts on logits alone
-        return False
-    path = change.path if change.kind != "dense" else change.path.rpartition(".")[0]
-    if path == site.path:
-        return isinstance(change, Module) and change.where == "input"
-    try:
-        block = lm.spec.layer_of(path)
-    except SpecError:
-        return path not in (lm.spec.final_norm, lm.spec.head)
-    return block < layer or (block == layer and path != lm.site(layer).path)
+        return before.split(KIND, Module)[0] + added

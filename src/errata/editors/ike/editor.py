@@ -173,7 +173,7 @@ class Ike(Editor):
         for edit in group:  # told again: the later answer holds, in the later place
             facts.pop(edit.prompt, None)
             facts[edit.prompt] = edit.target
-        others = sum(len(c.ids) for c in _without(patch).changes if isinstance(c, Context))
+        others = sum(change.tokens for change in _without(patch).changes)
         kept = self._fitting(lm, list(facts.items()), group, others)
         text, ids = self._written(lm, kept, others)
         state = {"version": VERSION, "text": text, "facts": [list(fact) for fact in kept]}

@@ -118,7 +118,7 @@ class Lemoe(Editor):
             lm, self.config.layer, self._automatic(lm, "layer", max(0, lm.n_layers - 2))
         )
         memories = [self._earlier(lm, patch, layer) for patch in before]
-        bare = [patch.split(KIND)[0] for patch in before]
+        bare = [patch.split(KIND, Module)[0] for patch in before]
         each = self._room(lm, layer, groups, memories)
         at_once = max(1, int(self.config.memory_gb * 1e9 / (STATE_COPIES * each)))
         for first in range(0, len(groups), at_once):
@@ -238,7 +238,7 @@ class Lemoe(Editor):
                 several sets of experts.
         """
         config, shapes = self.config, self._shapes(lm, layer)
-        own = patch.split(KIND)[1]
+        own = patch.split(KIND, Module)[1]
         if not own:
             return Memory.empty(shapes, dtype_of(lm), lm.device)
         if len(own) > 1:
@@ -247,7 +247,6 @@ class Lemoe(Editor):
                 "Edit after one patch (--after) instead of adding two.",
             )
         (module,) = own
-        assert isinstance(module, Module)
         memory = Memory.restored(module, patch.state, config.top_k).to(lm.device, dtype_of(lm))
         path = lm.site(layer).path
         if module.path != path:
@@ -273,4 +272,4 @@ class Lemoe(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown set of experts in the place of the earlier one, behind other changes."""
-        return before.split(KIND)[0] + added
+        return before.split(KIND, Module)[0] + added

@@ -207,7 +207,7 @@ class TPatcher(Editor):
         """Train one unit per edit, one edit of each group after the other."""
         place = self._place(lm)
         state = [self._earlier(lm, patch, place) for patch in before]
-        bare = [patch.split(KIND)[0] for patch in before]
+        bare = [patch.split(KIND, Module)[0] for patch in before]
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
             members = [g for g, group in enumerate(groups) if len(group) > position]
@@ -364,7 +364,7 @@ class TPatcher(Editor):
         if not isinstance(states, Tensor) or states.shape[-1] != place.width:
             states = torch.zeros(0, place.width)
         states = states.to(lm.device, dtype)
-        own = patch.split(KIND)[1]
+        own = patch.split(KIND, Module)[1]
         if not own:
             empty = Units.empty(place.form, place.width, place.site.d_out, dtype, lm.device)
             return _Held(empty, states)
@@ -374,7 +374,6 @@ class TPatcher(Editor):
                 "Edit after one patch (--after) instead of adding two.",
             )
         module = own[0]
-        assert isinstance(module, Module)
         units = Units.restored(module.config, module.weights, module.path)
         if module.path != place.site.path:
             raise PatchError(
@@ -390,7 +389,7 @@ class TPatcher(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put all units, old and new, in the place of the old ones, behind all other changes."""
-        return before.split(KIND)[0] + added
+        return before.split(KIND, Module)[0] + added
 
 
 @dataclass(frozen=True)
