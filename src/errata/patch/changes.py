@@ -79,8 +79,22 @@ def _registered(known: Mapping[str, Any], kind: str, what: str) -> Any:
     return known[kind]
 
 
-@dataclass(frozen=True)
-class LowRank:
+class _Named:
+    """What all changes show of themselves: one line, never a tensor.
+
+    Two changes are equal if they are the same object: tensors have no truth value to compare by.
+    """
+
+    def __repr__(self) -> str:
+        own: Any = self
+        shapes = ", ".join(
+            f"{name} {'×'.join(map(str, tensor.shape))}" for name, tensor in own.tensors().items()
+        )
+        return f"<{type(self).__name__}: {own.label.removeprefix('the ')}; {shapes}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRank(_Named):
     """`W += B A` on the weight of one projection.
 
     Attributes:
@@ -120,8 +134,8 @@ class LowRank:
         return {"kind": self.kind, "path": self.path}
 
 
-@dataclass(frozen=True)
-class Dense:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(_Named):
     """`parameter += delta`, for any parameter.
 
     Attributes:
@@ -147,8 +161,8 @@ class Dense:
         return {"kind": self.kind, "path": self.path}
 
 
-@dataclass(frozen=True)
-class Module:
+@dataclass(frozen=True, eq=False, repr=False)
+class Module(_Named):
     """A small network in front of or behind a module of the model.
 
     Attributes:
@@ -232,8 +246,8 @@ class Router(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Route:
+@dataclass(frozen=True, eq=False, repr=False)
+class Route(_Named):
     """Another answer than the model's, for the inputs that a router takes.
 
     Attributes:
@@ -274,8 +288,8 @@ class Route:
         return {"kind": self.kind, "name": self.name, "config": dict(self.config)}
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, eq=False, repr=False)
+class Context(_Named):
     """Tokens in front of every input, kept as keys and values of the attention.
 
     Attributes:
