@@ -204,7 +204,9 @@ def _change(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) 
     kind = entry.get("kind")
     known = {cls.kind for cls in (LowRank, Dense, Module, Route, Context)}
     if kind not in known:
-        raise PatchError(f"unknown kind of change {kind!r}", "The patch was made by a newer errata.")
+        raise PatchError(
+            f"unknown kind of change {kind!r}", "The patch was made by a newer errata."
+        )
 
     def text(field: str) -> str:
         value = entry.get(field)
