@@ -43,6 +43,7 @@ _EXPORTS = {
     "report": "errata.reporting",
     "trace": "errata.api",
     "train": "errata.training",
+    "TrainConfig": "errata.training",
 }
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Probe",
     "Route",
     "Stack",
+    "TrainConfig",
     "__version__",
     "edit",
     "evaluate",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from errata.patch import Route as Route
     from errata.patch.stack import Stack as Stack
     from errata.reporting import report as report
+    from errata.training import TrainConfig as TrainConfig
     from errata.training import train as train
 
 

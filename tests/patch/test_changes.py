@@ -194,8 +194,8 @@ def test_entries_that_describe_no_change_are_refused(tmp_path: Path) -> None:
     for entry, words in [
         ({"kind": "warp", "path": "x"}, "unknown kind of change 'warp'"),
         ({"path": "x"}, "unknown kind of change 'None'"),
-        (["low_rank"], "does not describe a change"),
-        ({"kind": "low_rank"}, "not a readable patch"),
+        (["low_rank"], "is a list of 1; expected an object"),
+        ({"kind": "low_rank"}, "path is null; expected a text"),
     ]:
         described.write_text(json.dumps({**document, "changes": [entry]}))
         with pytest.raises(PatchError, match=words):

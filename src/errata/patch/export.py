@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from errata.errors import ErrataError, PatchError
 from errata.model.loading import quiet_transformers
-from errata.patch.changes import Change, LowRank
+from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
+from errata.patch.adapter import from_lora as from_lora
+from errata.patch.card import files_of, record_of
+from errata.patch.changes import Change
 from errata.patch.changes.base import KEEP, Merge
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
 from errata.patch.places import is_transposed
-from errata.store.files import write_together
+from errata.store.files import sha256_of, write_together
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-_HEAD = "base_model.model."
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM allocates (its newest versions also 1, which older ones refuse)."""
 _SMALL = 1e-7  # singular values below this share of the largest carry nothing in float32
 
 
@@ -52,12 +54,14 @@ class LoraReport:
     lost_energy: Mapping[str, float]
 
     @property
-    def serve(self) -> str:
-        """Command that serves the base model with this adapter.
+    def serve(self) -> str | None:
+        """Command that serves the base model with this adapter; None if vLLM takes no such rank.
 
-        vLLM allocates ranks 8, 16, 32 …; the next one that holds the adapter's rank is named.
+        The smallest of vLLM's `RANKS` that holds the adapter's is named.
         """
-        limit = next((n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= self.rank), self.rank)
+        limit = next((n for n in RANKS if n >= self.rank), None)
+        if limit is None:
+            return None
         return (
             f"vllm serve {self.base} --enable-lora --max-lora-rank {limit} "
             f"--lora-modules {self.folder.name}={self.folder}"
@@ -153,8 +157,8 @@ def to_lora(
         B = torch.zeros(u.shape[0], rank, dtype=torch.float32)
         A[:keep] = (root[:, None] * vh[:keep]).float()
         B[:, :keep] = (u[:, :keep] * root).float()
-        tensors[f"{_HEAD}{path}.lora_A.weight"] = A
-        tensors[f"{_HEAD}{path}.lora_B.weight"] = B
+        tensors[f"{HEAD}{path}.lora_A.weight"] = A
+        tensors[f"{HEAD}{path}.lora_B.weight"] = B
     modules = tuple(triplets)
     config = {
         "peft_type": "LORA",
@@ -169,57 +173,23 @@ def to_lora(
         "target_modules": list(modules),
         "inference_mode": True,
     }
-    text = json.dumps(config, indent=2)
-    write_together({folder / WEIGHTS_NAME: pack(tensors), folder / CONFIG_NAME: text.encode()})
-    return LoraReport(folder, config["base_model_name_or_path"], rank, modules, lost)
+    base = config["base_model_name_or_path"]
+    packed, text = pack(tensors), json.dumps(config, indent=2)
+    digests = {WEIGHTS_NAME: hashlib.sha256(packed).hexdigest()}
+    told = files_of(patch, record_of(patch, "lora", base, digests), _use_lora(base, folder.name))
+    written = {WEIGHTS_NAME: packed, **told, CONFIG_NAME: text.encode()}
+    write_together({folder / name: data for name, data in written.items()})
+    return LoraReport(folder, base, rank, modules, lost)
 
 
-def from_lora(lm: LM, folder: str | Path) -> Patch:
-    """Read a PEFT LoRA folder as a patch of `lm`.
+def _use_lora(base: str, folder: str) -> str:
+    return f"""
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-    Raises:
-        PatchError: If it is no LoRA folder, does not fit the model, or uses a feature that is more
-            than `W += scale * B A` (DoRA, trained biases, saved modules).
-    """
-    folder = Path(folder)
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_NAME)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PatchError(f"{folder} is not a readable LoRA folder: {error}") from error
-    if config.get("peft_type") != "LORA":
-        raise PatchError(f"{folder} is a {config.get('peft_type')} adapter; expected LORA")
-    if (
-        config.get("use_dora")
-        or config.get("bias", "none") != "none"
-        or config.get("modules_to_save")
-    ):
-        raise PatchError(
-            f"{folder} uses DoRA, trained biases or saved modules, which a patch cannot express",
-            "Merge it with PEFT instead.",
-        )
-    changes = []
-    for name in sorted(tensors):
-        path, dot, _ = name.partition(".lora_A.")
-        if not dot:
-            if ".lora_B." not in name:
-                raise PatchError(f"{folder} holds an unexpected tensor {name}")
-            continue
-        A, B = tensors[name], tensors[name.replace(".lora_A.", ".lora_B.")]
-        path = path.removeprefix(_HEAD)
-        changes.append(LowRank(path, B * _scaling(config, path, A.shape[0]), A))
-    patch = Patch.for_model(lm, changes, editor="lora", config={"folder": folder.name})
-    patch.check(lm)
-    return patch
-
-
-def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """Return PEFT's factor in front of `B A` for one module."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if path == pattern or path.endswith(f".{pattern}"):
-            alpha = value
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+model = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(model, {folder!r})
+"""
 
 
 def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
@@ -254,6 +224,11 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
         with replace(patch, changes=weights).applied(lm), quiet_transformers():
             (lm.model if model_of is None else model_of(lm)).save_pretrained(beside)
         lm.tokenizer.save_pretrained(beside)
+        base = getattr(lm.model, "name_or_path", "") or lm.name
+        digests = {path.name: sha256_of(path) for path in sorted(beside.glob("*.safetensors"))}
+        record = record_of(patch, "merged", base, digests)
+        for name, data in files_of(patch, record, _use_merged(folder.name)).items():
+            (beside / name).write_bytes(data)
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)
@@ -282,3 +257,12 @@ def _merge_of(patch: Patch) -> tuple[Merge, list[Change]] | None:
             raise PatchError(f"{others[0].label} and {change.label} cannot be merged at once", KEEP)
         found = merge
     return None if found is None else (found, others)
+
+
+def _use_merged(folder: str) -> str:
+    return f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+"""

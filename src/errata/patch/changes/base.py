@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.data._records import describe
 from errata.errors import PatchError, SpecError
 
 if TYPE_CHECKING:
@@ -26,12 +27,50 @@ Merge = Callable[["LM", Sequence[Any]], Callable[["LM"], "PreTrainedModel"]]
 KEEP = "Keep the patch folder and apply it with errata."
 
 
+def text_of(entry: Mapping[str, Any], field: str) -> str:
+    """Return a field of a saved change that has to be a text.
+
+    Raises:
+        PatchError: If it is missing or something else.
+    """
+    value = entry.get(field)
+    if not isinstance(value, str):
+        raise PatchError(f"{field} is {describe(value)}; expected a text")
+    return value
+
+
+def object_of(entry: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return a field of a saved change that has to be an object.
+
+    Raises:
+        PatchError: If it is missing or something else.
+    """
+    value = entry.get(field)
+    if not isinstance(value, dict):
+        raise PatchError(f"{field} is {describe(value)}; expected an object")
+    return value
+
+
+def numbers_of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor of a saved change that has to hold floating-point numbers.
+
+    Raises:
+        PatchError: If it is missing or holds something else.
+    """
+    if name not in tensors:
+        raise PatchError(f"the tensor {name!r} is missing")
+    if not tensors[name].is_floating_point():
+        raise PatchError(f"the tensor {name!r} holds {tensors[name].dtype}")
+    return tensors[name]
+
+
 class Change(ABC):
     """One change of a model; a patch is made of them.
 
-    A kind of change is a frozen dataclass that inherits from this class (or from a kind below it),
-    says its `kind` and is registered with `@change_kind`. What stands here suits a change of
-    hidden states; a kind overrides what it does otherwise.
+    A kind of change is a frozen dataclass (with `eq=False, repr=False`: tensors have no truth value
+    to compare by, so two changes are equal if they are the same object) that inherits from this
+    class or from a kind below it, says its `kind` and is registered with `@change_kind`. What
+    stands here suits a change of hidden states; a kind overrides what it does otherwise.
 
     Attributes:
         kind: Its word in `patch.json`.
@@ -40,6 +79,13 @@ class Change(ABC):
 
     kind: ClassVar[str]
     path: str
+
+    def __repr__(self) -> str:
+        """One line, never a tensor."""
+        shapes = ", ".join(
+            f"{name} {'×'.join(map(str, tensor.shape))}" for name, tensor in self.tensors().items()
+        )
+        return f"<{type(self).__name__}: {self.label.removeprefix('the ')}; {shapes}>"
 
     # ------------------------------------------------------------------ on disk
 
@@ -54,7 +100,11 @@ class Change(ABC):
     @classmethod
     @abstractmethod
     def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Return the change that `describe` and `tensors` were saved of."""
+        """Return the change that `describe` and `tensors` were saved of.
+
+        Both come from a file: read them with `text_of`, `object_of` and `numbers_of`, which refuse
+        what is missing or of another type.
+        """
 
     # ------------------------------------------------------------------ what it is
 

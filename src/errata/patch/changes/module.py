@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from errata.errors import PatchError
-from errata.patch.changes.base import Change, Merge
+from errata.patch.changes.base import Change, Merge, object_of, text_of
 from errata.patch.changes.kinds import NETWORKS, change_kind, module_kind
 from errata.patch.places import module_of
 
@@ -23,7 +23,7 @@ Where = Literal["input", "output", "both"]
 
 
 @change_kind("module")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Module(Change):
     """A small network in front of or behind a module of the model.
 
@@ -85,10 +85,16 @@ class Module(Change):
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Module:
         """Return the change that was saved."""
-        return cls(
-            entry["path"], entry["name"], entry["config"], dict(tensors), entry["where"],
-            entry.get("source"),
-        )  # fmt: skip
+        where = text_of(entry, "where")
+        if where not in ("input", "output", "both"):
+            raise PatchError(f"where is {where!r}; expected input, output or both")
+        source = None if entry.get("source") is None else text_of(entry, "source")
+        path, name, config = (
+            text_of(entry, "path"),
+            text_of(entry, "name"),
+            object_of(entry, "config"),
+        )
+        return cls(path, name, config, dict(tensors), where, source)
 
     @property
     def reads_input(self) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import PatchError
-from errata.patch.changes.base import Change, Factors
+from errata.patch.changes.base import Change, Factors, numbers_of, text_of
 from errata.patch.changes.kinds import change_kind
 from errata.patch.places import is_transposed, module_of, parameter_of
 
@@ -34,7 +34,7 @@ def _check_shape(path: str, have: tuple[int, ...], want: tuple[int, ...]) -> Non
 
 
 @change_kind("low_rank")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Change):
     """`W += B A` on the weight of one projection.
 
@@ -72,7 +72,7 @@ class LowRank(Change):
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LowRank:
         """Return the change that was saved."""
-        return cls(entry["path"], tensors["B"], tensors["A"])
+        return cls(text_of(entry, "path"), numbers_of(tensors, "B"), numbers_of(tensors, "A"))
 
     @property
     def parameter(self) -> str:
@@ -116,7 +116,7 @@ class LowRank(Change):
 
 
 @change_kind("dense")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dense(Change):
     """`parameter += delta`, for any parameter.
 
@@ -140,7 +140,7 @@ class Dense(Change):
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Dense:
         """Return the change that was saved."""
-        return cls(entry["path"], tensors["delta"])
+        return cls(text_of(entry, "path"), numbers_of(tensors, "delta"))
 
     @property
     def parameter(self) -> str:

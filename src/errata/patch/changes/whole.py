@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from errata.errors import PatchError
-from errata.patch.changes.base import Change
+from errata.patch.changes.base import Change, object_of, text_of
 from errata.patch.changes.kinds import ROUTERS, change_kind
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Router(Protocol):
 
 
 @change_kind("route")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Route(Change):
     """Another answer than the model's, for the inputs that a router takes.
 
@@ -87,7 +87,7 @@ class Route(Change):
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Route:
         """Return the change that was saved."""
-        return cls(entry["name"], entry["config"], dict(tensors))
+        return cls(text_of(entry, "name"), object_of(entry, "config"), dict(tensors))
 
     @property
     def answers(self) -> bool:
@@ -103,7 +103,7 @@ class Route(Change):
 
 
 @change_kind("context")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Context(Change):
     """Tokens in front of every input, kept as keys and values of the attention.
 
@@ -140,7 +140,9 @@ class Context(Change):
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Context:
         """Return the change that was saved."""
-        return cls(tensors["ids"], entry["text"])
+        if "ids" not in tensors:
+            raise PatchError("the tensor 'ids' is missing")
+        return cls(tensors["ids"], text_of(entry, "text"))
 
     @property
     def tokens(self) -> int:
