@@ -38,7 +38,7 @@ def steps() -> list[Step]:
         Step("bfloat16", 15, equality.bfloat16),
         Step("scores", 30, scores.run),
         Step("curve", 20, training.curve),
-        Step("contract-result", 5, contract.finish),
+        Step("contract-result", 5, contract.finish, limit=contract.SECONDS),
         Step("training", 30, training.speed),
         Step("loops", 60, loops.run),
         Step("smollm2", 50, smollm2.run),

@@ -49,7 +49,7 @@ def finish(bench: Bench) -> None:
         bench.record("not started")
         return
     process, began = bench.kept.pop("contract")
-    wait = 1800 if bench.small else max(1.0, min(bench.left - 60, SECONDS - _since(began)))
+    wait = 1800 if bench.small else max(1.0, min(bench.left - 10, SECONDS - _since(began)))
     try:
         code: int | None = process.wait(wait)
     except BaseException as error:

@@ -128,11 +128,13 @@ class Step:
         name: For `--only`.
         seconds: Estimate on a GPU.
         run: The work.
+        limit: Seconds after which it is stopped; None: by its estimate.
     """
 
     name: str
     seconds: float
     run: Callable[[Bench], None]
+    limit: float | None = None
 
 
 def run_step(bench: Bench, step: Step) -> None:
@@ -142,7 +144,8 @@ def run_step(bench: Bench, step: Step) -> None:
         bench.skipped.append(step.name)
         bench.record("left out", needs=step.seconds, left=round(bench.left, 1))
         return
-    limit = min(bench.left, max(LEAST, GRACE * step.seconds * (10 if bench.small else 1)))
+    limit = step.limit or max(LEAST, GRACE * step.seconds)
+    limit = min(bench.left, limit * (10 if bench.small else 1))
     start = time.perf_counter()
 
     def overdue(*_: Any) -> None:
