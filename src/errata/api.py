@@ -15,8 +15,8 @@ from errata.model.lm import LM
 from errata.patch import Patch
 
 if TYPE_CHECKING:
+    from errata.progress import Step
     from errata.tracing.effects import Trace
-    from errata.tracing.trace import Progress
 
 
 def edit(
@@ -58,7 +58,7 @@ def trace(
     limit: int | None = 100,
     split: str | None = None,
     kinds: Sequence[str] = ("hidden", "ffn", "attn"),
-    progress: Progress | None = None,
+    progress: Step | None = None,
     **settings: Any,
 ) -> Trace:
     """Find out which blocks recall what the model knows, by causal tracing.
