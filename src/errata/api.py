@@ -16,8 +16,8 @@ from errata.patch.compare import View as View
 from errata.patch.compare import compare as compare
 
 if TYPE_CHECKING:
+    from errata.progress import Step
     from errata.tracing.effects import Trace
-    from errata.tracing.trace import Progress
 
 
 REGIMES = ("joint", "sequential")
@@ -94,7 +94,7 @@ def trace(
     limit: int | None = 100,
     split: str | None = None,
     kinds: Sequence[str] = ("hidden", "ffn", "attn"),
-    progress: Progress | None = None,
+    progress: Step | None = None,
     **settings: Any,
 ) -> Trace:
     """Find out which blocks recall what the model knows, by causal tracing.

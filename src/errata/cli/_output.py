@@ -10,11 +10,12 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from errata import progress as _progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
 
     from errata.errors import ErrataError
 
-Progress = Callable[..., None]
-"""Called with (done, total) and, if there is something to say, a short text."""
-
-LOG_SECONDS = 10.0  # time between two lines of progress in a log
+Progress = _progress.Step
 LOG_WIDTH = 100  # columns when the output is not a terminal
 
 
@@ -103,57 +101,10 @@ def status(label: str) -> Iterator[None]:
 def progress(label: str) -> Iterator[Progress]:
     """Show how far work has come: yields a function to call with (done, total) and maybe a text.
 
-    A bar on a terminal, drawn from the first call on, as preparations draw their own before it;
-    otherwise a line when it takes long, and then every few seconds.
+    A bar on a terminal; otherwise lines on stderr, also of what the library does inside.
     """
-    if not sys.stderr.isatty():
-        yield _LogProgress(label)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=err(), transient=True)
-    task = bar.add_task(label, total=None, text="")
-    begun = False
-
-    def step(done: int, total: int, text: str = "") -> None:
-        nonlocal begun
-        if not begun:  # what was done before, by an earlier run, says nothing about speed
-            bar.start()
-            bar.reset(task, completed=max(done - 1, 0), total=total)
-            begun = True
-        bar.update(task, completed=done, total=total, text=text)
-
-    try:
+    with _progress.listening(note), _progress.watched(label) as step:
         yield step
-    finally:
-        bar.stop()
-
-
-class _LogProgress:
-    """Progress for logs: at most one line every few seconds.
-
-    Args:
-        label: What is being done.
-    """
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.started = self.last = time.monotonic()
-        self.first: int | None = None
-
-    def __call__(self, done: int, total: int, text: str = "") -> None:
-        """Report `done` of `total`."""
-        now = time.monotonic()
-        if self.first is None:  # what an earlier run did says nothing about speed
-            self.first = max(done - 1, 0)
-        if done >= total or now - self.last < LOG_SECONDS:
-            return
-        self.last = now
-        left = (now - self.started) / max(done - self.first, 1) * (total - done)
-        more = f"; {text}" if text else ""
-        note(f"{self.label}: {done}/{total}, about {left:.0f} s left{more}")
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) -> Table:

@@ -31,6 +31,7 @@ from errata.errors import EditError
 from errata.locate.contexts import Contexts
 from errata.locate.rows import Economy, Rows, build_rows, plan_chunks
 from errata.model.passes import Place
+from errata.progress import Step, watched
 from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def optimise_values(
             groups=None if groups is None else [groups[i] for i in chunk],
             loss_layer=settings.loss_layer,
         )  # fmt: skip
-        parts.append(_descend(rows, settings, adaptive))
+        with watched(f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step") as show:
+            parts.append(_descend(rows, settings, adaptive, show))
         order += chunk
     back = sorted(range(len(order)), key=order.__getitem__)
     losses = [part for values in parts for part in values.losses]
@@ -163,7 +165,7 @@ def optimise_values(
     )
 
 
-def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None) -> Values:
+def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, show: Step) -> Values:
     """Run the optimisation of one chunk; `rows` shrinks as edits finish."""
     places, start = rows.places, rows.start
     n = rows.n_edits
@@ -187,6 +189,7 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None) -> 
                 leaf.norm(dim=-1) / size**2 for leaf, size in zip(leaves, length, strict=True)
             )
             loss = factor * nll + settings.kl_factor * kl + settings.weight_decay * decay
+        show(step + 1, settings.steps)
         for edit, on, value in zip(alive.tolist(), running.tolist(), loss.tolist(), strict=True):
             if on:
                 losses[edit].append(value)
