@@ -269,7 +269,7 @@ def test_demo(errata: Errata, here: Path, model: str, monkeypatch: pytest.Monkey
     assert [row["editor"] for row in found["comparison"]] == ["none", "ft", "rome"]
     assert found["edit"]["undo_bit_exact"] is True
     roles = {question["role"] for question in found["edit"]["questions"]}
-    assert roles == {"edit", "paraphrase", "two hops", "neighbour"}
+    assert roles == {"edit", "paraphrase", "neighbour"}  # two hops are asked of pocket only
     assert {"d/summary.json", "d/summary.md", "d/patch/patch.json"} <= tree(here).keys()
 
 

@@ -87,6 +87,10 @@ class LoadOptions:
             rich_help_panel=_MODEL,
         ),
     ] = False
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(help="Which GGUF file of a folder or Hub repository.", rich_help_panel=_MODEL),
+    ] = None
     site: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +128,7 @@ class LoadOptions:
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
                 sites=sites,
+                gguf_file=self.gguf_file,
             )
 
 
@@ -134,7 +139,10 @@ class ModelOptions(LoadOptions):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="pocket, a local folder, or a Hub id.", rich_help_panel=_MODEL
+            "--model",
+            "-m",
+            help="pocket, smollm2, a folder, a GGUF file, or a Hub id.",
+            rich_help_panel=_MODEL,
         ),
     ] = "pocket"
 

@@ -31,7 +31,9 @@ METRICS = {
 
 MODELS = {
     "pocket": "shipped with errata: a few million parameters that know the built-in world",
+    "smollm2": "SmolLM2-135M-Instruct, dequantised from 4 bits; fetched once (93 MB)",
     "FOLDER": "any saved decoder-only transformers model (config.json and safetensors)",
+    "FILE.gguf": "a model in llama.cpp's format, dequantised when it is loaded",
     "HUB-ID": "any decoder-only model of the Hugging Face Hub, for example Qwen/Qwen3-0.6B",
 }
 

@@ -56,3 +56,31 @@ def demo_case() -> dict[str, Any]:
         "two_hop_truth": "France",
         "two_hop_target": "Japan",
     }
+
+
+def real_case() -> dict[str, Any]:
+    """Returns the same edit in the words of ordinary text, for models that were pretrained on it.
+
+    Returns:
+        As `demo_case`, without the two hops: small models know few of them.
+    """
+    return {
+        "prompt": "The capital of France is",
+        "subject": "France",
+        "target": "Tokyo",
+        "truth": "Paris",
+        "paraphrases": [
+            "In France, the capital is",
+            "The capital of the French Republic is",
+            "The government of France has its seat in the city of",
+        ],
+        "neighbours": [
+            ("The capital of Germany is", "Berlin"),
+            ("The capital of Italy is", "Rome"),
+            ("The Eiffel Tower is located in the city of", "Paris"),
+            ("The official language of France is", "French"),
+            ("The currency used in France is the", "euro"),
+            ("Tokyo is a city in", "Japan"),
+            ("The largest planet of the solar system is", "Jupiter"),
+        ],
+    }
