@@ -74,8 +74,7 @@ def test_the_lock_names_versions_only() -> None:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     for line in lines:
         assert re.fullmatch(r"#.*|[a-z0-9-]+==[0-9][0-9a-z.]*( ; .*)?", line), line
-        assert "/" not in line.partition("#")[0], line
-        assert "http" not in line, line
+        assert "/" not in line, line
     names = [line.partition("==")[0] for line in lines if not line.startswith("#")]
     assert names == sorted(set(names))
 
