@@ -78,14 +78,18 @@ def interpreter(wanted: tuple[int, int]) -> str:
     return found or sys.exit(f"{name} is needed for this and is not on the path")
 
 
+def version_of(python: str | Path) -> str:
+    """Return which python an interpreter is, as 3.11; nothing if it is not there."""
+    if not Path(python).exists():
+        return ""
+    ask = "import sys; print('{}.{}'.format(*sys.version_info))"
+    return subprocess.run([python, "-c", ask], capture_output=True, check=True, text=True).stdout
+
+
 def make(folder: Path, base: str) -> Path:
-    """Return the interpreter of an environment; make the environment if there is none, or of another python."""
+    """Return the interpreter of an environment, which is made if there is none of this python."""
     python = folder / "bin" / "python"
-    ask = ("-c", "import sys; print(sys.version_info[:2])")
-    same = python.exists() and len(
-        {subprocess.run([p, *ask], capture_output=True).stdout for p in (python, base)}
-    )
-    if same != 1:
+    if version_of(python) != version_of(base):
         run(f"python -m venv {folder.name}", base, "-m", "venv", "--clear", folder)
     return python
 
@@ -112,7 +116,7 @@ def locked() -> None:
         sys.exit(f"set-up failed: {done.stderr}")
 
 
-def newest(torch: str | None) -> None:
+def newest(torch: str) -> None:
     """Bring .venv-newest to the newest releases."""
     wanted = versions.declared(versions.read_project(), versions.EXTRAS)
     kept = [text for text in versions.held() if not (torch and text.startswith("torch=="))]
@@ -124,8 +128,8 @@ def newest(torch: str | None) -> None:
     errata(python)
 
 
-def oldest(torch: str | None) -> None:
-    """Bring .venv-oldest to the lower bounds: of the declared packages; pip chooses what they need."""
+def oldest(torch: str) -> None:
+    """Bring .venv-oldest to the declared lower bounds; pip chooses what those packages need."""
     project = versions.read_project()
     wanted = versions.lowest(versions.declared(project, versions.EXTRAS))
     python = make(ROOT / ".venv-oldest", interpreter(versions.oldest_python(project)))
@@ -136,9 +140,10 @@ def oldest(torch: str | None) -> None:
 
 
 if __name__ == "__main__":
-    task, *rest = sys.argv[1:]
+    task, torch = (*sys.argv[1:], "")[:2]
     if task == "check":
         sys.exit(", ".join(deviations()) or 0)
-    {"locked": locked, "newest": newest, "oldest": oldest}[task](
-        *(rest or [None])[: task != "locked"]
-    )
+    if task == "locked":
+        locked()
+    else:
+        {"newest": newest, "oldest": oldest}[task](torch)

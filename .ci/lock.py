@@ -1,8 +1,9 @@
 """Write requirements.lock: the newest releases that pip finds, but for what .ci/held.txt holds.
 
-One file serves every supported python and system. It is resolved by the oldest python, whose releases the
-newer ones take too; what a package needs only elsewhere (`setuptools; python_version >= "3.12"`) is
-resolved as well and keeps its marker. There are no hashes: the builds of torch differ by machine.
+One file serves every supported python and system. It is resolved by the oldest python, whose
+releases the newer ones take too; what a package needs only elsewhere (as in `setuptools;
+python_version >= "3.12"`) is resolved as well and keeps its marker. There are no hashes: the
+builds of torch differ by machine.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import environment
 import versions
 
 HEADER = """\
-# The versions that `make demo`, `make test` and CI run on. Written by `make lock`; not edited by hand.
-# Users of the library have a range instead: see pyproject.toml, `make test-oldest` and `make test-newest`.
+# The versions that `make demo`, `make test` and CI run on; written by `make lock`, not by hand.
+# Users of the library have the range in pyproject.toml: `make test-oldest`, `make test-newest`.
 """
 
 # torch's CUDA builds pin their own libraries to the digit; its CPU builds have none
@@ -43,8 +44,12 @@ def everywhere(project: dict) -> list[dict[str, str]]:
     ]
 
 
-def needs(item: dict, served: list[dict[str, str]]) -> list[tuple[str, str, str, set[int]]]:
-    """Return what one package of pip's report needs: name, range, marker, and in which environments."""
+Need = tuple[str, str, str, set[int]]
+"""Name, range, marker, and the numbers of the environments in which it holds."""
+
+
+def needs(item: dict, served: list[dict[str, str]]) -> list[Need]:
+    """Return what one package of pip's report needs."""
     from pip._vendor.packaging.requirements import Requirement
 
     found = []

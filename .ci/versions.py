@@ -1,4 +1,7 @@
-"""Which versions pyproject.toml, requirements.lock and .ci/held.txt ask for. Standard library only."""
+"""Which versions pyproject.toml, requirements.lock and .ci/held.txt ask for.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(\[[^]]*\])?\s*(>=|==)\s*([0-9][^\s
 
 @dataclass(frozen=True)
 class Requirement:
-    """One requirement in the only form that pyproject.toml and the lock use: one bound, perhaps a marker."""
+    """One requirement as pyproject.toml and the lock write it: one bound, perhaps a marker."""
 
     name: str
     extras: str
@@ -33,7 +36,7 @@ class Requirement:
 
 
 def parse(text: str) -> Requirement:
-    """Read one requirement; anything but `name[extras]>=version; marker` (or `==`) is a ValueError."""
+    """Read `name[extras]>=version; marker`, or `==`; anything else is a ValueError."""
     found = _REQUIREMENT.fullmatch(text.strip())
     if not found:
         raise ValueError(f"{text!r}: expected a name and one bound, as in numpy>=1.26")

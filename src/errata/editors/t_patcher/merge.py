@@ -150,7 +150,7 @@ def _on_meta(lm: LM, config: Any) -> PreTrainedModel:
     """Build a model without memory for its weights."""
     with torch.device("meta"), quiet_transformers():
         model = type(lm.model)(config)
-        model.tie_weights()  # transformers 5.0 to 5.? leaves this to the loading of weights
+        model.tie_weights()  # older releases leave this to the loading of weights
         return model
 
 
