@@ -120,10 +120,11 @@ def _editor(name: str, lm: LM, folder: Path) -> Editor:
     Another model than the shipped one gets the world's text to count its statistics on.
     """
     from errata.editors import editors, get_editor
+    from errata.world.shipped import POCKET, knows_world
 
     cls = editors.load(name)
     own: dict[str, Any] = {}
-    if lm.name != "pocket" and "moments" in cls.needs:
+    if not knows_world(lm.name) and "moments" in cls.needs:
         from errata.store.files import write_atomically
         from errata.world import build_world, texts
 
@@ -131,16 +132,17 @@ def _editor(name: str, lm: LM, folder: Path) -> Editor:
         if not text.exists():
             write_atomically(text, "\n".join(texts(build_world(), TEXTS)).encode())
         own["moments_text"] = str(text)
-    return get_editor(name, own, model="pocket")
+    return get_editor(name, own, model=POCKET)
 
 
 def _compared(lm: LM) -> list[str]:
     """Return the editors of the comparison: also those whose networks ship with the model."""
     from errata.editors import editors
     from errata.nets.weights import CONFIG, SHIPPED
+    from errata.world.shipped import is_shipped
 
     there = [name for name in editors.entries if (SHIPPED / name / CONFIG).is_file()]
-    return [*EDITORS, *(there if lm.name == "pocket" else [])]
+    return [*EDITORS, *(there if is_shipped(lm.name) else [])]
 
 
 def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question], dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import nn
 from errata.config import did_you_mean
 from errata.errors import ConfigError, ModelError
 from errata.model.lm import LM
+from errata.world.shipped import POCKET, is_shipped, pocket_path
 
 DTYPES = {
     "float64": torch.float64,
@@ -62,9 +63,7 @@ def _source(model: str) -> str:
     Raises:
         ModelError: If it looks like a path that is not there, or like neither.
     """
-    if model == "pocket":
-        from errata.world import pocket_path
-
+    if is_shipped(model):
         return str(pocket_path())
     path = Path(model).expanduser()
     if path.is_dir():
@@ -163,8 +162,8 @@ def _why_not(model: str, error: Exception) -> tuple[str, str]:
         )
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
         return f"{model!r} is not a causal language model: {text}", "Use a decoder-only model."
-    if difflib.get_close_matches(model, ["pocket"]):
-        return f"cannot load model {model!r}: {text}", "Did you mean 'pocket'?"
+    if difflib.get_close_matches(model, [POCKET]):
+        return f"cannot load model {model!r}: {text}", f"Did you mean {POCKET!r}?"
     return (
         f"cannot load model {model!r}: {text}",
         "Give a Hub id (check spelling and network), a local folder, or: pocket",
