@@ -38,7 +38,11 @@ SMALL: dict[str, Any] = {
 }
 """Given to every trained editor that has a setting of the name."""
 
-LEARNING = [name for name in editors.entries if "training" in editors.entry(name).facts["needs"]]
+LEARNING = [
+    name
+    for name, entry in editors.entries.items()
+    if entry.is_own and "training" in entry.facts["needs"]
+]
 """Editors with networks of whatever kind."""
 
 TRAINED = [name for name in LEARNING if editors.entry(name).facts["weights"]]

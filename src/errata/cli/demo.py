@@ -92,7 +92,9 @@ def demo(
     case, patch, questions, facts = _edit(lm, folder)
     if not json:
         _show_edit(lm, case, patch, questions, facts)
-    if cases is None and lm.name == "pocket":
+    from errata.world.shipped import knows_world
+
+    if cases is None and knows_world(lm.name):
         cases = QUICK_CASES if quick else CASES
     summaries = [] if cases is None else _compare(lm, cases, folder)
     patch.save(folder / "patch")
@@ -135,10 +137,11 @@ def _editor(name: str, lm: LM, folder: Path) -> Editor:
     Another model than the shipped one gets the world's text to count its statistics on.
     """
     from errata.editors import editors, get_editor
+    from errata.world.shipped import knows_world
 
     cls = editors.load(name)
     own: dict[str, Any] = {}
-    if lm.name != "pocket" and "moments" in cls.needs:
+    if not knows_world(lm.name) and "moments" in cls.needs:
         from errata.store.files import write_atomically
         from errata.world import build_world, texts
 
@@ -153,18 +156,19 @@ def _compared(lm: LM) -> list[str]:
     """Return the editors of the comparison: also those whose networks ship with the model."""
     from errata.editors import editors
     from errata.nets.weights import CONFIG, SHIPPED
+    from errata.world.shipped import is_shipped
 
     there = [name for name in editors.entries if (SHIPPED / name / CONFIG).is_file()]
-    return [*EDITORS, *(there if lm.name == "pocket" else [])]
+    return [*EDITORS, *(there if is_shipped(lm.name) else [])]
 
 
 def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question], dict[str, Any]]:
     """Make the edit and ask about it from all sides."""
     from errata.api import compare, edit
     from errata.model.loading import weight_fingerprint
-    from errata.world import demo_case, real_case
+    from errata.world import demo_case, knows_world, real_case
 
-    case = demo_case() if lm.name == "pocket" else real_case()
+    case = demo_case() if knows_world(lm.name) else real_case()
     asked = [("edit", case["prompt"], case["target"])]
     asked += [("paraphrase", prompt, case["target"]) for prompt in case["paraphrases"]]
     if "two_hop" in case:

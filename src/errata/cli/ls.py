@@ -69,11 +69,8 @@ def rows_of(what: What) -> list[dict[str, Any]]:
         facts = {key: value for key, value in entry.facts.items() if key != "name"}
         rows.append({"name": entry.name, "summary": entry.summary, **facts})
     if what is What.editors:
-        from errata.editors import STATED
-
-        for number, row in enumerate(rows):
-            rows[number] = {**row, **{key: row.get(key, usual) for key, usual in STATED.items()}}
-            rows[number]["strategies"] = _strategies_on(row["name"])
+        for row in rows:
+            row["strategies"] = _strategies_on(row["name"])
     return rows
 
 
@@ -113,6 +110,7 @@ def settings_of(name: str) -> dict[str, Any]:
         "exports": list(cls.exports),
         "settings": settings,
         "published": {backbone: dict(values) for backbone, values in cls.published.items()},
+        "presets": {model: dict(values) for model, values in cls.presets.items()},
     }
 
 
@@ -195,3 +193,5 @@ def _one(found: dict[str, Any], json: bool) -> None:
     out.print(table)
     if found["published"]:
         out.print("--as-published: " + ", ".join(found["published"]))
+    if found["presets"]:
+        out.print("settings found for: " + ", ".join(found["presets"]))

@@ -63,6 +63,8 @@ class AlphaEdit(JointEditor):
         "llama-3-8b": _like_memit("llama-3-8b"),
         "llama-3.1-8b": _like_memit("llama-3-8b"),
         "qwen2.5-7b": _like_memit("qwen2.5-7b", l2=1.0, **EASYEDIT),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # the published threshold and l2 are good here, too
         "pocket": {**POCKET, "l2": 10.0},
     }

@@ -44,6 +44,8 @@ class Editor(ABC):
         exports: What its patches can be exported as by default settings: `lora`, `merged`.
         Config: Class of its settings.
         published: Backbone -> published settings, for `--as-published`.
+        presets: Model -> settings that were found for it, not published; taken for a model of that
+            name unless others are asked for.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,7 @@ class Editor(ABC):
     exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[EditorConfig]] = EditorConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     def __init__(self, config: EditorConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -142,16 +145,19 @@ class Editor(ABC):
         The groups are not empty and have passed `check`; `before` has one patch per group.
         """
 
+    def known_settings(self, lm: LM) -> Mapping[str, object]:
+        """Return what was published, or found, for a model of that name: what `auto` looks up."""
+        name = backbone_of(lm.name)
+        return self.published.get(name) or self.presets.get(name, {})
+
     def _automatic(self, lm: LM, setting: str, rule: int) -> int:
         """Return what `auto` means: the block published for a model of that name, else `rule`."""
-        values = self.published.get(backbone_of(lm.name), {})
-        layer = values.get(setting, rule)
+        layer = self.known_settings(lm).get(setting, rule)
         return layer if isinstance(layer, int) else rule
 
     def _automatic_layers(self, lm: LM) -> tuple[int, ...] | None:
         """Return the blocks published for a model of that name, if there are any."""
-        values = self.published.get(backbone_of(lm.name), {})
-        layers = values.get("layers")
+        layers = self.known_settings(lm).get("layers")
         return layers if isinstance(layers, tuple) else None
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:

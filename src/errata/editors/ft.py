@@ -10,7 +10,6 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors import backbone_of
 from errata.editors.base import Editor, EditorConfig, resolve_layer, under
 from errata.model.lm import LM
 from errata.model.spec import Site
@@ -96,13 +95,15 @@ class FineTuning(Editor):
         "uniedit-gpt2-xl": {"layers": (21,), "bias": True, **_UNIEDIT},
         "uniedit-gpt-j-6b": {"layers": (21,), **_UNIEDIT},
         "uniedit-llama-3-8b": {"layers": (21,), **_UNIEDIT},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "pocket": {"layers": (5,), "lr": 5e-3},
     }
     config: FtConfig
 
     def _sites(self, lm: LM) -> list[tuple[int, Site]]:
         if self.config.layers == "auto":
-            published = self.published.get(backbone_of(lm.name), {}).get("layers")
+            published = self.known_settings(lm).get("layers")
             rule = (min(lm.n_layers - 1, round(0.75 * lm.n_layers)),)
             chosen = published if isinstance(published, tuple) else rule
         else:

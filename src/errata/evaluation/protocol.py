@@ -25,6 +25,7 @@ from errata.evaluation.summary import summarise
 from errata.evaluation.tracking import Tracker
 from errata.store.files import sha256_of
 from errata.store.runs import UNCOMPARED, RunFolder
+from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
     from errata.editors.base import Editor
@@ -257,7 +258,7 @@ def _file(path: str | Path) -> Path:
 
 
 def _references(cases: Sequence[Case], source: str | Path | None, lm: LM, data: str) -> References:
-    return References(cases, source, world=data == "world" and lm.name == "pocket")
+    return References(cases, source, world=data == "world" and knows_world(lm.name))
 
 
 def _check_cases(cases: Sequence[Case], units: Sequence[Sequence[Case]], regime: Regime) -> None:

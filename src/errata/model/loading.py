@@ -18,6 +18,7 @@ from errata.errors import ConfigError, ModelError
 from errata.model import gguf, named
 from errata.model.compat import dequantised
 from errata.model.lm import LM
+from errata.world.shipped import POCKET, is_shipped, pocket_path
 
 DTYPES = {
     "float64": torch.float64,
@@ -26,7 +27,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-BY_NAME = ("pocket", *named.MODELS)
+BY_NAME = (POCKET, *named.MODELS)
 """Models that need no path: shipped with errata, or fetched once."""
 
 
@@ -68,9 +69,7 @@ def _source(model: str) -> str:
     Raises:
         ModelError: If it looks like a path that is not there, or like neither.
     """
-    if model == "pocket":
-        from errata.world import pocket_path
-
+    if is_shipped(model):
         return str(pocket_path())
     if model in named.MODELS and not Path(model).is_dir():
         return str(named.folder_of(model))

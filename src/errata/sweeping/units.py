@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from errata.config import did_you_mean
 from errata.data import datasets, split_part
-from errata.editors import OWN_MODELS, editors
+from errata.editors import editors
 from errata.errors import ConfigError
 from errata.sweeping.recipe import DataEntry, EditorRow, ModelEntry, Recipe, Training, Value
+from errata.world.shipped import is_shipped
 
 SUMMARY = "summary.json"
 
@@ -161,7 +162,7 @@ def _check_editor(name: str, row: EditorRow, recipe: Recipe) -> None:
     trained = "training" in editors.entry(row.editor).facts.get("needs", ())
     for model in row.models or recipe.models:
         given = {**row.settings, **row.on.get(model, {})}
-        if trained and "weights" not in given and recipe.models[model].id not in OWN_MODELS:
+        if trained and "weights" not in given and not is_shipped(recipe.models[model].id):
             raise ConfigError(
                 f"[editors.{name}]: {row.editor} needs networks trained for {model}",
                 f"Add [editors.{name}.train] data = […], or settings = {{ weights = 'DIR' }}",

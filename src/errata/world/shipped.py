@@ -1,9 +1,34 @@
-"""Where the shipped model lies, and an edit that shows it off."""
+"""The shipped model: where it lies, which models know its world, and an edit that shows it off."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+POCKET = "pocket"
+"""Name under which the shipped model is loaded."""
+CARD = "card.json"
+"""What a model that was trained on the world says about itself."""
+
+
+def is_shipped(model: str) -> bool:
+    """Returns whether a name is that of the model that comes with errata."""
+    return model == POCKET
+
+
+def knows_world(model: str) -> bool:
+    """Returns whether a model was taught the built-in world, the same one as the shipped model.
+
+    Args:
+        model: The name that it was loaded by: its folder holds a card that says so.
+    """
+    folder = Path(__file__).parent / POCKET if is_shipped(model) else Path(model).expanduser()
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return (card["scale"], card["seed"]) == ("pocket", 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def pocket_path() -> Path:
@@ -14,7 +39,7 @@ def pocket_path() -> Path:
     """
     from errata.errors import DataError
 
-    folder = Path(__file__).parent / "pocket"
+    folder = Path(__file__).parent / POCKET
     if not (folder / "model.safetensors").exists():
         raise DataError(
             f"the pocket model is missing from {folder}",

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors import backbone_of
 from errata.editors.base import Editor, EditorConfig, Layer, resolve_layer, under
 from errata.editors.grace.codebook import KIND, Codebook, Replacement, replaced_at
 from errata.editors.grace.training import Asked, Work
@@ -98,6 +97,8 @@ class Grace(Editor):
         "uniedit-gpt2-xl": _settings(35, "ffn_in"),
         "uniedit-gpt-j-6b": _settings(25),
         "uniedit-llama-3-8b": _settings(27),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world, single edits and 100 in sequence; see docs
         "pocket": {
             "layer": 4,
@@ -119,7 +120,7 @@ class Grace(Editor):
         layer = resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", rule))
         site = self.config.site
         if site == "auto":
-            site = str(self.published.get(backbone_of(lm.name), {}).get("site", "ffn_out"))
+            site = str(self.known_settings(lm).get("site", "ffn_out"))
         if site == "ffn_out":
             return layer, lm.site(layer)
         inner = lm.spec.ffn_in[layer]

@@ -104,6 +104,8 @@ class Ike(Editor):
         "uniedit-gpt2-xl": _UNIEDIT,
         "uniedit-gpt-j-6b": _UNIEDIT,
         "uniedit-llama-3-8b": _UNIEDIT,
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world; see docs
         "pocket": {"form": "bare", "demo_count": 0, "overflow": "forget"},
     }

@@ -98,6 +98,8 @@ class Lemoe(Editor):
         "qwen3-1.7b": {"layer": 26},
         "qwen3-8b": {"layer": 34},
         "liveedit-llava-v1.5-7b": {"layer": 30},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world, single edits and batches of 20; see docs
         "pocket": {"lr": 3e-3},
     }

@@ -103,6 +103,8 @@ class Serac(NetworkEditor):
         "gpt-j-6b": {"small": "facebook/opt-125m", "route_on": "target_leak"},
         "qwen3-1.7b": {"small": "facebook/opt-125m", "route_on": "target_leak"},
         "qwen3-8b": {"small": "facebook/opt-125m", "route_on": "target_leak"},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # found on validation facts of the world; see docs
         "pocket": {"router": "own:0,3", "small": "own:0,2,3,4,6", "train_router": True},
     }

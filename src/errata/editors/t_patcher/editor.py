@@ -157,6 +157,8 @@ class TPatcher(Editor):
         "uniedit-gpt2-xl": {"layer": 47, "bias": True},
         "uniedit-gpt-j-6b": {"layer": 27, "bias": True},
         "uniedit-llama-3-8b": {"layer": 31, "bias": True},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world, single edits and 60 in sequence; see docs
         "pocket": {"memory_words": 0, "memory_weight": 3.0, "fires_at": "answer"},
     }
