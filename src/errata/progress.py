@@ -35,7 +35,7 @@ GROWTH, MOST_SECONDS = 1.5, 60.0
 """Lines of a log come less and less often, but at least every so many seconds."""
 
 WINDOW_SECONDS = 30.0
-"""The past that time left is judged by; long enough for steps of very different length."""
+"""The past that time left is judged by."""
 
 
 class _Now:
@@ -55,10 +55,13 @@ class Rate:
 
     Args:
         clock: Seconds from any start.
+        window: Seconds of the past that count; None: all, for steps of very different length.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, window: float | None = WINDOW_SECONDS
+    ) -> None:
+        self._clock, self._window = clock, window
         self._seen: deque[tuple[float, float]] = deque()
         self._first: float | None = None
 
@@ -74,7 +77,11 @@ class Rate:
             self._first = done
         elif done > self._first and (not self._seen or done > self._seen[-1][1]):
             self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[1][0] > WINDOW_SECONDS:
+        while (
+            self._window is not None
+            and len(self._seen) > 2
+            and now - self._seen[1][0] > self._window
+        ):
             self._seen.popleft()
         if len(self._seen) < 2:
             return None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors import backbone_of
-from errata.editors.base import Editor, EditorConfig, resolve_layer, under
+from errata.editors.base import TOGETHER, Cost, Editor, EditorConfig, resolve_layer, under
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row
@@ -109,6 +109,12 @@ class FineTuning(Editor):
             chosen = self.config.layers
         wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
         return [(layer, lm.site(layer)) for layer in wanted]
+
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward, one back and one for the gradient of the weights, in every step."""
+        size = STATE_COPIES * 4.0 * sum(site.d_in * site.d_out for _, site in self._sites(lm))
+        held = max(size, min(self.config.memory_gb * 1e9, TOGETHER * size))
+        return Cost(passes=3.0 * self.config.steps, held=held)
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def load(
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
     sites: Mapping[str, str] | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> LM:
     """Load a model and its tokenizer.
 
@@ -114,6 +115,8 @@ def load(
         trust_remote_code: Allow code from the Hub repository to run. Off unless asked for.
         max_tokens: Budget of padded tokens per forward pass.
         sites: Overrides for the architecture probe.
+        ready: Called before the weights are read, once everything cheap has been checked: what else
+            is needed may be looked for there.
 
     Raises:
         ModelError: If it cannot be found or read, or holds NaN weights.
@@ -126,6 +129,8 @@ def load(
         raise ConfigError(f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES))
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
     source = _source(model)
+    if ready is not None:
+        ready()
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
