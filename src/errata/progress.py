@@ -2,6 +2,7 @@
 
 ```
 watched(label)    what long work opens; yields a function to call with (done, total)
+tracked(items)    the same around the items of a loop
 listening(say)    what the command line opens: lines go to `say` where there is no terminal
 Rate              time left, by the pace of the recent past
 ```
@@ -18,9 +19,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 Step = Callable[..., None]
 """Called with (done, total) and, if there is something to say, a short text."""
@@ -220,3 +223,16 @@ def watched(label: str) -> Iterator[Step]:
             display.close()
         if _now.shown is me:
             _now.shown = None
+
+
+def tracked(items: Sequence[T], label: str) -> Iterator[T]:
+    """Yield items, and show how many of them are done; see `watched`.
+
+    Args:
+        items: What a loop goes over.
+        label: What is being done, in a few words.
+    """
+    with watched(label) as step:
+        for number, item in enumerate(items, 1):
+            yield item
+            step(number, len(items))

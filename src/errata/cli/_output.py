@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from errata.errors import ErrataError
 
 Progress = _progress.Step
+NARROW = 80  # columns below which tables are set more closely
 LOG_WIDTH = 100  # columns when the output is not a terminal
 
 
@@ -152,9 +153,15 @@ def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) ->
     from rich.box import SIMPLE
     from rich.table import Table
 
-    made = Table(box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False,
+        collapse_padding=out().width < NARROW,
+    )  # fmt: skip
     for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if number in right else "left", overflow="fold")
+        if number in right:  # a number in two lines cannot be read
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     return made
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 METRICS = ("reliability", "generality", "locality", "average")
 SHORT = {"reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg"}
-NARROW = 80  # columns below which headings are short
 SHOWN_NOTES = 5  # messages about left-out records that are printed
 SHOWN_DOMAINS = 12  # domains of a break-down that are printed
 
@@ -82,7 +81,7 @@ def _interval(bounds: Any, show: Callable[[float | None], str] = _output.rate) -
 
 def headings(console: Console) -> list[str]:
     """Return the names of the rates as headings, short where the console is narrow."""
-    return [SHORT[metric] if console.width < NARROW else metric for metric in METRICS]
+    return [SHORT[metric] if console.width < _output.NARROW else metric for metric in METRICS]
 
 
 def _breakdowns(console: Console, by: Mapping[str, Any]) -> None:

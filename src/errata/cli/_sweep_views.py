@@ -44,7 +44,9 @@ def show_results(
     seeds = len(recipe.seeds) > 1
     console = _output.out()
     heads = _summary.headings(console)
-    names = ("model", "editor", "data", *(("seed",) if seeds else ()), "n", *heads, "")
+    unfinished = any(entry["status"] != "done" for entry in entries)
+    names = ["model", "editor", "data", *(("seed",) if seeds else ()), "n", *heads]
+    names += [""] if unfinished else []
     table = _output.table(*names, right=range(3, 4 + seeds + len(METRICS)))
     for unit, entry in zip(units, entries, strict=True):
         if unit.kind == "train" and entry["status"] == "done":
@@ -54,7 +56,9 @@ def show_results(
         status = "" if entry["status"] == "done" else entry["status"]
         n = entry.get("cases")
         cases = "–" if n is None else str(n)
-        table.add_row(*label_of(recipe, unit), *seed, cases, *rates, status)
+        table.add_row(
+            *label_of(recipe, unit), *seed, cases, *rates, *([status] if unfinished else [])
+        )
     console.print(table)
     console.print(f"Rates: {_asked(recipe)}.", soft_wrap=True)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))

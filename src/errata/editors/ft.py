@@ -17,6 +17,7 @@ from errata.model.spec import Site
 from errata.model.tokens import Row
 from errata.patch import Dense, Patch
 from errata.patch.stack import Stack
+from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 from errata.tuning.rows import Tuned, TuningRows
 
@@ -173,7 +174,7 @@ class FineTuning(Editor):
         adam = RowAdam(tuned.values, config.lr, config.weight_decay, config.optimizer == "adamw")
         batches = [TuningRows(tuned, batch, stack, routes) for batch in self._batches(rows)]
         running = torch.ones(len(rows), dtype=torch.bool, device=lm.device)
-        for _ in range(config.steps):
+        for _ in tracked(range(config.steps), "tuning, step"):
             total = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)
             count = torch.zeros_like(total)
             for batch in batches:
