@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from errata import progress
-from errata.progress import Lines, Rate, listening, told, watched
+from errata.progress import Lines, Rate, listening, told, tracked, watched
 
 
 class Clock:
@@ -133,6 +133,16 @@ class TestWatched:
                 inner(1, 2)
             outer(2, 9)
         assert [line.partition(":")[0] for line in said] == ["preparing", "outer", "outer"]
+
+    def test_a_loop_that_ends_early_gives_way(self):
+        said = []
+        with listening(said.append):
+            for number in tracked(range(5), "loop"):
+                if number == 2:
+                    break
+            with watched("next") as step:
+                step(1, 2)
+        assert said == ["loop: 1/5", "loop: 2/5", "next: 1/2"]
 
     def test_it_ends_with_an_error_too(self):
         said = []

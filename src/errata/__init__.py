@@ -37,6 +37,7 @@ _EXPORTS = {
     "get_editor": "errata.editors",
     "edit": "errata.api",
     "evaluate": "errata.evaluation",
+    "Protocol": "errata.evaluation",
     "load_cases": "errata.data",
     "load_edits": "errata.data",
     "save_cases": "errata.data",
@@ -58,6 +59,7 @@ __all__ = [
     "Module",
     "Patch",
     "Probe",
+    "Protocol",
     "Route",
     "Stack",
     "TrainConfig",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from errata.editors import Editor as Editor
     from errata.editors import get_editor as get_editor
     from errata.errors import ErrataError as ErrataError
+    from errata.evaluation import Protocol as Protocol
     from errata.evaluation import evaluate as evaluate
     from errata.model.lm import LM as LM
     from errata.model.loading import load as load

@@ -2,6 +2,7 @@
 
 ```
 watched(label)    what long work opens; yields a function to call with (done, total)
+tracked(items)    the same around the items of a loop
 listening(say)    what the command line opens: lines go to `say` where there is no terminal
 Rate              time left, by the pace of the recent past
 ```
@@ -18,9 +19,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 Step = Callable[..., None]
 """Called with (done, total) and, if there is something to say, a short text."""
@@ -35,7 +38,7 @@ GROWTH, MOST_SECONDS = 1.5, 60.0
 """Lines of a log come less and less often, but at least every so many seconds."""
 
 WINDOW_SECONDS = 30.0
-"""The past that time left is judged by; long enough for steps of very different length."""
+"""The past that time left is judged by."""
 
 
 class _Now:
@@ -55,10 +58,13 @@ class Rate:
 
     Args:
         clock: Seconds from any start.
+        window: Seconds of the past that count; None: all, for steps of very different length.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, window: float | None = WINDOW_SECONDS
+    ) -> None:
+        self._clock, self._window = clock, window
         self._seen: deque[tuple[float, float]] = deque()
         self._first: float | None = None
 
@@ -74,7 +80,11 @@ class Rate:
             self._first = done
         elif done > self._first and (not self._seen or done > self._seen[-1][1]):
             self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[1][0] > WINDOW_SECONDS:
+        while (
+            self._window is not None
+            and len(self._seen) > 2
+            and now - self._seen[1][0] > self._window
+        ):
             self._seen.popleft()
         if len(self._seen) < 2:
             return None
@@ -213,3 +223,16 @@ def watched(label: str) -> Iterator[Step]:
             display.close()
         if _now.shown is me:
             _now.shown = None
+
+
+def tracked(items: Sequence[T], label: str) -> Iterator[T]:
+    """Yield items, and show how many of them are done; see `watched`.
+
+    Args:
+        items: What a loop goes over.
+        label: What is being done, in a few words.
+    """
+    with watched(label) as step:
+        for number, item in enumerate(items, 1):
+            yield item
+            step(number, len(items))

@@ -132,7 +132,7 @@ def test_gate_missed_prints_the_result_and_exits_with_3(
     done = errata("verify", patch, "--cases", cases, *gate, "--json")
     assert done.code == 3
     assert done.json["reliability"] < 1
-    assert "reliability is" in done.stderr
+    assert "reliability (top 1) is" in done.stderr
     assert "locality" not in done.stderr
     assert errata("verify", patch, "--cases", cases, "--fail-under", "locality=0").code == 0
 

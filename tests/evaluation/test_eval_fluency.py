@@ -217,7 +217,7 @@ def test_in_an_evaluation(lm, flat):
     assert result.summary["consistency"] is None
     assert result.summary["ci95"]["fluency"][0] <= expected
     assert evaluate(lm, Planted(), cases[:2]).summary["fluency"] is None
-    with pytest.raises(ConfigError, match="fluency is -1"):
+    with pytest.raises(ConfigError, match="'fluency' is -1"):
         evaluate(lm, Planted(), cases, fluency=-1)
     with pytest.raises(DataError, match="no such file"):
         evaluate(lm, Planted(), cases, fluency=1, references="missing.json")

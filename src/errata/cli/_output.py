@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,48 @@ if TYPE_CHECKING:
     from errata.errors import ErrataError
 
 Progress = _progress.Step
+NARROW = 80  # columns below which tables are set more closely
 LOG_WIDTH = 100  # columns when the output is not a terminal
+
+
+def _columns() -> int | None:
+    told = os.environ.get("COLUMNS", "")
+    return int(told) if told.isdecimal() and int(told) > 0 else None
+
+
+def asked_width() -> int | None:
+    """Return the width that output has to fit: the terminal's, or COLUMNS; None if it has none."""
+    if (told := _columns()) is not None:
+        return told
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+
+
+class _Trimmed:
+    """A stream without blanks at the ends of lines, which tables pad their last column with.
+
+    Args:
+        stream: Where it writes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a whole number of lines, as the console does."""
+        return self._stream.write(re.sub(r"[ \t]+(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    width = None if stream.isatty() else LOG_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    if stream.isatty():
+        return Console(file=stream, highlight=False, markup=False, emoji=False)
+    width = _columns() or LOG_WIDTH
+    trimmed: Any = _Trimmed(stream)
+    return Console(file=trimmed, width=width, highlight=False, markup=False, emoji=False)
 
 
 def out() -> Console:
@@ -118,9 +153,15 @@ def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) ->
     from rich.box import SIMPLE
     from rich.table import Table
 
-    made = Table(box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False,
+        collapse_padding=out().width < NARROW,
+    )  # fmt: skip
     for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if number in right else "left", overflow="fold")
+        if number in right:  # a number in two lines cannot be read
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     return made
 
 

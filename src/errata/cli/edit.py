@@ -79,7 +79,8 @@ def edit(
     if out is not None:
         _output.check_free(out, "patch.json", force)
     chosen = editor.build(model.model)
-    lm = model.load()
+    # with an earlier patch, that it is of another model is to be said first
+    lm = model.load(None if after is not None else lambda: chosen.ready(model.model))
     earlier = _earlier(lm, after)
     if dry_run:
         _plan(lm, chosen, requests, out, json)

@@ -23,10 +23,19 @@ EXAMPLES = (
 )
 
 METRICS = {
-    "reliability": "share of target tokens that are the most probable ones after the edit",
-    "generality": "the same for questions that follow from the edit: rephrased, multi-hop …",
-    "locality": "share of tokens that are what they were before, on unrelated questions",
+    "reliability": "share of target tokens that are the most probable ones after the edit (top 1)",
+    "generality": "share of target tokens among the k most probable ones (--top-k, default 5;"
+    " yes/no questions: 1), on questions that follow from the edit: rephrased, multi-hop …",
+    "locality": "share of the unedited model's answer tokens that are still among the k most"
+    " probable ones (--top-k, default 5), on unrelated questions; in --json also with top 1",
     "average": "mean of reliability, generality and locality",
+    "ES, PS, NS, S": "CounterFact: share of edits, paraphrases and neighbours whose right answer"
+    " is more probable than its competitor, and the harmonic mean of the three",
+    "fluency, consistency": "of sampled texts (--fluency N): entropy of their n-grams in bits,"
+    " and likeness to reference texts",
+    "retention": "reliability right after each edit and at the end of a sequence (--retention)",
+    "perplexity, general, drift": "of the model along a sequence: of a text, of tasks of"
+    " lm-evaluation-harness, and how far weights moved",
 }
 
 MODELS = {

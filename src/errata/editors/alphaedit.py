@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
 
-from errata.editors.base import EditorConfig
+from errata.editors.base import Cost, EditorConfig
 from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
 from errata.locate.joint import Memory, null_space, null_space_as_published
@@ -73,6 +74,12 @@ class AlphaEdit(JointEditor):
     def __init__(self, config: EditorConfig | None = None) -> None:
         super().__init__(config)
         self._spaces: WeakKeyDictionary[LM, dict[int, NullSpace]] = WeakKeyDictionary()
+
+    def cost(self, lm: LM) -> Cost:
+        """As for others that write keys and values; a moment and a projection per block."""
+        layers = self.edited_layers(lm)
+        held = 2 * 8.0 * len(layers) * lm.site(layers[0]).d_in ** 2
+        return replace(super().cost(lm), held=held)
 
     @property
     def whitens(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from errata.case import Edit
@@ -18,6 +19,25 @@ from errata.patch.stack import Stack
 from errata.tracing.trace import cached_choice
 
 Layer = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What editing takes, for estimates.
+
+    Attributes:
+        passes: Passes over an edit's tokens, each as long as a forward pass; one back counts too.
+        questions: How much longer questions are under its patches.
+        held: Bytes that it keeps beside the model while it edits.
+    """
+
+    passes: float = 2.0
+    questions: float = 1.0
+    held: float = 0.0
+
+
+TOGETHER = 32
+"""Edits side by side that estimates count with."""
 
 
 class EditorConfig(Settings):
@@ -63,8 +83,27 @@ class Editor(ABC):
     def __init__(self, config: EditorConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
 
+    def ready(self, model: str) -> None:  # noqa: B027 -- optional
+        """Look for what is needed beside the model, before minutes go into loading it.
+
+        Args:
+            model: Name of the model that will be edited.
+
+        Raises:
+            DataError: If a text or file is missing.
+        """
+
     def prepare(self, lm: LM) -> None:  # noqa: B027 -- optional
         """Make what is needed once per model (moments, templates); cached, progress on stderr."""
+
+    def cost(self, lm: LM) -> Cost:
+        """Return what an edit takes; here: a pass forward and one back.
+
+        Args:
+            lm: The model, or what is known of one that is not there: its name, its number of blocks
+                and the widths of their projections.
+        """
+        return Cost()
 
     def made_of(self, lm: LM) -> dict[str, str]:
         """Return what results depend on besides model and settings, for the records of a run."""

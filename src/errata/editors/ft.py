@@ -10,12 +10,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Editor, EditorConfig, resolve_layer, under
+from errata.editors.base import TOGETHER, Cost, Editor, EditorConfig, resolve_layer, under
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row
 from errata.patch import Dense, Patch
 from errata.patch.stack import Stack
+from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 from errata.tuning.rows import Tuned, TuningRows
 
@@ -111,6 +112,12 @@ class FineTuning(Editor):
         wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
         return [(layer, lm.site(layer)) for layer in wanted]
 
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward, one back and one for the gradient of the weights, in every step."""
+        size = STATE_COPIES * 4.0 * sum(site.d_in * site.d_out for _, site in self._sites(lm))
+        held = max(size, min(self.config.memory_gb * 1e9, TOGETHER * size))
+        return Cost(passes=3.0 * self.config.steps, held=held)
+
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
@@ -168,7 +175,7 @@ class FineTuning(Editor):
         adam = RowAdam(tuned.values, config.lr, config.weight_decay, config.optimizer == "adamw")
         batches = [TuningRows(tuned, batch, stack, routes) for batch in self._batches(rows)]
         running = torch.ones(len(rows), dtype=torch.bool, device=lm.device)
-        for _ in range(config.steps):
+        for _ in tracked(range(config.steps), "tuning, step"):
             total = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)
             count = torch.zeros_like(total)
             for batch in batches:

@@ -78,6 +78,10 @@ class Flight:
         done = self.steps[i][: self.step]
         return [case for group in done for case in group if case.id not in self.failed]
 
+    def taken(self) -> int:
+        """Return how many cases the steps so far were about, failed ones too."""
+        return sum(len(group) for own in self.steps for group in own[: self.step])
+
     def ages(self) -> dict[str, int]:
         """Return, for each case, how many edits its sequence made in later steps."""
         ages: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ def load(
     max_tokens: int | None = None,
     sites: Mapping[str, str] | None = None,
     gguf_file: str | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> LM:
     """Load a model and its tokenizer.
 
@@ -136,6 +137,8 @@ def load(
         max_tokens: Budget of padded tokens per forward pass.
         sites: Overrides for the architecture probe.
         gguf_file: Which GGUF file of a folder or of a repository on the Hub.
+        ready: Called before the weights are read, once everything cheap has been checked: what else
+            is needed may be looked for there.
 
     Raises:
         ModelError: If it cannot be found or read, or holds NaN weights.
@@ -156,6 +159,8 @@ def load(
         gguf.need_reader()
         options["gguf_file"] = gguf_file
         weights = {"dtype": torch.float32 if chosen == "auto" else chosen, **dequantised()}
+    if ready is not None:
+        ready()
     try:
         with quiet_transformers():
             network = AutoModelForCausalLM.from_pretrained(source, **weights, **options)

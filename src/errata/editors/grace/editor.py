@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Editor, EditorConfig, Layer, resolve_layer, under
+from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer, under
 from errata.editors.grace.codebook import KIND, Codebook, Replacement, replaced_at
 from errata.editors.grace.training import Asked, Work
 from errata.errors import ConfigError, EditError, PatchError
@@ -132,6 +132,10 @@ class Grace(Editor):
         return layer, inner[0]
 
     # ------------------------------------------------------------------ editing
+
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward and one back in every step."""
+        return Cost(passes=2.0 * self.config.steps)
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Editor, EditorConfig, Layer, resolve_layer, under
+from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer, under
 from errata.editors.base_located import refuse_conflicts
 from errata.editors.lemoe.experts import (
     KIND,
@@ -111,6 +111,10 @@ class Lemoe(Editor):
             refuse_conflicts(group)
 
     # ------------------------------------------------------------------ editing
+
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward and one back in every step."""
+        return Cost(passes=2.0 * self.config.steps)
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

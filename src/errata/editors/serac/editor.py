@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import contradiction, under
+from errata.editors.base import Cost, contradiction, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.editors.serac.network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors.serac.route import KIND, Memory, Rule, share
@@ -172,6 +172,10 @@ class Serac(NetworkEditor):
                 f"and to {edit.target!r}: the router cannot tell them apart",
                 "Leave one of them out, or: --set conflicts=replace", edits=[edit],
             )  # fmt: skip
+
+    def cost(self, lm: LM) -> Cost:
+        """An edit is read once; questions are asked of two models."""
+        return Cost(passes=1.0, questions=2.0)
 
     @torch.no_grad()
     def edit_groups(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors.base import (
+    Cost,
     Editor,
     EditorConfig,
     Layer,
@@ -202,6 +203,10 @@ class TPatcher(Editor):
             )  # fmt: skip
 
     # ------------------------------------------------------------------ editing
+
+    def cost(self, lm: LM) -> Cost:
+        """Three passes in every step; states of the text where units keep quiet are kept."""
+        return Cost(passes=3.0 * int(self.config.of_form("steps")))
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
