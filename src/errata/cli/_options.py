@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -23,6 +25,42 @@ from errata.errors import ConfigError
 if TYPE_CHECKING:
     from errata.editors.base import Editor
     from errata.model.lm import LM
+
+
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def editor_names(incomplete: str) -> list[str]:
+    """Complete the name of an editor; read from the sources, so that the shell does not wait."""
+    from errata.editors import editors
+
+    return _starting(editors.all if "+" in incomplete else editors.entries, incomplete)
+
+
+def data_names(incomplete: str) -> list[str]:
+    """Complete the name of a data set."""
+    from errata.data import datasets
+
+    return _starting(datasets.entries, incomplete)
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Complete the name of a model: pocket, saved models near by, what the Hub's cache holds."""
+    cache = os.environ.get("HF_HUB_CACHE")
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(cache) if cache else home / "hub"
+    names = ["pocket"]
+    try:
+        names += [path.name[8:].replace("--", "/", 1) for path in hub.glob("models--*")]
+        head = incomplete.rpartition("/")[0]
+        folder = Path(head or ("/" if incomplete.startswith("/") else "."))
+        prefix = f"{head}/" if "/" in incomplete else ""
+        names += [prefix + path.parent.name for path in folder.glob("*/config.json")]
+    except OSError:
+        pass
+    return _starting(names, incomplete)
+
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")
@@ -134,7 +172,11 @@ class ModelOptions(LoadOptions):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="pocket, a local folder, or a Hub id.", rich_help_panel=_MODEL
+            "--model",
+            "-m",
+            help="pocket, a local folder, or a Hub id.",
+            rich_help_panel=_MODEL,
+            autocompletion=model_names,
         ),
     ] = "pocket"
 
@@ -154,6 +196,7 @@ class EditorOptions:
             "-e",
             metavar="NAME|FOLDER|HUB-ID",
             help="See `errata ls editors`; or a folder that `errata train` wrote.",
+            autocompletion=editor_names,
             rich_help_panel=_EDITOR,
         ),
     ] = "rome"

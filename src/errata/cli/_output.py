@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from errata.store.words import counted as counted
+from errata.store.words import size as size
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -27,13 +30,45 @@ Progress = Callable[..., None]
 
 LOG_SECONDS = 10.0  # time between two lines of progress in a log
 LOG_WIDTH = 100  # columns when the output is not a terminal
+NARROW = 80  # columns below which tables leave out what matters least
+NARROWEST = 40  # columns that are assumed at least
 
 
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    width = None if stream.isatty() else LOG_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    width = None if stream.isatty() else _log_width()
+    file: Any = stream if stream.isatty() else _Trimmed(stream)
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _log_width() -> int:
+    """Return the columns of output that is no terminal: `COLUMNS` if it is set, else 100."""
+    given = os.environ.get("COLUMNS", "")
+    return max(int(given), NARROWEST) if given.isdecimal() and int(given) else LOG_WIDTH
+
+
+class _Trimmed:
+    """A stream that drops the blanks with which tables fill their lines.
+
+    Args:
+        stream: Where the text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text without blanks at the ends of lines."""
+        return self._stream.write("\n".join(line.rstrip(" ") for line in text.split("\n")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def narrow(console: Console) -> bool:
+    """Return whether tables have to do with few columns."""
+    return console.width < NARROW
 
 
 def out() -> Console:
@@ -183,16 +218,6 @@ def seconds(value: float) -> str:
     if value < 60:
         return f"{value:.1f} s"
     return f"{int(value // 60)} min {value % 60:.0f} s"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes (1 KB is 1024 bytes)."""
-    value = float(count)
-    for unit in ("B", "KB", "MB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GB"
 
 
 def folder_size(folder: Path) -> tuple[list[str], int]:

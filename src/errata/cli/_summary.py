@@ -25,29 +25,47 @@ def say_notes(data: LoadedData) -> None:
         _output.note(f"{data.name}: … and {len(data.skipped) - SHOWN_NOTES} more records left out")
 
 
-def show(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print the rates with their intervals, then the break-downs that say something."""
-    intervals = summary.get("ci95") or {}
+def label(metric: str, summary: Mapping[str, Any]) -> str:
+    """Return the name of a rate with the rank that counts as a hit in it."""
+    k = summary.get("top_k")
+    if k is None or metric not in ("reliability", "generality", "locality"):
+        return metric
+    return f"{metric}, top {1 if metric == 'reliability' else k}"
+
+
+def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> None:
+    """Print the rates with their intervals, then the break-downs that say something.
+
+    Args:
+        console: Where to print.
+        summary: Summary of an evaluation.
+        edited: Whether edits were made, so that their time means something.
+    """
+    several = (summary.get("cases") or 0) > 1  # one case resampled has no interval
+    intervals = (summary.get("ci95") or {}) if several else {}
     table = _output.table("metric", "rate", "95 % interval", right=(1, 2))
     for metric in METRICS:
-        table.add_row(metric, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
+        if not edited and summary.get(metric) is None:
+            continue  # what the checks do not ask for
+        name = label(metric, summary)
+        table.add_row(name, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
     for title, found in (
         ("CounterFact", summary.get("counterfact")),
         ("generated", summary.get("generated")),
     ):
         if found:
             table.add_section()
-            bounds = found.get("ci95") or {}
+            bounds = (found.get("ci95") or {}) if several else {}
             for name, value in found.items():
                 if isinstance(value, float | int):
-                    label = name if title == "CounterFact" else f"{title} {name}"
-                    table.add_row(label, _output.rate(value), _interval(bounds.get(name)))
+                    row = name if title == "CounterFact" else f"{title} {name}"
+                    table.add_row(row, _output.rate(value), _interval(bounds.get(name)))
     sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]
     if sampled:
         table.add_section()
     for name in sampled:
-        label, show = (f"{name}, bits", _bits) if name == "fluency" else (name, _output.rate)
-        table.add_row(label, show(summary[name]), _interval(intervals.get(name), show))
+        row, shown = (f"{name}, bits", _bits) if name == "fluency" else (name, _output.rate)
+        table.add_row(row, shown(summary[name]), _interval(intervals.get(name), shown))
     console.print(table)
     by = dict(summary.get("by") or {})
     if "test" in by:
@@ -60,11 +78,11 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"{number} failed: {reason}", soft_wrap=True)
     spent = summary.get("seconds") or {}
     per_edit = spent.get("per_edit")
-    parts = [f"{summary.get('cases')} cases, {summary.get('failed', 0)} failed"]
-    parts += [
-        f"{name} {_output.seconds(spent[name])}" for name in ("edit", "evaluate") if name in spent
-    ]
-    if per_edit is not None:
+    cases = summary.get("cases") or 0
+    parts = [f"{_output.counted(cases, 'case')}, {summary.get('failed', 0)} failed"]
+    timed = ("edit", "evaluate") if edited else ("evaluate",)
+    parts += [f"{name} {_output.seconds(spent[name])}" for name in timed if name in spent]
+    if per_edit is not None and edited:
         parts.append(f"{per_edit * 1000:.0f} ms per edit")
     console.print(" · ".join(parts))
 
@@ -108,8 +126,17 @@ def _suite(console: Console, tests: Mapping[str, Any] | None) -> None:
     console.print(table)
 
 
+SHORT = {"reliability": "rel.", "generality": "gen.", "locality": "loc.", "average": "avg"}
+"""Headings where there are few columns."""
+
+
+def headings(console: Console, metrics: Sequence[str] = METRICS) -> list[str]:
+    """Return the names of metrics as headings that no terminal breaks inside a word."""
+    return [SHORT.get(m, m) if _output.narrow(console) else m for m in metrics]
+
+
 def _domains(console: Console, domains: Mapping[str, Any]) -> None:
-    table = _output.table("domain", "cases", *METRICS, right=range(1, 6))
+    table = _output.table("domain", "cases", *headings(console), right=range(1, 6))
     for name, entry in list(domains.items())[:SHOWN_DOMAINS]:
         rates = (_output.rate(entry.get(metric)) for metric in METRICS)
         table.add_row(name, str(entry["cases"]), *rates)

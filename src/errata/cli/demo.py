@@ -205,7 +205,7 @@ def _show_edit(
     console.print("✓ follows the edit; for a neighbour: is what it was.")
     undone = "bit for bit" if facts["undo_bit_exact"] else "NOT exact"
     console.print(
-        f"{_views.what_changed(lm, patch)} · {_output.seconds(facts['edit_seconds'])}\n"
+        f"{_views.what_changed(patch)} · {_output.seconds(facts['edit_seconds'])}\n"
         f"Undone {undone}: weights {facts['weights'][:12]} before and after.\n"
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _summary, _views
-from errata.cli._gates import check_gates, parse_gates
+from errata.cli._gates import check_gates, check_names, parse_gates
 from errata.cli._options import (
     EditorOptions,
     ForceFlag,
@@ -21,6 +21,7 @@ from errata.cli._options import (
     JsonFlag,
     ModelOptions,
     SkipBad,
+    data_names,
     expand,
     key_values,
 )
@@ -55,6 +56,7 @@ def evaluate(
             "-d",
             metavar="NAME|NAME:PATH|FILE.jsonl",
             help="NAME downloads, NAME:PATH reads local files; see `errata ls datasets`.",
+            autocompletion=data_names,
             rich_help_panel=_DATA,
         ),
     ],
@@ -218,6 +220,8 @@ def evaluate(
         shuffle = data.partition(":")[0] in SORTED_BY_DOMAIN
     loaded = _load(data, split, limit, seed if shuffle else None, skip_bad, data_set)
     _summary.say_notes(loaded)
+    if tests is None:
+        check_names(gates, loaded.cases)
     protocol: dict[str, Any] = {"regime": regime, "top_k": top_k, "seed": seed}
     request = {"model": model.model, "data": data, "split": split, "limit": limit, **protocol}
     asked = {"suite": {"name": suite, **tests.model_dump(mode="json")}} if tests else {}
@@ -228,6 +232,7 @@ def evaluate(
         _output.note(f"run folder: {folder}")
     if tests is not None:
         loaded = _perturbed(lm, loaded, tests, data_set)
+        check_names(gates, loaded.cases)
     from errata.evaluation import evaluate as run
 
     try:

@@ -100,15 +100,18 @@ class FineTuning(Editor):
     }
     config: FtConfig
 
-    def _sites(self, lm: LM) -> list[tuple[int, Site]]:
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks that are tuned, ascending."""
         if self.config.layers == "auto":
             published = self.published.get(backbone_of(lm.name), {}).get("layers")
             rule = (min(lm.n_layers - 1, round(0.75 * lm.n_layers)),)
             chosen = published if isinstance(published, tuple) else rule
         else:
             chosen = self.config.layers
-        wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
-        return [(layer, lm.site(layer)) for layer in wanted]
+        return tuple(sorted({resolve_layer(lm, layer, 0) for layer in chosen}))
+
+    def _sites(self, lm: LM) -> list[tuple[int, Site]]:
+        return [(layer, lm.site(layer)) for layer in self.edited_layers(lm)]
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

@@ -249,7 +249,7 @@ class Patch:
         return to_lora(lm, self, folder, max_rank=max_rank, force=force)
 
     def to_merged(self, lm: LM, folder: str | Path, *, force: bool = False) -> Path:
-        """Write the patched model as a plain checkpoint; see [`errata.patch.export.to_merged`][]."""
+        """Write the patched model as a checkpoint; see [`errata.patch.export.to_merged`][]."""
         from errata.patch.export import to_merged
 
         return to_merged(lm, self, folder, force=force)
