@@ -14,6 +14,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -245,6 +246,16 @@ def key_values(pairs: list[str] | None, flag: str, example: str) -> dict[str, st
     return values
 
 
+_CONTEXT: ContextVar[Any] = ContextVar("context", default=None)
+
+
+def typed(name: str) -> bool | None:
+    """Return whether an option of the running command was typed; None outside of a command."""
+    context = _CONTEXT.get()
+    source = None if context is None else context.get_parameter_source(name)
+    return None if source is None else source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """Replace every parameter that is a group of options by one parameter per field."""
     hints = get_type_hints(command, include_extras=True)
@@ -271,14 +282,16 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        _CONTEXT.set(given.pop("ctx", None))
         for name, kind in groups.items():
             given[name] = kind(**{item.name: given.pop(item.name) for item in fields(kind)})
         command(**given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [p.replace(kind=keyword) for p in plain]
-    run.__signature__ = inspect.Signature([*own, *expanded])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*own, *expanded]}
+    every = [*own, *expanded, inspect.Parameter("ctx", keyword, annotation=typer.Context)]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in every}
     del run.__wrapped__  # type: ignore[attr-defined]
     return run
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli._options import ModelOptions
+from errata.cli._options import ModelOptions, typed
 from errata.errors import ConfigError, ModelError, PatchError
 
 if TYPE_CHECKING:
@@ -26,13 +26,8 @@ def kind_of(folder: str | Path) -> str | None:
 
 def given(model: ModelOptions) -> bool:
     """Return whether `--model` was typed, rather than left at its default."""
-    import click
-
-    context = click.get_current_context(silent=True)
-    source = None if context is None else context.get_parameter_source("model")
-    if source is None:
-        return model.model != ModelOptions.model
-    return source.name not in ("DEFAULT", "DEFAULT_MAP")
+    told = typed("model")
+    return model.model != ModelOptions.model if told is None else told
 
 
 def load_base(model: ModelOptions, named: object, revision: object, what: str | Path) -> LM:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _views
+from errata.cli import _output, _summary, _views
 from errata.cli._options import JsonFlag, ModelOptions, expand
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def demo(
     number = summaries[0]["cases"]
     count = NUMBERS.get(len(summaries), str(len(summaries)))
     console.print(f"{count} editors on {number} facts of the built-in world, one edit at a time:")
-    console.print(_table(summaries))
+    console.print(_table(summaries, _output.narrow(console)))
     console.print(
         f"Records, summaries and the patch: {folder}/ · {_output.seconds(document['seconds'])}",
         soft_wrap=True,
@@ -224,13 +224,15 @@ def _compare(lm: LM, count: int, folder: Path) -> list[dict[str, Any]]:
     return summaries
 
 
-def _table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    table = _output.table("editor", *METRICS, "ms per edit", right=range(1, 6))
+def _table(summaries: Sequence[Mapping[str, Any]], narrow: bool) -> Table:
+    """Return the comparison; where there are few columns, without its intervals."""
+    names = [_summary.SHORT[metric] if narrow else metric for metric in METRICS]
+    table = _output.table("editor", *names, "ms per edit", right=range(1, 6))
     for summary in summaries:
         cells = []
         for metric in METRICS:
             low_high = (summary.get("ci95") or {}).get(metric)
-            span = f"\n{low_high[0]:.2f}–{low_high[1]:.2f}" if low_high else ""
+            span = f"\n{low_high[0]:.2f}–{low_high[1]:.2f}" if low_high and not narrow else ""
             cells.append(_output.rate(summary[metric]) + span)
         per_edit = summary["seconds"].get("per_edit")
         shown = "–" if not per_edit or summary["editor"] == "none" else f"{per_edit * 1000:.0f}"

@@ -101,10 +101,11 @@ def edit(
     from errata.api import edit as make
 
     earlier = _earlier(after)
-    chosen = editor.build(model.model)
+    named = {} if earlier is None else earlier.meta
+    base = model.model if _targets.given(model) else named.get("model") or model.model
+    chosen = editor.build(base)
     for request in requests:
         chosen.check(request)  # before a model is loaded for nothing
-    named = {} if earlier is None else earlier.meta
     lm = _targets.load_base(model, named.get("model"), named.get("revision"), after or "")
     if earlier is not None:
         earlier.check(lm)

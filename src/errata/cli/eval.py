@@ -41,6 +41,7 @@ EXAMPLES = (
     "errata eval --editor rome --data world --limit 60 --suite robustness",
 )
 
+INTERRUPTED = 130
 SORTED_BY_DOMAIN = ("uniedit", "world")
 _DATA, _RUN, _LONG = "Data", "Run", "Sequences (sequential:N)"
 
@@ -265,6 +266,7 @@ def evaluate(
     except KeyboardInterrupt:
         if folder is not None:
             _output.note(f"stopped; the same command with --resume --out {folder} goes on")
+            raise typer.Exit(INTERRUPTED) from None
         raise
     _print(lm, chosen, result.summary, folder, json)
     check_gates(gates, result.summary)
