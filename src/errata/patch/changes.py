@@ -8,7 +8,8 @@ modules store the transpose.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -77,6 +78,18 @@ def _registered(known: Mapping[str, Any], kind: str, what: str) -> Any:
             f"Known: {names}. Was the patch made by a plug-in that is not installed here?",
         )
     return known[kind]
+
+
+@contextmanager
+def _broken(label: str) -> Iterator[None]:
+    """Name the change whose configuration or tensors are not what its kind needs."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise PatchError(
+            f"{label} cannot be built: {what}", "The patch is damaged; make it again."
+        ) from error
 
 
 class _Named:
@@ -203,7 +216,8 @@ class Module(_Named):
             PatchError: If this version of errata does not know the kind.
         """
         make = _registered(_MODULES, self.name, f"module {self.name!r} at {self.path}")
-        return make(self.config, self.weights).eval()
+        with _broken(self.label):
+            return make(self.config, self.weights).eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved in the tensor file."""
@@ -275,9 +289,9 @@ class Route(_Named):
             PatchError: If this version of errata does not know the kind, or what the router needs
                 is missing.
         """
-        return _registered(_ROUTES, self.name, f"route {self.name!r}")(
-            lm, self.config, self.weights
-        )
+        make = _registered(_ROUTES, self.name, f"route {self.name!r}")
+        with _broken(self.label):
+            return make(lm, self.config, self.weights)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved in the tensor file."""
