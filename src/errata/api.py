@@ -34,6 +34,7 @@ def edit(
     after: Patch | None = None,
     regime: str = "joint",
     as_published: str | None = None,
+    progress: Step | None = None,
     **settings: Any,
 ) -> Patch:
     """Make one edit, or many, and return them as one patch; the model stays what it was.
@@ -52,6 +53,7 @@ def edit(
         after: An earlier patch that the new one builds on and contains.
         regime: Many edits: `joint` (solved together) or `sequential` (one after another).
         as_published: Start from the settings published for this backbone.
+        progress: Called with (done, total) between edits that are made one after another.
         settings: Settings of the editor (`layer=3`).
 
     Raises:
@@ -64,7 +66,9 @@ def edit(
     if isinstance(editor, str):
         editor = get_editor(editor, settings, as_published=as_published, model=lm.name)
     groups = [requests] if regime == "joint" else [[request] for request in requests]
-    for group in groups:
+    for number, group in enumerate(groups):
+        if progress is not None and len(groups) > 1:  # of a single group its own steps are shown
+            progress(number, len(groups))
         after = editor.edit_one(lm, group, after)
     assert after is not None  # there is at least one request
     return after

@@ -72,7 +72,8 @@ def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> Config
             f"{where}: unknown setting {name!r}", did_you_mean(name, cls.model_fields)
         )
     return ConfigError(
-        f"{where}: setting {name!r} is {first.get('input')!r}: {first['msg']}",
+        f"{where}: setting {name!r} is {first.get('input')!r}: "
+        f"{first['msg'].removeprefix('Value error, ')}",
         _describe(cls, name),
     )
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errata.cli import _output
 from errata.cli._options import key_values
 from errata.config import did_you_mean
 from errata.errors import ConfigError, GateError
 
-RATES = ("reliability", "generality", "locality", "average")
+if TYPE_CHECKING:
+    from errata.case import Case
+
+RATES = ("reliability", "generality", "locality", "average", "f1")
+"""Rates of every evaluation."""
+ALSO = ("generality_top1", "locality_top1", "locality_gold")
+COMPARED = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
+"""Rates of data sets that compare two answers, as CounterFact does."""
+GENERATED = ("generated.reliability", "generated.generality")
+SAMPLED = ("fluency", "consistency")
+RETENTION = "retention"
+BITS = ("fluency",)
+"""Metrics that are no rates: any threshold of at least 0."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,7 @@ class Gate:
     """One threshold.
 
     Attributes:
-        metric: Name of a rate in the summary.
+        metric: Name of a metric; see `metrics_of`.
         least: Smallest value that passes.
     """
 
@@ -28,23 +41,19 @@ class Gate:
 
 
 def parse_gates(pairs: list[str] | None) -> list[Gate]:
-    """Read `METRIC=RATE` strings before any work is done.
+    """Read `METRIC=RATE` strings before any work is done; `check_names` follows with the data.
 
     Raises:
-        ConfigError: If a metric is unknown or a rate is no number in [0, 1].
+        ConfigError: If a rate is no number in [0, 1].
     """
     gates = []
     example = "reliability=0.95"
     for metric, text in key_values(pairs, "--fail-under", example).items():
-        if metric not in RATES:
-            raise ConfigError(
-                f"--fail-under: unknown metric {metric!r}", did_you_mean(metric, RATES)
-            )
         try:
             least = float(text)
         except ValueError:
-            least = -1.0
-        if not 0.0 <= least <= 1.0:
+            least = math.nan
+        if not 0.0 <= least <= (math.inf if metric in BITS else 1.0):
             raise ConfigError(
                 f"--fail-under {metric}={text}: expected a rate between 0 and 1",
                 f"Example: --fail-under {example}",
@@ -53,20 +62,88 @@ def parse_gates(pairs: list[str] | None) -> list[Gate]:
     return gates
 
 
-def check_gates(gates: list[Gate], summary: Mapping[str, Any]) -> None:
+def check_names(gates: Iterable[Gate], cases: Iterable[Case]) -> None:
+    """Refuse a gate on what these cases do not measure.
+
+    Raises:
+        ConfigError: Names the metrics that come close.
+    """
+    gates = list(gates)
+    if not gates:
+        return
+    known = known_metrics(cases)
+    for gate in gates:
+        if gate.metric not in known:
+            raise ConfigError(
+                f"--fail-under: unknown metric {gate.metric!r}", did_you_mean(gate.metric, known)
+            )
+
+
+def known_metrics(cases: Iterable[Case]) -> set[str]:
+    """Return the names that a gate on these cases may have."""
+    known = {*RATES, *ALSO, *GENERATED, *SAMPLED, RETENTION}
+    for case in cases:
+        if case.exact:
+            known.add("success")
+        for probe in case.probes:
+            known |= {probe.name, f"{probe.kind}.{probe.name}"}
+            known |= {f"{probe.kind}.{flag}" for flag in probe.criteria}
+            if probe.foil:
+                known |= set(COMPARED)
+    return known
+
+
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return every metric of a summary by the name that gates use.
+
+    `generality.rephrase` is the rate of the probes of one name or criterion, `rephrase` the same
+    where only one kind has probes of that name; tests of a suite go by their own name.
+    """
+    found: dict[str, float | None] = {}
+    by = summary.get("by") or {}
+    for group in ("criteria", "name"):
+        for kind, members in (by.get(group) or {}).items():
+            for name, entry in members.items():
+                found[f"{kind}.{name}"] = entry["mean"]
+    names = [(kind, name) for kind, own in (by.get("name") or {}).items() for name in own]
+    for kind, name in names:
+        if sum(name == other for _, other in names) == 1:
+            found[name] = found[f"{kind}.{name}"]
+    found |= {name: entry["mean"] for name, entry in (by.get("test") or {}).items()}
+    found |= {name: (summary.get("counterfact") or {}).get(name) for name in COMPARED}
+    generated = summary.get("generated") or {}
+    found |= {f"generated.{kind}": generated.get(kind) for kind in ("reliability", "generality")}
+    found[RETENTION] = (summary.get("retention") or {}).get("final")
+    found |= {name: (summary.get("also") or {}).get(name) for name in ALSO}
+    found |= {name: summary.get(name) for name in (*SAMPLED, *RATES)}
+    return found
+
+
+def check_gates(
+    gates: list[Gate], summary: Mapping[str, Any], failed: int = 0, required: int | None = None
+) -> None:
     """Compare a summary with the thresholds.
+
+    Args:
+        gates: The thresholds.
+        summary: Summary of an evaluation.
+        failed: Cases that could not be asked and so are in no rate: with a gate, one is too many.
+        required: Questions that were not passed, where all of them have to be.
 
     Raises:
         GateError: If one is missed, or the rate could not be measured; names all of them.
     """
     missed = []
+    metrics = metrics_of(summary) if gates else {}
     for gate in gates:
-        value = summary.get(gate.metric)
+        value = metrics.get(gate.metric)
         if value is None or not value >= gate.least:
-            missed.append(
-                f"{_counted(gate.metric, summary)} is {_output.rate(value)}, "
-                f"required {gate.least:g}"
-            )
+            name = _counted(gate.metric, summary)
+            missed.append(f"{name} is {_output.rate(value)}, required {gate.least:g}")
+    if failed and (gates or required is not None):
+        missed.append(f"{_output.counted(failed, 'case')} could not be asked")
+    if required:
+        missed.append(f"{_output.counted(required, 'question')} failed, required none")
     if missed:
         raise GateError("gate missed: " + "; ".join(missed))
 
@@ -74,4 +151,5 @@ def check_gates(gates: list[Gate], summary: Mapping[str, Any]) -> None:
 def _counted(metric: str, summary: Mapping[str, Any]) -> str:
     """Name a rate with the rank that counts as a hit in it: reliability is always of the first."""
     k = 1 if metric == "reliability" else summary.get("top_k")
-    return metric if k is None or metric == "average" else f"{metric} (top {k})"
+    counted = metric.partition(".")[0] in {"reliability", "generality", "locality"}
+    return f"{metric} (top {k})" if counted and k is not None else metric

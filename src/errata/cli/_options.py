@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -26,6 +29,42 @@ from errata.errors import ConfigError
 if TYPE_CHECKING:
     from errata.editors.base import Editor
     from errata.model.lm import LM
+
+
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def editor_names(incomplete: str) -> list[str]:
+    """Complete the name of an editor; read from the sources, so that the shell does not wait."""
+    from errata.editors import editors
+
+    return _starting(editors.all if "+" in incomplete else editors.entries, incomplete)
+
+
+def data_names(incomplete: str) -> list[str]:
+    """Complete the name of a data set."""
+    from errata.data import datasets
+
+    return _starting(datasets.entries, incomplete)
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Complete the name of a model: pocket, saved models near by, what the Hub's cache holds."""
+    cache = os.environ.get("HF_HUB_CACHE")
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(cache) if cache else home / "hub"
+    names = ["pocket"]
+    try:
+        names += [path.name[8:].replace("--", "/", 1) for path in hub.glob("models--*")]
+        head = incomplete.rpartition("/")[0]
+        folder = Path(head or ("/" if incomplete.startswith("/") else "."))
+        prefix = f"{head}/" if "/" in incomplete else ""
+        names += [prefix + path.parent.name for path in folder.glob("*/config.json")]
+    except OSError:
+        pass
+    return _starting(names, incomplete)
+
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")
@@ -151,6 +190,7 @@ class ModelOptions(LoadOptions):
             "-m",
             help="pocket, smollm2, a folder, a GGUF file, or a Hub id.",
             rich_help_panel=_MODEL,
+            autocompletion=model_names,
         ),
     ] = "pocket"
 
@@ -170,6 +210,7 @@ class EditorOptions:
             "-e",
             metavar="NAME|FOLDER|HUB-ID",
             help="See `errata ls editors`; or a folder that `errata train` wrote.",
+            autocompletion=editor_names,
             rich_help_panel=_EDITOR,
         ),
     ] = "rome"
@@ -218,6 +259,16 @@ def key_values(pairs: list[str] | None, flag: str, example: str) -> dict[str, st
     return values
 
 
+_CONTEXT: ContextVar[Any] = ContextVar("context", default=None)
+
+
+def typed(name: str) -> bool | None:
+    """Return whether an option of the running command was typed; None outside of a command."""
+    context = _CONTEXT.get()
+    source = None if context is None else context.get_parameter_source(name)
+    return None if source is None else source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """Replace every parameter that is a group of options by one parameter per field."""
     hints = get_type_hints(command, include_extras=True)
@@ -249,6 +300,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        _CONTEXT.set(given.pop("ctx", None))
         for name, kind in groups.items():
             given[name] = kind(**{item.name: given.pop(item.name) for item in fields(kind)})
         for name, table in tables.items():
@@ -258,8 +310,9 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [p.replace(kind=keyword) for p in plain]
-    run.__signature__ = inspect.Signature([*own, *expanded])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*own, *expanded]}
+    every = [*own, *expanded, inspect.Parameter("ctx", keyword, annotation=typer.Context)]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in every}
     del run.__wrapped__  # type: ignore[attr-defined]
     return run
 

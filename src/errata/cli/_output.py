@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from errata import progress as _progress
+from errata.store.words import counted as counted
+from errata.store.words import size as size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from errata.errors import ErrataError
 
 Progress = _progress.Step
-NARROW = 80  # columns below which tables are set more closely
 LOG_WIDTH = 100  # columns when the output is not a terminal
+NARROW = 80  # columns below which tables are set more closely and leave out what matters least
+NARROWEST = 40  # columns that are assumed at least
 
 
 def _columns() -> int | None:
@@ -64,9 +67,14 @@ def _console(stream: TextIO) -> Console:
 
     if stream.isatty():
         return Console(file=stream, highlight=False, markup=False, emoji=False)
-    width = _columns() or LOG_WIDTH
+    width = max(_columns() or LOG_WIDTH, NARROWEST)
     trimmed: Any = _Trimmed(stream)
     return Console(file=trimmed, width=width, highlight=False, markup=False, emoji=False)
+
+
+def narrow(console: Console) -> bool:
+    """Return whether tables have to do with few columns."""
+    return console.width < NARROW
 
 
 def out() -> Console:
@@ -155,7 +163,7 @@ def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) ->
 
     made = Table(
         box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False,
-        collapse_padding=out().width < NARROW,
+        collapse_padding=narrow(out()),
     )  # fmt: skip
     for number, name in enumerate(columns):
         if number in right:  # a number in two lines cannot be read
@@ -175,16 +183,6 @@ def seconds(value: float) -> str:
     if value < 60:
         return f"{value:.1f} s"
     return f"{int(value // 60)} min {value % 60:.0f} s"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes (1 KB is 1024 bytes)."""
-    value = float(count)
-    for unit in ("B", "KB", "MB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GB"
 
 
 def folder_size(folder: Path) -> tuple[list[str], int]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 METRICS = ("reliability", "generality", "locality", "average")
 SHORT = {"reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg"}
+"""Headings where there are few columns."""
 SHOWN_NOTES = 5  # messages about left-out records that are printed
 SHOWN_DOMAINS = 12  # domains of a break-down that are printed
 
@@ -26,29 +27,47 @@ def say_notes(data: LoadedData) -> None:
         _output.note(f"{data.name}: … and {len(data.skipped) - SHOWN_NOTES} more records left out")
 
 
-def show(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print the rates with their intervals, then the break-downs that say something."""
-    intervals = summary.get("ci95") or {}
+def label(metric: str, summary: Mapping[str, Any]) -> str:
+    """Return the name of a rate with the rank that counts as a hit in it."""
+    k = summary.get("top_k")
+    if k is None or metric not in ("reliability", "generality", "locality"):
+        return metric
+    return f"{metric}, top {1 if metric == 'reliability' else k}"
+
+
+def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> None:
+    """Print the rates with their intervals, then the break-downs that say something.
+
+    Args:
+        console: Where to print.
+        summary: Summary of an evaluation.
+        edited: Whether edits were made, so that their time means something.
+    """
+    several = (summary.get("cases") or 0) > 1  # one case resampled has no interval
+    intervals = (summary.get("ci95") or {}) if several else {}
     table = _output.table("metric", "rate", "95 % interval", right=(1, 2))
     for metric in METRICS:
-        table.add_row(metric, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
+        if not edited and summary.get(metric) is None:
+            continue  # what the checks do not ask for
+        name = label(metric, summary)
+        table.add_row(name, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
     for title, found in (
         ("CounterFact", summary.get("counterfact")),
         ("generated", summary.get("generated")),
     ):
         if found:
             table.add_section()
-            bounds = found.get("ci95") or {}
+            bounds = (found.get("ci95") or {}) if several else {}
             for name, value in found.items():
                 if isinstance(value, float | int):
-                    label = name if title == "CounterFact" else f"{title} {name}"
-                    table.add_row(label, _output.rate(value), _interval(bounds.get(name)))
+                    row = name if title == "CounterFact" else f"{title} {name}"
+                    table.add_row(row, _output.rate(value), _interval(bounds.get(name)))
     sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]
     if sampled:
         table.add_section()
     for name in sampled:
-        label, show = (f"{name}, bits", _bits) if name == "fluency" else (name, _output.rate)
-        table.add_row(label, show(summary[name]), _interval(intervals.get(name), show))
+        row, shown = (f"{name}, bits", _bits) if name == "fluency" else (name, _output.rate)
+        table.add_row(row, shown(summary[name]), _interval(intervals.get(name), shown))
     console.print(table)
     by = dict(summary.get("by") or {})
     if "test" in by:
@@ -62,11 +81,10 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
     spent = summary.get("seconds") or {}
     per_edit = spent.get("per_edit")
     cases = summary.get("cases") or 0
-    parts = [f"{cases} case{'s'[: cases != 1]}, {summary.get('failed', 0)} failed"]
-    parts += [
-        f"{name} {_output.seconds(spent[name])}" for name in ("edit", "evaluate") if name in spent
-    ]
-    if per_edit is not None:
+    parts = [f"{_output.counted(cases, 'case')}, {summary.get('failed', 0)} failed"]
+    timed = ("edit", "evaluate") if edited else ("evaluate",)
+    parts += [f"{name} {_output.seconds(spent[name])}" for name in timed if name in spent]
+    if per_edit is not None and edited:
         parts.append(f"{per_edit * 1000:.0f} ms per edit")
     console.print(" · ".join(parts), soft_wrap=True)
 
@@ -77,11 +95,6 @@ def _bits(value: float | None) -> str:
 
 def _interval(bounds: Any, show: Callable[[float | None], str] = _output.rate) -> str:
     return "–" if not bounds else f"{show(bounds[0])} – {show(bounds[1])}"
-
-
-def headings(console: Console) -> list[str]:
-    """Return the names of the rates as headings, short where the console is narrow."""
-    return [SHORT[metric] if console.width < _output.NARROW else metric for metric in METRICS]
 
 
 def _breakdowns(console: Console, by: Mapping[str, Any]) -> None:
@@ -113,6 +126,11 @@ def _suite(console: Console, tests: Mapping[str, Any] | None) -> None:
         bounds = _interval(entry.get("ci95"))
         table.add_row(name, _output.rate(entry["mean"]), bounds, str(entry["items"]))
     console.print(table)
+
+
+def headings(console: Console, metrics: Sequence[str] = METRICS) -> list[str]:
+    """Return the names of metrics as headings that no terminal breaks inside a word."""
+    return [SHORT.get(m, m) if _output.narrow(console) else m for m in metrics]
 
 
 def _domains(console: Console, domains: Mapping[str, Any]) -> None:

@@ -38,27 +38,11 @@ def settings(editor: Editor) -> dict[str, Any]:
     return editor.config.model_dump(mode="json")
 
 
-def what_changed(lm: LM, patch: Patch) -> str:
-    """Return where a patch changes a model, and how much."""
-    from errata.errors import SpecError
+def what_changed(patch: Patch) -> str:
+    """Return where a patch changes a model, how and how much."""
+    from errata.patch.describe import where
 
-    if patch.is_empty:
-        return "nothing changed"
-    layers: set[int] = set()
-    for change in patch.changes:
-        try:
-            layers.add(lm.spec.layer_of(change.path))
-        except SpecError:
-            continue
-    ranks = sorted(set(patch.ranks().values()))
-    whole = [change.label for change in patch.changes if not change.path]
-    words = [label.removeprefix("the ") for label in whole]
-    if layers or not whole:
-        words.insert(0, f"block{'s'[: len(layers) > 1]} {', '.join(map(str, sorted(layers)))}")
-    if ranks:
-        words.append(f"rank {'–'.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}")
-    words.append(f"patch {_output.size(patch.nbytes)}")
-    return " · ".join(words)
+    return where(patch)
 
 
 def facts(patch: Patch) -> dict[str, Any]:
@@ -75,27 +59,65 @@ def facts(patch: Patch) -> dict[str, Any]:
 
 
 def estimate(lm: LM, editor: Editor, requests: Sequence[Edit]) -> dict[str, Any]:
-    """Return the blocks an editor names, and the least and most bytes of its patch.
+    """Return the blocks an editor edits, and the least and most bytes of its patch.
 
     The least is one rank-one term per edit and block; the most is whole float32 matrices. What an
     editor that changes no weight puts beside the model is not known beforehand: None.
     """
     if editor.name == "none":
         return {"layers": [], "patch_bytes": {"least": 0, "most": 0}}
-    config = editor.config
-    layers = getattr(config, "layers", getattr(config, "layer", "auto" if editor.weights else []))
+    layers = edited_layers(lm, editor)
     if not editor.weights:
         return {"layers": layers, "patch_bytes": None}
-    count = len(layers) if isinstance(layers, list | tuple) else 1
+    count = len(layers) if isinstance(layers, list) else 1
     site = lm.site(0)
     most = 4 * count * site.d_in * site.d_out
     least = 4 * count * len(requests) * (site.d_in + site.d_out)
-    shown = list(layers) if isinstance(layers, tuple) else layers
-    return {"layers": shown, "patch_bytes": {"least": min(least, most), "most": most}}
+    return {"layers": layers, "patch_bytes": {"least": min(least, most), "most": most}}
 
 
-def _top(words: Sequence[tuple[str, float]]) -> str:
-    return "\n".join(f"{p:.3f}  {_word(word)}" for word, p in words)
+def edited_layers(lm: LM, editor: Editor) -> list[int] | str:
+    """Return the blocks that an editor edits, with what `auto` means for this model.
+
+    Where an editor does not say, its setting stands.
+    """
+    told = getattr(editor, "edited_layers", None)
+    if told is not None:
+        return [int(layer) for layer in told(lm)]
+    config = editor.config
+    layers = getattr(config, "layers", getattr(config, "layer", "auto" if editor.weights else []))
+    if isinstance(layers, int):
+        return [layers]
+    return list(layers) if isinstance(layers, tuple | list) else str(layers)
+
+
+def moments_state(lm: LM, editor: Editor) -> str | None:
+    """Say whether the second moments that an editor needs are in the cache; None: it needs none."""
+    config = editor.config
+    if "moments" not in editor.needs or not getattr(editor, "whitens", True):
+        return None
+    if getattr(config, "moments_file", None):
+        return f"given: {config.moments_file}"  # pyright: ignore[reportAttributeAccessIssue]
+    from errata.locate.moments import cached_layers
+
+    layers = edited_layers(lm, editor)
+    if isinstance(layers, str):
+        return None
+    there = cached_layers(lm, layers, config)  # pyright: ignore[reportArgumentType]
+    missing = [layer for layer in layers if layer not in there]
+    if not missing:
+        return "in the cache"
+    return f"to be counted for block{'s'[: len(missing) > 1]} {', '.join(map(str, missing))}"
+
+
+def top(words: Sequence[tuple[str, float]]) -> str:
+    """Return tokens with their probabilities, one per line; tokens that look equal are quoted."""
+    shown = [_word(word) for word, _ in words]
+    lines = []
+    for (word, p), text in zip(words, shown, strict=True):
+        # " Rome" and "Rome" are two tokens
+        lines.append(f"{p:.3f}  {repr(word) if shown.count(text) > 1 else text}")
+    return "\n".join(lines)
 
 
 def _word(word: str) -> str:
@@ -103,21 +125,36 @@ def _word(word: str) -> str:
     return shown if shown and shown.isprintable() else repr(word)
 
 
-def before_after(views: Sequence[View]) -> Table:
-    """Return the table of most probable next words and the model's own continuation."""
-    table = _output.table("prompt", "before", "after")
+def before_after(views: Sequence[View], headings: Sequence[str] = ("before", "after")) -> Table:
+    """Return the table of most probable next words and the model's own continuation.
+
+    Args:
+        views: What is shown.
+        headings: Headings of the two columns.
+    """
+    from rich.text import Text
+
+    table = _output.table("prompt", *headings)
     for number, view in enumerate(views):
         if number:
             table.add_section()
-        table.add_row(view.prompt, _top(view.before), _top(view.after))
-        table.add_row("  says", _said(view.says_before), _said(view.says_after))
+        table.add_row(
+            Text.assemble(mark(view.hit_after), view.prompt), top(view.before), top(view.after)
+        )
+        table.add_row("  says", said(view.says_before), said(view.says_after))
         if view.target is not None and view.p_before is not None and view.p_after is not None:
             label = f"  probability of {view.target!r}"
             table.add_row(label, f"{view.p_before:.4f}", f"{view.p_after:.4f}")
     return table
 
 
-def _said(text: str) -> str:
+def mark(taken: bool | None) -> tuple[str, str]:
+    """Return ✓ or ✗ with its style; nothing where there is nothing to judge."""
+    return {True: ("✓ ", "green"), False: ("✗ ", "bold red")}.get(taken, ("", ""))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def said(text: str) -> str:
+    """Return the model's own words on one line, in quotation marks."""
     return "“" + " ".join(text.split()) + "”"
 
 

@@ -5,6 +5,7 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 
 from __future__ import annotations
 
+import difflib
 import sys
 from typing import Annotated, Any
 
@@ -14,12 +15,15 @@ from typer.core import TyperGroup
 from errata import __version__
 from errata.cli import (
     _output,
+    ask,
+    compose,
     demo,
     doctor,
     edit,
     export,
     ls,
     report,
+    show,
     sweep,
     trace,
     train,
@@ -30,6 +34,13 @@ from errata.cli import eval as eval_
 from errata.errors import ErrataError
 
 INTERRUPTED = 130
+AGAIN = "nothing is left behind, and the same command starts again"
+GO_ON = {
+    "eval": "the same command starts again; with --resume it goes on with a run folder",
+    "train": "the same command starts again; with --resume it goes on with a run folder",
+    "sweep": "the same command goes on, finished units are skipped",
+}
+"""What to do after Ctrl-C, by command."""
 
 EXAMPLES = (
     "errata demo",
@@ -60,8 +71,24 @@ class _Group(TyperGroup):
             _output.print_error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            _output.note("interrupted")
+            _output.note(f"interrupted; {GO_ON.get(str(ctx.invoked_subcommand), AGAIN)}")
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            # typer has brought its own copy of click since 0.2x: the class is known by its name
+            if type(error).__name__ == "NoSuchOption":
+                _name_nearest(error)
+            raise
+
+
+def _name_nearest(error: Any) -> None:
+    """Let the message of an unknown option name the one that comes closest."""
+    known = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
+    names = [name for option in known for name in (*option.opts, *option.secondary_opts)]
+    names = [name for name in names if name.startswith("--")]
+    close = difflib.get_close_matches(error.option_name, names, n=1)
+    error.possibilities = None
+    if close:
+        error.message = f"{error.message}. Did you mean {close[0]}?"
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:
@@ -104,6 +131,10 @@ _COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES, _START),
     ("edit", edit.edit, edit.EXAMPLES, _PATCH),
     ("verify", verify.verify, verify.EXAMPLES, _PATCH),
+    ("show", show.show, show.EXAMPLES, _PATCH),
+    ("ask", ask.ask, ask.EXAMPLES, _PATCH),
+    ("compose", compose.compose, compose.EXAMPLES, _PATCH),
+    ("scale", compose.scale, compose.SCALE_EXAMPLES, _PATCH),
     ("export", export.export, export.EXAMPLES, _PATCH),
     ("import", export.import_adapter, export.IMPORT_EXAMPLES, _PATCH),
     ("eval", eval_.evaluate, eval_.EXAMPLES, _MORE),

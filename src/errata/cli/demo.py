@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _views
+from errata.cli import _output, _summary, _views
 from errata.cli._options import JsonFlag, ModelOptions, expand
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def demo(
         console.print(
             f"{count} editors on {number} facts of the built-in world, one edit at a time:"
         )
-        console.print(_table(summaries))
+        console.print(_table(summaries, _output.narrow(console)))
     console.print(
         f"Records and the patch: {folder}/ · {_output.seconds(document['seconds'])}",
         soft_wrap=True,
@@ -225,7 +225,7 @@ def _show_edit(
     console.print("✓ follows the edit; for a neighbour: begins as it did.")
     undone = "bit for bit" if facts["undo_bit_exact"] else "NOT exact"
     console.print(
-        f"{_views.what_changed(lm, patch)} · {_output.seconds(facts['edit_seconds'])}\n"
+        f"{_views.what_changed(patch)} · {_output.seconds(facts['edit_seconds'])}\n"
         f"Undone {undone}: weights {facts['weights'][:12]} before and after.\n"
     )
 
@@ -244,13 +244,15 @@ def _compare(lm: LM, count: int, folder: Path) -> list[dict[str, Any]]:
     return summaries
 
 
-def _table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    table = _output.table("editor", *METRICS, "ms per edit", right=range(1, 6))
+def _table(summaries: Sequence[Mapping[str, Any]], narrow: bool) -> Table:
+    """Return the comparison; where there are few columns, without its intervals."""
+    names = [_summary.SHORT[metric] if narrow else metric for metric in METRICS]
+    table = _output.table("editor", *names, "ms per edit", right=range(1, 6))
     for summary in summaries:
         cells = []
         for metric in METRICS:
             low_high = (summary.get("ci95") or {}).get(metric)
-            span = f"\n{low_high[0]:.2f}–{low_high[1]:.2f}" if low_high else ""
+            span = f"\n{low_high[0]:.2f}–{low_high[1]:.2f}" if low_high and not narrow else ""
             cells.append(_output.rate(summary[metric]) + span)
         per_edit = summary["seconds"].get("per_edit")
         shown = "–" if not per_edit or summary["editor"] == "none" else f"{per_edit * 1000:.0f}"

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.case import Edit
-from errata.cli import _output, _views
+from errata.cli import _output, _targets, _views
 from errata.cli._options import DryRunFlag, EditorOptions, ForceFlag, JsonFlag, ModelOptions, expand
-from errata.errors import ConfigError, DataError, EditError
+from errata.errors import ConfigError, DataError, EditError, GateError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.patch import Patch
 
 EXAMPLES = (
     'errata edit --prompt "The capital of France is" --subject France --target Rome',
-    "errata edit --edits facts.jsonl --editor ft --set layer=3 --out patch --model ./my-model",
-    'errata edit --prompt "…" --subject … --target … --after patch --out patch2 --dry-run',
+    "errata edit --edits facts.jsonl --editor ft --set layers=3 --out patch --model ./my-model",
+    "errata edit --edits facts.jsonl --editor memit --require --out facts",
+    'errata edit --prompt "The capital of Italy is" --subject Italy --target Oslo'
+    " --after patch --model ./my-model --out patch2 --dry-run",
 )
 
-SHOWN = 8  # edits whose before and after is shown in full
+SHOWN = 8  # edits whose before and after is shown in full; more are shown in one line each
+SAID = 8  # tokens of the model's own words where an edit was not taken
+LISTED = 20  # edits that were taken and are listed; those that were not are listed all
 
 
 @expand
@@ -61,6 +69,17 @@ def edit(
         str,
         typer.Option(help="Many edits: joint (solved together) or sequential (one after another)."),
     ] = "joint",
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit with 3 unless every edit was taken.")
+    ] = False,
+    brief: Annotated[
+        bool | None,
+        typer.Option(
+            "--brief/--full",
+            help=f"One line per edit, or all probabilities; default: brief above {SHOWN} edits.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Save the patch here; else only show."),
@@ -71,28 +90,47 @@ def edit(
 ) -> None:
     """Write one fact, or a file of facts, into a model as a patch.
 
-    The model itself is never changed: the patch is applied, looked at and undone exactly.
+    The model itself is never changed: the patch is applied, looked at and undone exactly. An edit
+    is taken if the model's greedy answer under the patch is the target.
     """
     requests = _requests(prompt, target, subject, edits)
     if regime not in ("joint", "sequential"):
         raise ConfigError(f"unknown regime {regime!r}", "Known: joint, sequential")
     if out is not None:
         _output.check_free(out, "patch.json", force)
-    chosen = editor.build(model.model)
+    from errata.api import edit as make
+
+    earlier = _earlier(after)
+    named = {} if earlier is None else earlier.meta
+    base = model.model if _targets.given(model) else named.get("model") or model.model
+    chosen = editor.build(base)
+    for request in requests:
+        chosen.check(request)  # before a model is loaded for nothing
     # with an earlier patch, that it is of another model is to be said first
-    lm = model.load(None if after is not None else lambda: chosen.ready(model.model))
-    earlier = _earlier(lm, after)
+    ready = None if earlier is not None else lambda: chosen.ready(base)
+    lm = _targets.load_base(model, named.get("model"), named.get("revision"), after or "", ready)
+    if earlier is not None:
+        earlier.check(lm)
+    clashes = _clashes(requests, earlier, after)
+    for text in clashes:
+        _output.note(text)
     if dry_run:
-        _plan(lm, chosen, requests, out, json)
+        _plan(lm, chosen, requests, out, clashes, json)
         return
     started = time.perf_counter()
-    label = f"{editor.editor}: {len(requests)} edit{'s'[: len(requests) > 1]}"
+    label = f"{editor.editor}: {_output.counted(len(requests), 'edit')}"
     with _output.progress(label) as step:
         chosen.prepare(lm)
-        patch = _make(lm, chosen, requests, earlier, regime, step)
+        patch = make(lm, requests, editor=chosen, after=earlier, regime=regime, progress=step)
     took = time.perf_counter() - started
-    saved = _save(patch, out, force)
-    _show(lm, chosen, patch, requests, also or [], took, saved, json)
+    look = _look(lm, patch, requests, earlier)
+    saved = _save(look.patch, out, force)
+    brief = len(requests) > SHOWN if brief is None else brief
+    told = {"after": None if after is None else str(after), "contradictions": clashes}
+    _show(lm, chosen, look, also or [], took, saved, brief, told, json)
+    if require and look.taken < len(requests):
+        missed = _output.counted(len(requests) - look.taken, "edit")
+        raise GateError(f"{missed} of {len(requests)} not taken, --require allows none")
 
 
 def _requests(
@@ -117,28 +155,77 @@ def _requests(
         raise EditError(error.message, "Check --prompt, --target and --subject.") from None
 
 
-def _earlier(lm: LM, after: Path | None) -> Patch | None:
+def _earlier(after: Path | None) -> Patch | None:
     if after is None:
         return None
     from errata.patch import Patch
 
     patch = Patch.load(after)
-    patch.check(lm)
+    patch.check_finite()
     return patch
 
 
-def _make(
-    lm: LM, editor: Editor, requests: Sequence[Edit], earlier: Patch | None, regime: str,
-    step: _output.Progress,
-) -> Patch:  # fmt: skip
-    groups = [list(requests)] if regime == "joint" else [[request] for request in requests]
-    patch = earlier
-    for number, group in enumerate(groups):
-        if len(groups) > 1:  # of a single group its own steps are shown
-            step(number, len(groups))
-        patch = editor.edit_one(lm, group, patch)
-    assert patch is not None  # there is at least one request
-    return patch
+def _clashes(requests: Sequence[Edit], earlier: Patch | None, after: Path | None) -> list[str]:
+    """Say which requests answer a prompt otherwise than an earlier one does."""
+    seen: dict[str, tuple[str, str]] = {}
+    for edit in () if earlier is None else earlier.edits:
+        seen[edit.prompt] = (edit.target.strip(), f"in {after}")
+    found = []
+    for edit in requests:
+        target = edit.target.strip()
+        answer, where = seen.get(edit.prompt, (target, ""))
+        if answer != target:
+            found.append(f"{edit.prompt!r} is {answer!r} {where} and is to be {target!r} now")
+        seen[edit.prompt] = (target, "in an edit before")
+    return found
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What became of the requests.
+
+    Attributes:
+        patch: The patch, with what the model answers to each of its edits.
+        requests: The edits asked for now.
+        earlier: The patch that it builds on.
+        results: Of the requests, in order.
+    """
+
+    patch: Patch
+    requests: Sequence[Edit]
+    earlier: Patch | None
+    results: Sequence[Mapping[str, Any]]
+
+    @property
+    def taken(self) -> int:
+        """Number of requests whose target is the model's greedy answer now."""
+        return sum(bool(result["taken"]) for result in self.results)
+
+
+def _look(lm: LM, patch: Patch, requests: Sequence[Edit], earlier: Patch | None) -> _Look:
+    """Ask for all edits of the patch before and after it, and note the answers in the patch."""
+    from errata.patch.compare import answers
+
+    # an editor may leave earlier edits out of its patch, and a strategy may add some
+    edits = list(dict.fromkeys([*requests, *patch.edits]))
+    prompts, targets = [e.prompt for e in edits], [e.target for e in edits]
+    with nullcontext() if earlier is None else earlier.applied(lm):
+        before = answers(lm, prompts, targets)
+    with patch.applied(lm):
+        after = answers(lm, prompts, targets)
+        missed = [i for i, found in enumerate(after) if found is None or not found[1]]
+        says = lm.generate([prompts[i] for i in missed], SAID) if missed else []
+    results: dict[Edit, dict[str, Any]] = {}
+    for edit, old, new in zip(edits, before, after, strict=True):
+        assert old is not None  # each has a target
+        assert new is not None
+        results[edit] = {
+            "taken": new[1], "taken_before": old[1], "p_before": old[0], "p_after": new[0],
+        }  # fmt: skip
+    for i, text in zip(missed, says, strict=True):
+        results[edits[i]]["says_after"] = text
+    noted = replace(patch, results=tuple(results[edit] for edit in patch.edits))
+    return _Look(noted, requests, earlier, [results[edit] for edit in requests])
 
 
 def _save(patch: Patch, out: Path | None, force: bool) -> dict[str, Any] | None:
@@ -149,7 +236,14 @@ def _save(patch: Patch, out: Path | None, force: bool) -> dict[str, Any] | None:
     return {"folder": str(folder), "files": files, "bytes": count}
 
 
-def _plan(lm: LM, editor: Editor, requests: Sequence[Edit], out: Path | None, json: bool) -> None:
+def _plan(
+    lm: LM,
+    editor: Editor,
+    requests: Sequence[Edit],
+    out: Path | None,
+    clashes: Sequence[str],
+    json: bool,
+) -> None:
     document = {
         "dry_run": True,
         "model": lm.name,
@@ -158,6 +252,8 @@ def _plan(lm: LM, editor: Editor, requests: Sequence[Edit], out: Path | None, js
         "sites": _views.sites(lm),
         "settings": _views.settings(editor),
         **_views.estimate(lm, editor, requests),
+        "moments": _views.moments_state(lm, editor),
+        "contradictions": list(clashes),
         "out": None if out is None else str(out),
     }
     for request in requests:
@@ -170,7 +266,11 @@ def _plan(lm: LM, editor: Editor, requests: Sequence[Edit], out: Path | None, js
     table = _output.table("what", "value")
     table.add_row("editor", f"{editor.name}: {editor.title}")
     table.add_row("edits", str(len(requests)))
-    table.add_row("layers", str(document["layers"] or "none"))
+    layers = document["layers"]
+    shown = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
+    table.add_row("blocks", shown or "none")
+    if document["moments"] is not None:
+        table.add_row("second moments", document["moments"])
     size = document["patch_bytes"]
     if size is None:
         table.add_row("patch", "changes no weight")
@@ -187,19 +287,21 @@ def _plan(lm: LM, editor: Editor, requests: Sequence[Edit], out: Path | None, js
 def _show(
     lm: LM,
     editor: Editor,
-    patch: Patch,
-    requests: Sequence[Edit],
+    look: _Look,
     also: Sequence[str],
     took: float,
     saved: dict[str, Any] | None,
+    brief: bool,
+    told: Mapping[str, Any],
     json: bool,
 ) -> None:
     from errata.api import compare
 
-    shown = list(requests) if json else list(requests[:SHOWN])
-    prompts = [request.prompt for request in shown] + list(also)
-    targets: list[str | None] = [request.target for request in shown]
-    views = compare(lm, patch, prompts, targets + [None] * len(also))
+    full = list(look.requests) if json else [] if brief else list(look.requests)
+    prompts = [request.prompt for request in full] + list(also)
+    targets: list[str | None] = [request.target for request in full] + [None] * len(also)
+    views = compare(lm, look.patch, prompts, targets, before=look.earlier) if prompts else []
+    count = len(look.requests)
     if json:
         _output.print_json(
             {
@@ -208,17 +310,29 @@ def _show(
                 "editor": editor.name,
                 "settings": _views.settings(editor),
                 "seconds": took,
+                "edits": count,
+                "taken": look.taken,
+                **told,
                 "prompts": [view.as_dict() for view in views],
-                "patch": {**_views.facts(patch), "saved": saved},
+                "patch": {**_views.facts(look.patch), "saved": saved},
             }
         )
         return
     console = _output.out()
     console.print(_views.headline(lm))
-    console.print(f"{editor.title} · {_views.what_changed(lm, patch)} · {_output.seconds(took)}")
-    console.print(_views.before_after(views))
-    if len(requests) > SHOWN:
-        console.print(f"… and {len(requests) - SHOWN} more edits (all of them with --json)")
+    changed = _views.what_changed(look.patch)
+    console.print(f"{editor.title} · {changed} · {_output.seconds(took)}")
+    if brief:
+        _list(console, look)
+    if views:
+        old = "before" if look.earlier is None else f"before, under {told['after']}"
+        console.print(_views.before_after(views, (old, "after")))
+    console.print(f"{look.taken} of {_output.counted(count, 'edit')} taken")
+    if look.taken < count:
+        _output.note(
+            f"not taken: try more steps, another block or another editor; errata ls editors "
+            f"{editor.name} lists what can be set"
+        )
     if saved is None:
         console.print("Not saved: add --out DIR. Undo: nothing was written to the model.")
     else:
@@ -228,3 +342,24 @@ def _show(
             " Undo: nothing was written to the model.",
             soft_wrap=True,
         )
+
+
+def _list(console: Console, look: _Look) -> None:
+    """Print one line per edit: all that were not taken, and the first of those that were."""
+    from rich.text import Text
+
+    listed = 0
+    for edit, result in zip(look.requests, look.results, strict=True):
+        if result["taken"]:
+            listed += 1
+            if listed > LISTED:
+                continue
+        text = Text.assemble(
+            _views.mark(result["taken"]), edit.prompt, " → ", (edit.target.strip(), "bold")
+        )
+        text.append(f"  {result['p_before']:.4f} → {result['p_after']:.4f}")
+        if "says_after" in result:
+            text.append(f"  says {_views.said(result['says_after'])}")
+        console.print(text)
+    if listed > LISTED:
+        console.print(f"… and {listed - LISTED} more that were taken")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _summary, _views
-from errata.cli._gates import check_gates, parse_gates
+from errata.cli._gates import check_gates, check_names, parse_gates
 from errata.cli._options import (
     EditorOptions,
     ForceFlag,
@@ -19,6 +19,7 @@ from errata.cli._options import (
     JsonFlag,
     ModelOptions,
     SkipBad,
+    data_names,
     expand,
     key_values,
 )
@@ -39,6 +40,7 @@ EXAMPLES = (
     "errata eval --editor rome --data world --limit 60 --suite robustness",
 )
 
+INTERRUPTED = 130
 SORTED_BY_DOMAIN = ("uniedit", "world")
 _DATA, _RUN = "Data", "Run"
 
@@ -55,6 +57,7 @@ def evaluate(
             "-d",
             metavar="NAME|NAME:PATH|FILE.jsonl",
             help="NAME downloads, NAME:PATH reads local files; see `errata ls datasets`.",
+            autocompletion=data_names,
             rich_help_panel=_DATA,
         ),
     ],
@@ -118,6 +121,8 @@ def evaluate(
             data, split, limit, protocol.seed if shuffle else None, skip_bad, options
         )
     _summary.say_notes(loaded)
+    if protocol.suite is None:
+        check_names(gates, loaded.cases)
     request = {"model": model.model, "data": data, "split": split, "limit": limit}
     folder = _folder(out, save, resume, chosen, loaded, request, protocol)
     lm = model.load(lambda: chosen.ready(model.model))
@@ -135,6 +140,7 @@ def evaluate(
     except KeyboardInterrupt:
         if folder is not None:
             _output.note(f"stopped; the same command with --resume --out {folder} goes on")
+            raise typer.Exit(INTERRUPTED) from None
         raise
     for text in result.notes:
         _output.note(f"{loaded.name}: {text}")

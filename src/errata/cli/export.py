@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _views
+from errata.cli import _output, _targets, _views
 from errata.cli._options import DryRunFlag, ForceFlag, JsonFlag, ModelOptions, expand
 from errata.errors import ConfigError, PatchError
 
@@ -51,20 +51,18 @@ def export(
 
     The base model is the one named by --model; by default the one that the patch names.
     """
-    from errata.patch import Patch
-
     if max_rank is not None and to is not Form.lora:
         raise ConfigError("--max-rank is for --to lora", "Leave it out, or export --to lora.")
-    loaded = Patch.load(patch)
     _check_target(out, to, force)
-    lm = base_of(loaded, model).load()
-    loaded.check(lm)
+    loaded, lm = _targets.patch_and_model(patch, model)
+    if loaded.is_empty:
+        raise PatchError(f"{patch} changes nothing; there is nothing to export")
     if dry_run:
         document = {"dry_run": True, "to": to.value, "out": str(out), **_views.facts(loaded)}
         if json:
             _output.print_json(document)
         else:
-            _output.out().print(f"{patch} · {_views.what_changed(lm, loaded)}")
+            _output.out().print(f"{patch} · {_views.what_changed(loaded)}")
             _output.out().print(f"Dry run: {to.value} would be written to {out}/")
         return
     document = _to_lora(lm, loaded, out, max_rank, force) if to is Form.lora else {}
@@ -87,19 +85,14 @@ def export(
     console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
     if to is Form.lora:
         _say_losses(document, max_rank)
+    if document["serve"] is None:
+        console.print(
+            f"vLLM takes adapters up to rank {document['most']}: to serve this one, export again "
+            f"with --max-rank {document['most']}."
+        )
+        return
     console.print("Serve it:")
     console.print(f"  {document['serve']}", soft_wrap=True)
-
-
-def base_of(patch: Patch, model: ModelOptions) -> ModelOptions:
-    """Return the model options, with the model that the patch names unless another was given."""
-    from dataclasses import replace
-
-    named = patch.meta.get("model")
-    if model.model == ModelOptions.model and isinstance(named, str) and named:
-        revision = model.revision or patch.meta.get("revision")
-        return replace(model, model=named, revision=revision)
-    return model
 
 
 def _check_target(out: Path, to: Form, force: bool) -> None:
@@ -113,7 +106,7 @@ def _check_target(out: Path, to: Form, force: bool) -> None:
 
 
 def _to_lora(lm: LM, patch: Patch, out: Path, max_rank: int | None, force: bool) -> dict[str, Any]:
-    from errata.patch.export import to_lora
+    from errata.patch.export import RANKS, to_lora
 
     report = to_lora(lm, patch, out, max_rank=max_rank, force=force)
     return {
@@ -124,6 +117,7 @@ def _to_lora(lm: LM, patch: Patch, out: Path, max_rank: int | None, force: bool)
         "modules": list(report.modules),
         "lost_energy": dict(report.lost_energy),
         "serve": report.serve,
+        "most": RANKS[-1],
     }
 
 
@@ -149,11 +143,8 @@ def import_adapter(
     json: JsonFlag = False,
 ) -> None:
     """Turn a PEFT LoRA adapter into a patch, to verify it or to edit on top of it."""
-    from errata.patch.export import from_lora
-
     _output.check_free(out, "patch.json", force)
-    lm = model.load()
-    patch = from_lora(lm, adapter)
+    patch, lm = _targets.adapter_and_model(adapter, model)
     patch.save(out, force=force)
     files, count = _output.folder_size(out)
     if json:
@@ -161,5 +152,5 @@ def import_adapter(
         _output.print_json(document)
         return
     console = _output.out()
-    console.print(f"{lm.name} · {_views.what_changed(lm, patch)}")
+    console.print(f"{lm.name} · {_views.what_changed(patch)}")
     console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output
-from errata.cli._options import JsonFlag
+from errata.cli._options import JsonFlag, editor_names
+from errata.config import did_you_mean
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,14 +147,43 @@ def address(paper: str) -> str:
     return " ".join("arXiv:" + (a or b).rstrip(".") for a, b in found)
 
 
+def _whats(incomplete: str) -> list[str]:
+    return [what.value for what in What if what.value.startswith(incomplete)]
+
+
+def _what(word: str) -> What:
+    """Return what is to be listed.
+
+    Raises:
+        ConfigError: If there is no such thing; says which come close.
+    """
+    try:
+        return What(word)
+    except ValueError:
+        known = [what.value for what in What]
+        raise ConfigError(f"ls: unknown {word!r}", did_you_mean(word, known)) from None
+
+
 def ls(
-    what: Annotated[What, typer.Argument(help="What to list.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="|".join(What), help="What to list.", autocompletion=_whats, show_default=False
+        ),
+    ],
     name: Annotated[
-        str | None, typer.Argument(help="editors: one of them, with all its settings.")
+        str | None,
+        typer.Argument(
+            help="editors: one of them, with all its settings.", autocompletion=editor_names
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """List editors, strategies, data sets, metrics or models."""
+    _list(_what(what), name, json)
+
+
+def _list(what: What, name: str | None, json: bool) -> None:
     if name is not None:
         if what is not What.editors:
             raise ConfigError(f"{what.value} have no settings to list", "errata ls editors rome")
@@ -163,10 +193,13 @@ def ls(
     if json:
         _output.print_json({"what": what.value, "entries": rows})
         return
+    console = _output.out()
     columns = {
         What.editors: ("needs", "weights", "batch", "sequence", "exports"),
         What.strategies: ("works on", "paper"),
     }.get(what, ())
+    if _output.narrow(console):
+        columns = columns[:1]  # `errata ls editors NAME` says the rest
     table = _output.table("name", "what it is", *columns)
     for row in rows:
         cells = {
@@ -179,7 +212,7 @@ def ls(
             "paper": address(str(row.get("paper", ""))),
         }
         table.add_row(row["name"], row["summary"], *(cells[column] for column in columns))
-    _output.out().print(table)
+    console.print(table)
 
 
 def _one(found: dict[str, Any], json: bool) -> None:

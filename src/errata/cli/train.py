@@ -36,6 +36,7 @@ EXAMPLES = (
     "--data uniedit,counterfact:counterfact-train.json:512,zsre:zsre-train.json:512",
 )
 
+INTERRUPTED = 130
 SORTED_BY_DOMAIN = ("uniedit", "world")
 _DATA, _EDITOR, _RUN = "Data", "Editor", "Run"
 
@@ -182,7 +183,7 @@ def train(
             show.close()
             if _is_main():
                 _output.note(f"stopped; the same command with --resume goes on with {out}")
-            raise
+            raise typer.Exit(INTERRUPTED) from None
     if _is_main():
         _print(made, model.model, json)
 

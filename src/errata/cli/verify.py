@@ -1,72 +1,190 @@
-"""`errata verify`: score a finished patch with probes, as a gate before it ships."""
+"""`errata verify`: is a finished patch what it should be? A gate before it ships."""
 
 from __future__ import annotations
 
+import json as jsonlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _summary, _views
-from errata.cli._gates import check_gates, parse_gates
-from errata.cli._options import Gates, JsonFlag, ModelOptions, expand
-from errata.cli.export import base_of
+from errata.cli import _facts, _output, _summary, _targets, _views
+from errata.cli._gates import check_gates, check_names, metrics_of, parse_gates
+from errata.cli._options import ForceFlag, Gates, JsonFlag, ModelOptions, data_names, expand
+from errata.errors import ConfigError, ErrataError, PatchError
+
+if TYPE_CHECKING:
+    from errata.case import Case, Edit
+    from errata.data import LoadedData
+    from errata.patch import Patch
 
 EXAMPLES = (
+    "errata verify rome-france",
     "errata verify rome-france --cases checks.jsonl",
     "errata verify rome-france --cases checks.jsonl --fail-under reliability=0.95"
     " --fail-under locality=0.9",
     "errata verify rome-france --cases counterfact:counterfact.json --limit 100 --json",
 )
+VERIFIED = "verified.json"
+"""What the last check of a patch found; in its folder."""
+OWN = "the patch's own edits"
 
 
 @expand
 def verify(
-    patch: Annotated[Path, typer.Argument(help="A patch folder.", show_default=False)],
+    patch: Annotated[
+        Path, typer.Argument(help="A patch folder, or a LoRA folder.", show_default=False)
+    ],
     model: ModelOptions,
     cases: Annotated[
-        str,
-        typer.Option(metavar="FILE|NAME:PATH", help="Cases with probes; see `errata ls datasets`."),
-    ],
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME:PATH",
+            help="Questions to ask: cases with probes, or edits as `errata edit --edits` takes"
+            " them; default: the edits that the patch itself names. See `errata ls datasets`.",
+            autocompletion=data_names,
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first N cases.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Rank that counts as a hit.")] = 5,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Rank that counts as a hit for probes; 5 is that of the published protocol."
+            " Edits count at rank 1.",
+        ),
+    ] = 1,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave broken records out instead of stopping.")
     ] = False,
     fail_under: Gates = None,
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit with 3 unless every question passes.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="RUN", help="Also write records and a summary there."),
+    ] = None,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record/--no-record",
+            help=f"Leave the result in the patch folder ({VERIFIED}) for `errata show`.",
+        ),
+    ] = True,
+    force: ForceFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Score a finished patch: are the edits there, do they generalise, did anything else move?
+    """Check a finished patch: are its facts there, do they generalise, did anything else move?
 
-    The edits inside each case are asked for, not carried out.
+    Names every question that fails, with what was expected and what the model says instead. The
+    edits inside each case are asked for, not carried out.
     """
-    from errata.patch import Patch
-
     gates = parse_gates(fail_under)
-    loaded = Patch.load(patch)
-    from errata.data import load_cases
+    if cases is None and (split is not None or limit is not None or skip_bad):
+        raise ConfigError("--split, --limit and --skip-bad belong to --cases", "Add --cases FILE.")
+    data = None
+    if cases is not None:
+        from errata.data import load_cases
 
-    data = load_cases(cases, split, limit, skip_bad=skip_bad)
-    _summary.say_notes(data)
-    lm = base_of(loaded, model).load()
-    loaded.check(lm)
+        data = load_cases(cases, split, limit, skip_bad=skip_bad)
+        _summary.say_notes(data)
+        check_names(gates, data.cases)
+    loaded, lm = _targets.patch_and_model(patch, model)
+    if data is None:
+        data = _own(loaded, patch)
+        check_names(gates, data.cases)
     from errata.api import FixedPatch
     from errata.evaluation import evaluate
 
+    _ = lm.spec  # found before anything is installed in the model
     with _output.progress("verifying") as step:
         result = evaluate(
-            lm,
-            FixedPatch(loaded),
-            data,
-            top_k=top_k,
-            progress=step,
+            lm, FixedPatch(loaded), data, top_k=top_k, progress=step, out=out, force=force
         )
-    summary = {"patch": str(patch), **result.summary}
+    with _output.status("asking what failed again"):
+        found = _facts.facts_of(result.records, lm, loaded)
+    counts = _facts.counts(found)
+    if result.summary.get("collisions"):
+        _output.note(
+            f"{_output.counted(result.summary['collisions'], 'question')} left out: about facts "
+            "that another case edits"
+        )
+    if out is not None:
+        _write(out / "results.json", {"counts": counts, "results": found})
+    if record:
+        _record(patch, result.summary, counts)
     if json:
-        _output.print_json(summary)
+        _output.print_json(
+            {"patch": str(patch), **result.summary, "counts": counts, "results": found}
+        )
     else:
         console = _output.out()
-        console.print(f"{patch} · {_views.what_changed(lm, loaded)} · {lm.name}")
-        _summary.show(console, result.summary)
-    check_gates(gates, result.summary)
+        console.print(f"{patch} · {_views.what_changed(loaded)} · {lm.name}", soft_wrap=True)
+        console.print(f"{data.name}: {_facts.headline(counts, top_k)}")
+        _facts.show(console, found)
+        _summary.show(console, result.summary, edited=False)
+        if out is not None:
+            console.print(f"Records and summary: {out}/", soft_wrap=True)
+    failed = result.summary["failed"]
+    check_gates(gates, result.summary, failed, counts["failed"] if require else None)
+
+
+def _own(patch: Patch, folder: Path) -> LoadedData:
+    """Return the edits of a patch as cases; of one prompt only what it was last given.
+
+    Raises:
+        PatchError: If it names no edits.
+    """
+    from errata.case import Case
+    from errata.data import LoadedData
+
+    if not patch.edits:
+        raise PatchError(f"{folder} names no edits to check", "Give questions: --cases FILE")
+    last: dict[str, Edit] = {edit.prompt: edit for edit in patch.edits}
+    earlier = len(patch.edits) - len(last)
+    if earlier:
+        _output.note(
+            f"{_output.counted(earlier, 'edit')} left out: a later edit of the patch answers the "
+            "same prompt"
+        )
+    cases: list[Case] = []
+    for number, edit in enumerate(last.values(), start=1):
+        cases.append(Case(f"edit {number}", (replace(edit, id=None),)))
+    return LoadedData(OWN, tuple(cases), "", str(folder))
+
+
+def _record(folder: Path, summary: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """Leave the result in the patch folder; one that cannot be written is no failure."""
+    if _targets.kind_of(folder) != _targets.PATCH:
+        return
+    from errata import __version__
+    from errata.store.provenance import now
+
+    document = {
+        "patch_sha256": _targets.patch_document(folder).get("sha256"),
+        "when": now(),
+        "errata": __version__,
+        "data": summary["data"],
+        "data_version": summary["data_version"],
+        "model": summary["model"],
+        "top_k": summary["top_k"],
+        "cases": summary["cases"],
+        "could_not_be_asked": summary["failed"],
+        **counts,
+        "rates": {name: value for name, value in metrics_of(summary).items() if value is not None},
+    }
+    try:
+        _write(folder / VERIFIED, document)
+    except ErrataError as error:
+        _output.note(f"the result is not kept: {error.message}")
+
+
+def _write(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
+    from errata.store.files import write_atomically
+
+    text = jsonlib.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    write_atomically(path, text.encode())

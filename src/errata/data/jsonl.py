@@ -22,7 +22,10 @@ _KINDS: tuple[str, ...] = get_args(ProbeKind)
 
 
 class Jsonl(Dataset):
-    """errata's own cases: one JSON object per line with id, edits, probes and meta."""
+    """errata's own cases: one JSON object per line with id, edits, probes and meta.
+
+    A line of the edits format, `{"prompt": …, "target": …}`, is a case without probes.
+    """
 
     name = "jsonl"
     title = "errata JSONL"
@@ -40,6 +43,9 @@ class Jsonl(Dataset):
 
     def case(self, record: Record, seed: int) -> Case:
         """Read one line; nothing is drawn."""
+        if is_edit(record):
+            edit = _edit(record)
+            return Case(id=edit.id or f"line {record.key}", edits=(edit,))
         record.only(_CASE)
         meta = record.at("meta").value if record.has("meta") else {}
         return Case(
@@ -49,6 +55,13 @@ class Jsonl(Dataset):
             meta=freeze(meta),
             exact=_flag(record, "exact"),
         )
+
+
+def is_edit(record: Record) -> bool:
+    """Say whether a line is in the edits format: a prompt of its own, and no list of edits."""
+    return (
+        isinstance(record.value, dict) and "prompt" in record.value and "edits" not in record.value
+    )
 
 
 def _edit(record: Record) -> Edit:
@@ -111,6 +124,12 @@ def load_edits(path: str | Path) -> list[Edit]:
         try:
             if isinstance(record, DataError):
                 raise record
+            if isinstance(record.value, dict) and "edits" in record.value:
+                raise DataError(
+                    f"{record.file}: {record.place}: a case, with its own list of edits; expected "
+                    "one edit per line",
+                    f"{_example()}\nCases are for errata verify --cases and errata eval --data.",
+                )
             edit = _edit(record)
             if edit.id is not None:
                 check_new(record, edit.id, seen)

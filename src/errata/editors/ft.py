@@ -102,15 +102,18 @@ class FineTuning(Editor):
     }
     config: FtConfig
 
-    def _sites(self, lm: LM) -> list[tuple[int, Site]]:
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks that are tuned, ascending."""
         if self.config.layers == "auto":
             published = self.known_settings(lm).get("layers")
             rule = (min(lm.n_layers - 1, round(0.75 * lm.n_layers)),)
             chosen = published if isinstance(published, tuple) else rule
         else:
             chosen = self.config.layers
-        wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
-        return [(layer, lm.site(layer)) for layer in wanted]
+        return tuple(sorted({resolve_layer(lm, layer, 0) for layer in chosen}))
+
+    def _sites(self, lm: LM) -> list[tuple[int, Site]]:
+        return [(layer, lm.site(layer)) for layer in self.edited_layers(lm)]
 
     def cost(self, lm: LM) -> Cost:
         """A pass forward, one back and one for the gradient of the weights, in every step."""

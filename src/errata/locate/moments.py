@@ -126,16 +126,9 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
         found = given_moments(lm, layers, Path(settings.moments_file).expanduser())
         _warn_if_few(found, "Give a file that was counted on more text: --set moments_file=…")
         return found
-    enough = None
-    samples = settings.moments_samples
-    if samples == "auto":
-        samples = AUTO_DOCUMENTS
-        enough = TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
-    corpus = load_corpus(lm.name, settings.moments_text, samples)
-    length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
-    dtype = getattr(torch, settings.moments_precision)
+    corpus, length, dtype, enough, key = _counted_on(lm, layers, settings)
+    samples = AUTO_DOCUMENTS if settings.moments_samples == "auto" else settings.moments_samples
     folder = model_folder("moments", lm)
-    key = digest(corpus.id, length, str(dtype), enough, tokenizer_digest(lm))
     found: dict[int, Moment] = {}
     for layer in layers:
         stored = load_tensors(folder / f"{key}-layer{layer}.safetensors")
@@ -156,6 +149,33 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
         found.update(counted)
     _warn_if_few(found, _more_text(found, len(corpus.texts), samples, corpus.name))
     return {layer: found[layer] for layer in layers}
+
+
+def _counted_on(
+    lm: LM, layers: Sequence[int], settings: MomentSettings
+) -> tuple[Corpus, int, torch.dtype, int | None, str]:
+    """Return the texts, tokens per text, precision, tokens that are enough, and the cache key."""
+    enough = None
+    samples = settings.moments_samples
+    if samples == "auto":
+        samples = AUTO_DOCUMENTS
+        enough = TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
+    corpus = load_corpus(lm.name, settings.moments_text, samples)
+    length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
+    dtype = getattr(torch, settings.moments_precision)
+    key = digest(corpus.id, length, str(dtype), enough, tokenizer_digest(lm))
+    return corpus, length, dtype, enough, key
+
+
+def cached_layers(lm: LM, layers: Sequence[int], settings: MomentSettings) -> list[int]:
+    """Return those of the layers whose second moments need not be counted.
+
+    Raises:
+        DataError: If the texts cannot be read: their content is part of the name in the cache.
+    """
+    *_, key = _counted_on(lm, layers, settings)
+    folder = model_folder("moments", lm)
+    return [n for n in layers if (folder / f"{key}-layer{n}.safetensors").is_file()]
 
 
 def _warn_if_few(found: Mapping[int, Moment], advice: str) -> None:

@@ -69,8 +69,8 @@ def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
             "Export again, or remove the file.",
         ) from None
     known = {"fingerprint": record["fingerprint"]} if record["fingerprint"] else {}
-    if known and record.get("base_model"):
-        known["model"] = str(record["base_model"])
+    if known and record.get("model"):
+        known["model"] = str(record["model"])
     return replace(patch, edits=edits, meta={**patch.meta, **known})
 
 

@@ -16,10 +16,11 @@ from typing import Any
 from errata import __version__
 from errata.data._records import thaw
 from errata.errors import PatchError
-from errata.patch.describe import counted, where
+from errata.patch.describe import where
 from errata.patch.patch import Patch
 from errata.store.files import sha256_of
 from errata.store.provenance import now
+from errata.store.words import counted
 
 RECORD_NAME, CARD_NAME = "errata.json", "README.md"
 FORMAT = 1
@@ -41,6 +42,7 @@ def record_of(patch: Patch, form: str, base: str, weights: Mapping[str, str]) ->
         "format": FORMAT,
         "form": form,
         "base_model": base,
+        "model": meta.get("model"),
         "revision": meta.get("revision"),
         "fingerprint": meta.get("fingerprint"),
         "editor": meta.get("editor"),
@@ -84,8 +86,8 @@ def card(patch: Patch, record: Mapping[str, Any], use: str) -> str:
         "",
         f"# {counted(len(patch.edits), 'edit')} of {base}",
         "",
-        f"Made with [errata](https://pypi.org/project/errata). `{RECORD_NAME}` holds the same as "
-        "data.",
+        f"Made with errata, an editor of what language models hold to be true. `{RECORD_NAME}` "
+        "holds the same as data.",
         "",
         "| | |",
         "|---|---|",

@@ -6,6 +6,8 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from errata.store.words import counted, size
+
 if TYPE_CHECKING:
     from errata.patch.patch import Patch
 
@@ -57,21 +59,6 @@ def where(patch: Patch) -> str:
     elsewhere = sorted({c.path for c in patch.changes if c.path and not _BLOCK.search(c.path)})
     words += [*elsewhere, *how(patch), f"patch {size(patch.nbytes)}"]
     return " · ".join(words)
-
-
-def size(count: int) -> str:
-    """Format a number of bytes (1 KB is 1024 bytes)."""
-    value = float(count)
-    for unit in ("B", "KB", "MB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GB"
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """Return a number with its noun: `1 edit`, `2 edits`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def brief(patch: Patch) -> str:

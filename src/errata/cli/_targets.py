@@ -1,0 +1,111 @@
+"""What a command is pointed at: a patch, an adapter or a model, and the model it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.cli._options import ModelOptions, typed
+from errata.errors import ConfigError, ModelError, PatchError
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+    from errata.patch import Patch
+
+PATCH, ADAPTER, MODEL = "patch", "adapter", "model"
+_FILES = {PATCH: "patch.json", ADAPTER: "adapter_config.json", MODEL: "config.json"}
+
+
+def kind_of(folder: str | Path) -> str | None:
+    """Return what a folder holds: `patch`, `adapter`, `model`; None if it is none of them."""
+    path = Path(folder).expanduser()
+    return next((kind for kind, name in _FILES.items() if (path / name).is_file()), None)
+
+
+def given(model: ModelOptions) -> bool:
+    """Return whether `--model` was typed, rather than left at its default."""
+    told = typed("model")
+    return model.model != ModelOptions.model if told is None else told
+
+
+def load_base(
+    model: ModelOptions,
+    named: object,
+    revision: object,
+    what: str | Path,
+    ready: Callable[[], None] | None = None,
+) -> LM:
+    """Load the base model of a patch or an adapter: the one of `--model`, else the one it names.
+
+    Args:
+        model: The options of the command.
+        named: The model that the patch names.
+        revision: Its revision.
+        what: The patch, for messages.
+        ready: Called before the weights are read.
+
+    Raises:
+        ModelError: If it cannot be loaded; where the name came from the patch, says how to name
+            another place.
+    """
+    if given(model) or not isinstance(named, str) or not named:
+        return model.load(ready)
+    own = model.revision or (revision if isinstance(revision, str) else None)
+    try:
+        return replace(model, model=named, revision=own).load(ready)
+    except ModelError as error:
+        raise ModelError(
+            f"the base model of {what} cannot be loaded: {error.message}",
+            "If the same model lies elsewhere here: --model FOLDER (its weights are compared).",
+        ) from None
+
+
+def patch_and_model(target: Path, model: ModelOptions) -> tuple[Patch, LM]:
+    """Load a patch or an adapter, and its base model.
+
+    Raises:
+        PatchError: If there is none, it is broken, or it is for another model.
+        ModelError: If the model cannot be loaded.
+    """
+    from errata.patch import Patch
+
+    if kind_of(target) == ADAPTER:
+        return adapter_and_model(target, model)
+    patch = Patch.load(target)
+    patch.check_finite()
+    lm = load_base(model, patch.meta.get("model"), patch.meta.get("revision"), target)
+    patch.check(lm)
+    return patch, lm
+
+
+def adapter_and_model(folder: Path, model: ModelOptions) -> tuple[Patch, LM]:
+    """Load an adapter as a patch, and its base model.
+
+    Raises:
+        PatchError: If there is none, it is broken, or it does not fit the model.
+        ConfigError: If neither the adapter nor `--model` names a model.
+        ModelError: If the model cannot be loaded.
+    """
+    from errata.patch.adapter import from_lora, read_adapter
+
+    config, _ = read_adapter(folder)  # before the model is loaded for nothing
+    named = config.get("base_model_name_or_path")
+    if not given(model) and not (isinstance(named, str) and named):
+        raise ConfigError(f"{folder} names no base model", "Add --model NAME")
+    lm = load_base(model, named, config.get("revision"), folder)
+    return from_lora(lm, folder), lm
+
+
+def patch_document(folder: Path) -> dict[str, Any]:
+    """Return `patch.json` as it stands; read after the patch itself was.
+
+    Raises:
+        PatchError: If it cannot be read.
+    """
+    try:
+        return json.loads((folder / "patch.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PatchError(f"{folder} is not a readable patch: {error}") from None
