@@ -42,7 +42,7 @@ _EXPORTS = {
     "save_cases": "errata.data",
     "report": "errata.reporting",
     "trace": "errata.api",
-    "train": "errata.training",
+    "train": "errata.api",
 }
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
 if TYPE_CHECKING:
     from errata.api import edit as edit
     from errata.api import trace as trace
+    from errata.api import train as train
     from errata.case import Case as Case
     from errata.case import Edit as Edit
     from errata.case import Probe as Probe
@@ -95,7 +96,6 @@ if TYPE_CHECKING:
     from errata.patch import Route as Route
     from errata.patch.stack import Stack as Stack
     from errata.reporting import report as report
-    from errata.training import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors import backbone_of
+from errata.config import backbone_of
 from errata.editors.base import recall_layer, resolve_layer, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.errors import ConfigError

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors import backbone_of
+from errata.config import backbone_of
 from errata.editors.base import Editor, EditorConfig, resolve_layer, under
 from errata.model.lm import LM
 from errata.model.spec import Site

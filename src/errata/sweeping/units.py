@@ -8,7 +8,6 @@ OUT/cells/MODEL/ROW/DATA/seedK/         what `errata eval` writes; likewise
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -21,6 +20,7 @@ from errata.config import did_you_mean
 from errata.data import datasets, split_part
 from errata.editors import OWN_MODELS, editors
 from errata.errors import ConfigError
+from errata.store.digest import digest_of
 from errata.sweeping.recipe import DataEntry, EditorRow, ModelEntry, Recipe, Training, Value
 
 SUMMARY = "summary.json"
@@ -69,7 +69,7 @@ class Unit:
     def key(self, out: Path) -> str:
         """Return a hash of what is asked for, the same wherever the sweep's folder lies."""
         words = [word.replace(str(out), "OUT") for word in self.words]
-        return hashlib.sha256(json.dumps([words, self.needs]).encode()).hexdigest()[:16]
+        return digest_of(json.dumps([words, self.needs]))[:16]
 
 
 def expand(
