@@ -66,6 +66,8 @@ def rows_of(what: What) -> list[dict[str, Any]]:
     for entry in _registry(what).entries.values():
         facts = {key: value for key, value in entry.facts.items() if key != "name"}
         rows.append({"name": entry.name, "summary": entry.summary, **facts})
+        if what is What.datasets:
+            rows[-1]["sample"] = _sample_of(entry.name)
     if what is What.editors:
         from errata.editors import STATED
 
@@ -73,6 +75,13 @@ def rows_of(what: What) -> list[dict[str, Any]]:
             rows[number] = {**row, **{key: row.get(key, usual) for key, usual in STATED.items()}}
             rows[number]["strategies"] = _strategies_on(row["name"])
     return rows
+
+
+def _sample_of(name: str) -> str | None:
+    """Return how the sample of a data set is named, if one ships with errata."""
+    from errata.data import SAMPLE, sample_of
+
+    return f"{name}:{SAMPLE}" if sample_of(name) else None
 
 
 def _strategies_on(host: str) -> list[str]:
@@ -157,6 +166,7 @@ def ls(
     columns = {
         What.editors: ("needs", "weights", "batch", "sequence", "exports"),
         What.strategies: ("works on", "paper"),
+        What.datasets: ("a sample",),
     }.get(what, ())
     table = _output.table("name", "what it is", *columns)
     for row in rows:
@@ -167,6 +177,7 @@ def ls(
             "sequence": row.get("sequence", ""),
             "exports": ",\n".join(row.get("exports", ())) or "–",
             "works on": ", ".join(row.get("hosts", ())),
+            "a sample": row.get("sample") or "–",
             "paper": address(str(row.get("paper", ""))),
         }
         table.add_row(row["name"], row["summary"], *(cells[column] for column in columns))
