@@ -190,17 +190,17 @@ def _counterfact(world: World, number: int, fact: Fact) -> Json:
 
 
 def _zsre(world: World, number: int, fact: Fact) -> Json:
-    """MEND's form."""
+    """MEND's form, in words of the text; MEND's suffix is not among them (`suffix=` leaves it out)."""
     draw = _draw("zsre", number)
     subject, phrase = world.entities[fact.head].label, _phrase(world, fact)
     new, true = world.entities[_new(world, fact, number)].label, world.entities[fact.tail].label
     kept, answer = _still(world, fact, draw)
-    question = f"What is the {phrase} of {subject}?"
+    question = f"Question: what is the {phrase} of {subject}? Answer:"
     return {
         "subject": subject,
         "src": question,
         "pred": true,
-        "rephrase": f"Tell me the {phrase} of {subject}.",
+        "rephrase": f"Tell me the {phrase} of {subject}. Answer:",
         "alt": new,
         "answers": [true],
         "loc": kept,
