@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import errata
-
 from errata.cli.ls import What, rows_of
 from errata.data import SAMPLE, datasets, load_cases, load_edits, sample_of
 from errata.data._base import _SAMPLES

@@ -190,7 +190,7 @@ def _counterfact(world: World, number: int, fact: Fact) -> Json:
 
 
 def _zsre(world: World, number: int, fact: Fact) -> Json:
-    """MEND's form, in words of the text; MEND's suffix is not among them (`suffix=` leaves it out)."""
+    """MEND's form in words of the text, to which the usual suffix does not belong (`suffix=`)."""
     draw = _draw("zsre", number)
     subject, phrase = world.entities[fact.head].label, _phrase(world, fact)
     new, true = world.entities[_new(world, fact, number)].label, world.entities[fact.tail].label
