@@ -52,7 +52,7 @@ def logits(model, lm) -> torch.Tensor:
 
 
 def test_the_configuration_is_one_that_peft_writes(saved, tmp_path):
-    """It is written by hand: importing PEFT for eleven fields takes longer than the export."""
+    """Its eleven fields are written by hand, so that who makes adapters need not install PEFT."""
     from peft import LoraConfig
 
     for name in ("gpt2", "llama"):
