@@ -43,7 +43,7 @@ _EXPORTS = {
     "save_cases": "errata.data",
     "report": "errata.reporting",
     "trace": "errata.api",
-    "train": "errata.training",
+    "train": "errata.api",
     "TrainConfig": "errata.training",
 }
 
@@ -79,6 +79,7 @@ __all__ = [
 if TYPE_CHECKING:
     from errata.api import edit as edit
     from errata.api import trace as trace
+    from errata.api import train as train
     from errata.case import Case as Case
     from errata.case import Edit as Edit
     from errata.case import Probe as Probe
@@ -101,7 +102,6 @@ if TYPE_CHECKING:
     from errata.patch.stack import Stack as Stack
     from errata.reporting import report as report
     from errata.training import TrainConfig as TrainConfig
-    from errata.training import train as train
 
 
 def __getattr__(name: str) -> Any:

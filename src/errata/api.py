@@ -1,8 +1,9 @@
-"""What a notebook and the command line share: edit in one call, look before and after."""
+"""What a notebook and the command line share: edit, trace or train in one call, look at both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.case import Edit
@@ -18,6 +19,10 @@ from errata.patch.compare import compare as compare
 if TYPE_CHECKING:
     from errata.progress import Step
     from errata.tracing.effects import Trace
+    from errata.training import Cases, TrainConfig
+    from errata.training.loop import Trained
+    from errata.training.prepared import Prepared
+    from errata.training.trainable import Trainable
 
 
 REGIMES = ("joint", "sequential")
@@ -134,6 +139,72 @@ def trace(
         facts = Facts("given facts", tuple(data), "")
     return run(
         lm, facts.facts, chosen, kinds=kinds, limit=limit, data=facts.name, progress=progress
+    )
+
+
+def train(
+    lm: LM,
+    editor: Trainable | str,
+    cases: Cases | Sequence[Cases],
+    out: str | Path,
+    *,
+    validation: Cases | None = None,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    force: bool = False,
+    about: Mapping[str, Any] | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+    prepared: Prepared | None = None,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Trained:
+    """Train the networks of an editor; the model stays as it is.
+
+    Interrupted or killed, a run goes on with `resume` and ends with the same weights as one that
+    was not, bit for bit on the same machine. Start it with `accelerate launch` for more than one
+    process.
+
+    Args:
+        lm: The base model.
+        editor: A trained editor (`ibke`, `mend` …) with the settings of its networks, or its name;
+            it holds the best networks afterwards.
+        cases: Records to train on, as `load_cases` returns them; or several sets of them, the main
+            data set first.
+        out: Folder: `config.json`, `log.jsonl`, `checkpoint.safetensors`, `summary.json`, and
+            `best/` with the networks of lowest validation loss.
+        validation: Records that choose the best networks; None: held out from `cases`.
+        config: Settings of the loop; None: those that suit the editor.
+        resume: Go on with the run in `out`, if there is one.
+        force: Replace the run in `out`, if there is one.
+        about: JSON values kept with the run (`data`: what was read).
+        report: Called with (what, done, total).
+        prepared: What a frozen model says about the groups, shared between runs on the same cases
+            and matrices.
+        watch: Called with every entry of the log: losses, steps per second, remaining seconds.
+
+    Raises:
+        ConfigError: If settings contradict each other.
+        DataError: If there is nothing to learn from.
+        RunError: If the loss becomes NaN, the folder holds another run, or cannot be written.
+    """
+    from errata.editors.base_networks import trainable
+    from errata.training import train_networks
+    from errata.training.config import settings_for
+
+    if isinstance(editor, str):
+        editor = trainable(editor, lm.name)
+    return train_networks(
+        lm,
+        editor,
+        cases,
+        out,
+        config or settings_for(editor, lm.name),
+        validation=validation,
+        resume=resume,
+        force=force,
+        about=about,
+        report=report,
+        prepared=prepared,
+        watch=watch,
     )
 
 

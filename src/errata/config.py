@@ -131,3 +131,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"no such file: {path}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def backbone_of(name: str) -> str:
+    """Return a model's name as the keys of `published` are written: lower case, no owner."""
+    return name.lower().rpartition("/")[2]

@@ -263,8 +263,13 @@ def test_a_patch_stays_within_twice_its_matrices(tiny: Tiny) -> None:
         B = torch.randn(site.d_out, rank, generator=g, dtype=torch.float64)
         return LowRank(site.path, B, torch.randn(rank, site.d_in, generator=g, dtype=torch.float64))
 
-    few = Patch((one(1), one(2)))
+    # the largest rank whose two factors hold at most twice the numbers of the matrix
+    full = 2 * site.d_in * site.d_out // (site.d_in + site.d_out)
+    few = Patch((one(full - 2), one(2)))
     assert bounded(lm, few) is few
+    over = bounded(lm, Patch((one(full - 1), one(2))))
+    assert [type(change) for change in over.changes] == [Dense]
+    assert over.changes[0].tensors()["delta"].numel() == site.d_in * site.d_out
     other = LowRank(lm.site(0).path, one(1).B, one(1).A)
     many = Patch((one(1), other, one(200), one(3)))
     small = bounded(lm, many)

@@ -18,7 +18,7 @@ import errata
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
-from errata.editors.t_patcher.editor import STATE
+from errata.editors.t_patcher.held import STATE
 from errata.editors.t_patcher.losses import StatesPenalty
 from errata.editors.t_patcher.memory import Text, inputs_of
 from errata.editors.t_patcher.units import Units

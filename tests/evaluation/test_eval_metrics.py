@@ -63,6 +63,11 @@ def test_a_destroyed_model_hits_nothing(bad):
     assert mean_nll(logprobs) is None
 
 
+def test_a_label_of_nan_is_a_miss_whatever_its_rank():
+    """Nothing compares greater than NaN, so that a rank that was counted may well be 0."""
+    assert hits([0, 0, 3], [math.nan, -0.1, math.nan], 5) == [0, 1, 0]
+
+
 def test_mean_nll_is_normalised_by_length():
     assert mean_nll([math.log(0.5), math.log(0.125)]) == pytest.approx(2 * math.log(2))
     assert mean_nll([-math.inf, -1.0]) is None

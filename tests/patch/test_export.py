@@ -51,6 +51,25 @@ def logits(model, lm) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
+def test_the_configuration_is_one_that_peft_writes(saved, tmp_path):
+    """Its eleven fields are written by hand, so that who makes adapters need not install PEFT."""
+    from peft import LoraConfig
+
+    for name in ("gpt2", "llama"):
+        lm, _ = saved(name)
+        to_lora(lm, patch_of(lm, 1, 3), tmp_path / name)
+        ours = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        theirs = LoraConfig.from_pretrained(str(tmp_path / name))
+        theirs.save_pretrained(str(tmp_path / f"{name}-peft"))
+        written = json.loads((tmp_path / f"{name}-peft" / "adapter_config.json").read_text())
+        for config in (ours, written):
+            config["target_modules"] = sorted(config["target_modules"])
+        assert ours == {key: written[key] for key in ours}
+        plain = LoraConfig().to_dict()  # no other feature is on
+        kept = plain.keys() - ours.keys() - {"peft_version"}
+        assert {key: theirs.to_dict()[key] for key in kept} == {key: plain[key] for key in kept}
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gptj", "phi3"])
 @pytest.mark.parametrize("dense", [False, True], ids=["low-rank", "dense"])
 def test_peft_loads_the_adapter_and_agrees(saved, tmp_path, name, dense):

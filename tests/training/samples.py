@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from tests.locate.samples import build
 from tests.nets.samples import small
 
+from errata.api import train
 from errata.case import Case, Edit, Probe
 from errata.editors.base_trained import TrainedEditor
 from errata.model.lm import LM
-from errata.training import TrainConfig, train
+from errata.training import TrainConfig
 from errata.training.checkpoint import FILE
 from errata.training.groups import Group, make_groups
 from errata.training.loop import Trained

@@ -215,3 +215,34 @@ def test_the_schedule_warms_up_and_decays_to_zero() -> None:
     assert rates[100] == rates[374] == 1.0
     assert rates[999] == pytest.approx(1 / 625)
     assert max(rates) == 1.0
+
+
+# Both round to bfloat16 in each of the five steps of the orthogonalisation, in another order: the
+# updates differ by some units in the last place, which is 2^-8 of a value (3.0 to 4.9 were seen).
+# A wrong momentum, decay or size of the step shows as a multiple of that.
+MUON_ULPS = 6
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has had Muon since 2.9")
+@pytest.mark.parametrize("shape", [(64, 64), (64, 160), (160, 64)])
+def test_our_muon_takes_the_steps_of_torchs(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for _ in range(3)]
+    weights = [weight.clone() for weight in start]
+    ours = Muon([(f"{n}.weight", weight) for n, weight in enumerate(weights)])
+    references = [torch.nn.Parameter(weight.clone()) for weight in start]
+    theirs = torch.optim.Muon(
+        references, lr=ours.lr, weight_decay=ours.weight_decay, momentum=ours.momentum
+    )
+    for number in range(4):
+        before = [(w.clone(), r.detach().clone()) for w, r in zip(weights, references, strict=True)]
+        for weight, reference in zip(weights, references, strict=True):
+            weight.grad = torch.randn(shape, generator=draw)
+            reference.grad = weight.grad.clone()
+        ours.step(number, 1.0)
+        theirs.step()
+        for weight, reference, (old, old_reference) in zip(
+            weights, references, before, strict=True
+        ):
+            step, wanted = weight - old, reference.detach() - old_reference
+            assert (step - wanted).norm() < MUON_ULPS * 2**-8 * wanted.norm()

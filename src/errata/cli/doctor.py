@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = ("errata doctor", "errata doctor pocket", "errata doctor ./my-model --dtype bfloat16")
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate", "datasets")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "datasets")
 PROBE = "The capital of France is"
 ENOUGH_BYTES = 1 << 30  # free space below which a cache or run folder soon fills up
 

@@ -78,10 +78,19 @@ def rows_of(what: What) -> list[dict[str, Any]]:
     for entry in _registry(what).entries.values():
         facts = {key: value for key, value in entry.facts.items() if key != "name"}
         rows.append({"name": entry.name, "summary": entry.summary, **facts})
+        if what is What.datasets:
+            rows[-1]["sample"] = _sample_of(entry.name)
     if what is What.editors:
         for row in rows:
             row["strategies"] = _strategies_on(row["name"])
     return rows
+
+
+def _sample_of(name: str) -> str | None:
+    """Return how the sample of a data set is named, if one ships with errata."""
+    from errata.data import SAMPLE, sample_of
+
+    return f"{name}:{SAMPLE}" if sample_of(name) else None
 
 
 def _strategies_on(host: str) -> list[str]:
@@ -197,6 +206,7 @@ def _list(what: What, name: str | None, json: bool) -> None:
     columns = {
         What.editors: ("needs", "weights", "batch", "sequence", "exports"),
         What.strategies: ("works on", "paper"),
+        What.datasets: ("a sample",),
     }.get(what, ())
     if _output.narrow(console):
         columns = columns[:1]  # `errata ls editors NAME` says the rest
@@ -209,6 +219,7 @@ def _list(what: What, name: str | None, json: bool) -> None:
             "sequence": row.get("sequence", ""),
             "exports": ",\n".join(row.get("exports", ())) or "–",
             "works on": ", ".join(row.get("hosts", ())),
+            "a sample": row.get("sample") or "–",
             "paper": address(str(row.get("paper", ""))),
         }
         table.add_row(row["name"], row["summary"], *(cells[column] for column in columns))

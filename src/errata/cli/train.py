@@ -162,7 +162,7 @@ def train(
     _output.check_free(out, "config.json", force=True)
     sources = _read(data, split, validation, limit, shuffle, data_set, skip_bad, config.seed)
     lm = _on_own_device(model).load()
-    from errata.training import train as run
+    from errata.api import train as run
 
     with _Show(f"{editor}: ", quiet=not _is_main()) as show:
         try:
@@ -217,7 +217,8 @@ def _settings(
         ConfigError: If the editor has nothing to train, or a setting is wrong.
     """
     given = key_values(loop, "--train", "lr=1e-3")
-    from errata.training.config import settings_for, trainable
+    from errata.editors.base_networks import trainable
+    from errata.training.config import settings_for
 
     chosen = trainable(editor, model, overrides=networks or (), as_published=as_published)
     values = {key: value for key, value in short.items() if value is not None}

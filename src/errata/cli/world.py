@@ -136,6 +136,37 @@ def bench(
 @app.command(
     epilog=_output.examples(
         (
+            "errata world samples --out samples",
+            "errata eval --editor rome --data counterfact:samples/counterfact.json",
+        )
+    )
+)
+def samples(
+    out: Out,
+    scale: Scale = "pocket",
+    seed: Seed = 0,
+    force: ForceFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Write a few records in the format of every published data set, as --data NAME:sample has."""
+    from errata.world import write_samples
+
+    _output.check_free(out, "counterfact.json", force)
+    with _output.status("writing the samples"):
+        counts = write_samples(_world(scale, seed), out)
+    if json:
+        _output.print_json({"folder": str(out), "scale": scale, "seed": seed, "records": counts})
+        return
+    table = _output.table("file", "records", right=(1,))
+    for name, number in counts.items():
+        table.add_row(name, f"{number:,}")
+    _output.out().print(table)
+    _output.out().print(f"Saved {out}/", soft_wrap=True)
+
+
+@app.command(
+    epilog=_output.examples(
+        (
             "errata world build --out my-pocket --steps 200",
             "errata world build --out my-pocket --resume",
         )

@@ -1,7 +1,8 @@
 """Data sets: published benchmarks and errata's own JSONL, as frozen cases without torch.
 
-`load_cases("zsre")` downloads, `load_cases("zsre:PATH")` reads local files, and
-`load_cases("my.jsonl")` reads errata's own format.
+`load_cases("zsre")` downloads, `load_cases("zsre:PATH")` reads local files,
+`load_cases("zsre:sample")` the few records that ship with errata, and `load_cases("my.jsonl")`
+errata's own format.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from errata.case import Case
 from errata.config import did_you_mean
-from errata.data._base import Dataset, LoadedData, NotUsed, Opened
+from errata.data._base import SAMPLE, Dataset, LoadedData, NotUsed, Opened, sample_of
 from errata.data._records import Record
 from errata.data.jsonl import check_new, load_edits, save_cases, save_edits
 from errata.data.uniedit import DOMAINS, SECTORS, drop_collisions
@@ -26,6 +27,7 @@ from errata.registry import Registry
 
 __all__ = [
     "DOMAINS",
+    "SAMPLE",
     "SECTORS",
     "Dataset",
     "LoadedData",
@@ -36,6 +38,8 @@ __all__ = [
     "drop_collisions",
     "load_cases",
     "load_edits",
+    "place_of",
+    "sample_of",
     "save_cases",
     "save_edits",
     "split_part",
@@ -60,9 +64,10 @@ def load_cases(
 
     Args:
         spec: `NAME` downloads from the published place; `NAME:PATH` reads a local file or folder;
-            a path alone reads errata's own JSONL. `[A:B]` or `[A:B:STEP]` behind it reads a part
-            of the records, as Python slices lists: `[:500]` and `[500:]`, or `[::2]` and `[1::2]`,
-            never share one.
+            `NAME:sample` reads the few records in that format that ship with errata, about facts
+            of the built-in world; a path alone reads errata's own JSONL. `[A:B]` or
+            `[A:B:STEP]` behind it reads a part of the records, as Python slices lists: `[:500]`
+            and `[500:]`, or `[::2]` and `[1::2]`, never share one.
         split: Part of the data set; each has its default.
         limit: Number of cases to keep.
         seed: Shuffles the records before `limit`, and decides what a mapping draws; without it
@@ -79,7 +84,10 @@ def load_cases(
     whole, part = split_part(str(spec))
     name, path = _resolve(whole)
     dataset: Dataset = datasets.load(name)(options)
-    opened = _part_of(dataset.open(path, split), part)
+    opened = dataset.open(path, split)
+    if path is not None and path == sample_of(name):
+        opened = replace(opened, source=f"{name}:{SAMPLE}")  # the same wherever errata lies
+    opened = _part_of(opened, part)
     records = opened.records
     if seed is not None:
         records = list(records)
@@ -154,6 +162,21 @@ def _part_of(opened: Opened, part: slice | None) -> Opened:
     )
 
 
+def place_of(name: str, rest: str) -> Path:
+    """Return the path that stands behind a data set's name.
+
+    Raises:
+        ConfigError: If the sample is wanted of a data set that has none.
+    """
+    if rest.strip() != SAMPLE:
+        return Path(rest).expanduser()
+    found = sample_of(name)
+    if found is None:
+        able = ", ".join(f"{known}:{SAMPLE}" for known in datasets.entries if sample_of(known))
+        raise ConfigError(f"{name} has no sample", f"There are: {able}. For a path: ./{SAMPLE}")
+    return found
+
+
 def _resolve(spec: str) -> tuple[str, Path | None]:
     """Split `NAME`, `NAME:PATH` or the path of a JSONL file into name and path.
 
@@ -164,7 +187,7 @@ def _resolve(spec: str) -> tuple[str, Path | None]:
     if name in datasets:
         if colon and not rest.strip():
             raise ConfigError(f"--data {spec!r} names no path after the colon")
-        return name, Path(rest).expanduser() if colon else None
+        return name, place_of(name, rest) if colon else None
     path = Path(spec).expanduser()
     if path.suffix == ".jsonl":
         return "jsonl", path

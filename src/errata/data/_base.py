@@ -15,7 +15,26 @@ from errata.config import Settings, did_you_mean, settings_from
 from errata.data._download import fetch
 from errata.data._records import Record
 from errata.errors import ConfigError, DataError
+from errata.store.digest import digest_of
 from errata.store.files import sha256_of
+
+SAMPLE = "sample"
+"""What stands for the path of the sample file that ships with errata: `zsre:sample`."""
+
+_SAMPLES = Path(__file__).parent / "samples"
+
+
+def sample_of(name: str) -> Path | None:
+    """Return the sample file or folder of a data set; None if it has none."""
+    places = (_SAMPLES / f"{name}.json", _SAMPLES / name)
+    if name == "jsonl":
+        places = (_SAMPLES / "cases.jsonl",)
+    return next((place for place in places if place.exists()), None)
+
+
+def sample_edits() -> Path:
+    """Return the sample file of edits."""
+    return _SAMPLES / "edits.jsonl"
 
 
 class NotUsed(Exception):
@@ -110,7 +129,7 @@ class Dataset(ABC):
         """SHA-256 that stands for the records, the mapping and its options."""
         options = json.dumps(self.options.model_dump(mode="json"), sort_keys=True)
         text = f"{self.name} mapping {self.mapping} {options} {digest}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(text)
 
     def open(self, path: Path | None, split: str | None) -> Opened:
         """Find the records of a split, downloading them if no path is given.

@@ -1,4 +1,10 @@
-"""Published files, fetched once: streamed to a temporary file, checked, and kept in the cache."""
+"""Published files, fetched once: streamed to a temporary file, checked, and kept in the cache.
+
+Plain addresses of a few servers, without published checksums. huggingface_hub fetches from the Hub
+only (UniEdit and networks come that way), and pooch, which fetches addresses, checks a file against
+a checksum that it is given or not at all: what matters here, to trust a file the first time and to
+hold every later use against what was found then, would still be ours.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import DataError
+from errata.store.digest import digest_of_all
 
 SHUFFLE_SEED = 1
 """Seed of the choice of documents; the published code uses `random.Random(1)` too."""
@@ -69,10 +69,7 @@ def load_corpus(model: str, source: str, samples: int) -> Corpus:
     order = list(range(len(texts)))
     random.Random(SHUFFLE_SEED).shuffle(order)
     chosen = tuple(texts[i] for i in order[:samples])
-    total = hashlib.sha256()
-    for text in chosen:
-        total.update(hashlib.sha256(text.encode()).digest())
-    return Corpus(name, chosen, total.hexdigest())
+    return Corpus(name, chosen, digest_of_all(chosen))
 
 
 def _pocket_texts() -> Iterable[str]:

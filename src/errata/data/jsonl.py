@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from errata.case import Case, Edit, Probe, ProbeKind
 from errata.config import did_you_mean
-from errata.data._base import Dataset
+from errata.data._base import SAMPLE, Dataset, sample_edits
 from errata.data._records import SKIP_HINT, Record, describe, freeze, read_lines, thaw
 from errata.errors import ConfigError, DataError
 from errata.store.files import write_atomically
@@ -113,14 +113,15 @@ def _flag(record: Record, field: str) -> bool:
 
 
 def load_edits(path: str | Path) -> list[Edit]:
-    """Read a file of edits, one JSON object per line.
+    """Read a file of edits, one JSON object per line; `jsonl:sample` reads the one of errata.
 
     Raises:
         DataError: If the file or a line is broken, holds unknown fields, or repeats an id.
     """
     edits: list[Edit] = []
     seen: dict[str, str] = {}
-    for record in read_lines(Path(path).expanduser()):
+    place = sample_edits() if str(path) == f"jsonl:{SAMPLE}" else Path(path).expanduser()
+    for record in read_lines(place):
         try:
             if isinstance(record, DataError):
                 raise record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from errata.data._base import Opened
 from errata.data._records import Record
 from errata.data.uniedit import UniEdit, UniEditOptions, records_of
 from errata.errors import ConfigError
+from errata.store.digest import digest_of
 
 
 class WorldOptions(UniEditOptions):
@@ -50,7 +50,7 @@ class World(UniEdit):
         world = build_world(self.options.scale, self.options.seed)
         domains: Mapping[str, Mapping[str, Any]] = benchmark(world, split, self.options.variants)
         text = json.dumps(domains, ensure_ascii=False)
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        digest = digest_of(text)
         source = f"errata.world (scale {self.options.scale}, seed {self.options.seed})"
         # through JSON, so that what is mapped is what a file of this world holds
         return Opened(_all(json.loads(text)), digest, source, split)

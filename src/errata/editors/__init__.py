@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.config import did_you_mean, parse_overrides, settings_from
+from errata.config import backbone_of, did_you_mean, parse_overrides, settings_from
 from errata.errors import ConfigError, ModelError
 from errata.registry import Entry, Registry
 
@@ -171,11 +171,6 @@ def _of_networks(given: str, settings: Iterable[str]) -> tuple[str, str]:
     if name not in editors:
         raise ModelError(f"{folder} holds networks of an unknown editor {name!r}", known)
     return name, str(folder)
-
-
-def backbone_of(name: str) -> str:
-    """Return a model's name as the keys of `published` are written: lower case, no owner."""
-    return name.lower().rpartition("/")[2]
 
 
 def published_settings(cls: type[Editor], backbone: str) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from errata.case import Edit
-from errata.config import Settings
-from errata.editors import backbone_of
+from errata.config import Settings, backbone_of
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM
 from errata.model.tokens import find_subject

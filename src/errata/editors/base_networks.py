@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from errata.config import settings_from
 from errata.editors.base import Editor, EditorConfig
 from errata.errors import ConfigError, ModelError
 from errata.model.lm import LM
+from errata.model.passes import wide_type
 from errata.model.spec import Site
 from errata.nets import weights
 from errata.nets.update import EditNetwork
@@ -136,8 +137,7 @@ class NetworkEditor(Editor):
         with torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
             network = self.build(self.sites(lm), lm)
         weights.load_into(network, folder)
-        wide = torch.promote_types(lm.dtype, torch.float32)
-        network = network.to(lm.device, wide).requires_grad_(False).eval()
+        network = network.to(lm.device, wide_type(lm.dtype)).requires_grad_(False).eval()
         self.adopt(lm, network, weights.source(self.settings.weights))
         return network
 
@@ -164,3 +164,38 @@ class NetworkEditor(Editor):
     def prepare(self, lm: LM) -> None:
         """Load the networks."""
         self.network(lm)
+
+
+def trainable(
+    name: str,
+    model: str,
+    *,
+    overrides: Iterable[str] = (),
+    as_published: str | None = None,
+) -> NetworkEditor:
+    """Build an untrained editor.
+
+    Args:
+        name: Of an editor that learns.
+        model: Name of the model it will be trained for.
+        overrides: `key=value` settings of its networks.
+        as_published: Start from the settings published for this backbone.
+
+    Raises:
+        ConfigError: If there is no such editor, it has nothing to train, or a setting is wrong.
+    """
+    from errata.editors import editors, get_editor
+
+    if "training" not in editors.load(name).needs:
+        able = [e.name for e in editors.entries.values() if "training" in e.facts.get("needs", ())]
+        raise ConfigError(
+            f"{name} has nothing to train; it edits as it is", f"Trained: {', '.join(able)}"
+        )
+    editor = get_editor(name, overrides=overrides, as_published=as_published, model=model)
+    weights = getattr(editor.config, "weights", None)
+    if weights is not None:
+        raise ConfigError(
+            f"weights={weights!r}: training starts with new networks",
+            "Leave weights out; --resume goes on with a run.",
+        )
+    return editor  # type: ignore[return-value]

@@ -69,19 +69,21 @@ def folder_of(name: str) -> Path:
     gguf.need_reader()
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    beside.mkdir(exist_ok=True)
     lock = take_lock(beside)
+    work = beside / "work"
     try:
-        _convert(_fetched(name, MODELS[name], beside), beside / "folder")
-        (beside / "folder").replace(target)
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+        work.mkdir()
+        _convert(_fetched(name, MODELS[name], work), work / "folder")
+        (work / "folder").replace(target)
     except OSError as error:
         raise ModelError(
             f"cannot write {target}: {error.strerror or error}",
             "Set ERRATA_CACHE to a folder with 1 GB of space.",
         ) from None
     finally:
-        lock.close()
+        lock.release()
         shutil.rmtree(beside, ignore_errors=True)
     return target
 

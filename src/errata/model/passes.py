@@ -383,4 +383,9 @@ def capture(
 
 def wide(tensor: Tensor) -> Tensor:
     """Return `tensor` in float32 at least."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(wide_type(tensor.dtype))
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """Return `dtype`, or float32 where that is wider."""
+    return torch.promote_types(dtype, torch.float32)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.case import Edit
-from errata.model.passes import first, hooks, reuse_below, with_first
+from errata.model.passes import first, hooks, reuse_below, wide_type, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, bucket, positions_of
 
@@ -116,12 +116,12 @@ def capture(
         watch: Called with the number of the site, the numbers of the rows and the site's output
             `[B, T, d_out]`, for every batch.
     """
-    wide = torch.promote_types(lm.dtype, torch.float32)
+    dtype = wide_type(lm.dtype)
     length = max(len(row.ids) for row in rows)
     made = [
         (
-            torch.zeros(len(rows), length, site.d_in, dtype=wide, device=lm.device),
-            torch.zeros(len(rows), length, site.d_out, dtype=wide, device=lm.device),
+            torch.zeros(len(rows), length, site.d_in, dtype=dtype, device=lm.device),
+            torch.zeros(len(rows), length, site.d_out, dtype=dtype, device=lm.device),
         )
         for _, site in sites
     ]
@@ -138,9 +138,9 @@ def capture(
             xs, ys = _forward(lm, sites, rows, batch, hidden, lowest, scale)
         at = torch.tensor(index, device=lm.device)
         for number, ((h, u), x, (y, grad)) in enumerate(zip(made, xs, ys, strict=True)):
-            real = batch.attention_mask[:, : x.shape[1], None].to(wide)
-            h[at, : x.shape[1]] = x.to(wide) * real
-            u[at, : x.shape[1]] = grad.to(wide) / scale
+            real = batch.attention_mask[:, : x.shape[1], None].to(dtype)
+            h[at, : x.shape[1]] = x.to(dtype) * real
+            u[at, : x.shape[1]] = grad.to(dtype) / scale
             if watch is not None:
                 watch(number, index, y)
     lengths = torch.tensor([len(row.ids) for row in rows], device=lm.device)
@@ -180,7 +180,7 @@ def _forward(
     labels = torch.tensor([n for i in batch.index for n in rows[i].labels], device=lm.device)
     share = torch.tensor(
         [1 / len(rows[i].labels) for i in batch.index for _ in rows[i].labels],
-        device=lm.device, dtype=torch.promote_types(logits.dtype, torch.float32),
+        device=lm.device, dtype=wide_type(logits.dtype),
     )  # fmt: skip
     nll = nn.functional.cross_entropy(logits.to(share.dtype), labels, reduction="none")
     outputs = [seen[site.path][1] for _, site in sites]

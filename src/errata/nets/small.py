@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from errata.errors import ConfigError, ModelError
+from errata.model.passes import wide_type
 from errata.model.tokens import Row, bucket
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def copy_of_blocks(lm: LM, blocks: Sequence[int]) -> nn.Module:
     attention = getattr(lm.model.config, "_attn_implementation", None)
     with torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
         made = AutoModel.from_config(config, attn_implementation=attention)
-    made = made.to(torch.promote_types(lm.dtype, torch.float32))
+    made = made.to(wide_type(lm.dtype))
     prefix = f"{lm.model.base_model_prefix}."
     old = {
         name.removeprefix(prefix): tensor

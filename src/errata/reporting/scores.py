@@ -6,7 +6,6 @@ interval of a bootstrap: seeds are drawn with replacement, then the cases of eac
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from errata.evaluation.bootstrap import LEVEL, Table
 from errata.reporting.collect import Cell
 from errata.reporting.columns import at_the_end, is_column, scores_in
+from errata.store.digest import seed_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _seed_of(cells: Sequence[Cell], seed: int, number: int) -> int:
     """Return a seed of its own for each row, data set and draw, the same in every process."""
     first = cells[0]
     text = f"{seed} {number} {first.model} {first.label} {first.data}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return seed_of(text, 8)
 
 
 def cost(cells: Sequence[Cell]) -> Cost:

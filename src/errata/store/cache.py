@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.store.digest import digest_of
 from errata.store.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ CHECKSUM = "sha256"
 def digest(*parts: object) -> str:
     """Return 16 hex digits that stand for `parts` (which have to be plain JSON values)."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(text)[:16]
 
 
 def folder_name(text: str) -> str:
@@ -72,7 +73,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 def save_json(path: Path, value: Any) -> None:
     """Write a JSON document, atomically, with a checksum."""
     body = json.dumps(value, sort_keys=True)
-    document = {"value": value, CHECKSUM: hashlib.sha256(body.encode()).hexdigest()}
+    document = {"value": value, CHECKSUM: digest_of(body)}
     write_atomically(path, json.dumps(document, indent=1).encode())
 
 
@@ -83,7 +84,7 @@ def load_json(path: Path) -> Any | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         body = json.dumps(document["value"], sort_keys=True)
-        if document[CHECKSUM] != hashlib.sha256(body.encode()).hexdigest():
+        if document[CHECKSUM] != digest_of(body):
             raise ValueError("checksum differs")
         return document["value"]
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from errata.errors import RunError
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 LOCK = "lock"
+"""Says who wrote the folder last; stays, and marks the folder as one of errata's."""
+
+HELD = ".lock"
+"""What is locked. A file of its own: some releases of filelock empty or remove what they lock."""
 
 
-def take_lock(path: Path) -> BinaryIO:
+def take_lock(path: Path) -> BaseFileLock:
     """Take the folder for this process; the system lets go of it when the process ends.
+
+    Returns:
+        The lock; `release` lets go of the folder earlier.
 
     Raises:
         RunError: If another process has it.
     """
-    handle = (path / LOCK).open("a+b")
+    from filelock import FileLock, Timeout
+
+    (path / LOCK).touch()  # first: a folder with HELD alone would count as a stranger's
+    lock = FileLock(path / HELD, blocking=False, thread_local=False)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            handle.seek(0)
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        owner = handle.read().decode(errors="replace").strip() or "unknown"
-        handle.close()
+        lock.acquire()
+    except Timeout:
         raise RunError(
-            f"another process (pid {owner}) writes {path}",
+            f"another process (pid {_owner(path)}) writes {path}",
             "Wait for it, or choose another --out.",
         ) from None
-    handle.seek(0)
-    handle.truncate()
-    handle.write(f"{os.getpid()}\n".encode())
-    handle.flush()
-    return handle
+    try:
+        (path / LOCK).write_text(f"{os.getpid()}\n", encoding="ascii")
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _owner(path: Path) -> str:
+    try:
+        return (path / LOCK).read_text(encoding="ascii", errors="replace").strip() or "unknown"
+    except OSError:
+        return "unknown"

@@ -7,7 +7,7 @@ RUN/command.txt     the command line; one line per start
 RUN/records.jsonl   append-only, one line per case, on disk before the next group starts
 RUN/checkpoint.N/   newest state of the sequences under way; removed when they are on record
 RUN/summary.json    written at the end, whole or absent
-RUN/lock            held by the process that writes the folder
+RUN/lock            process that writes the folder or wrote it last; .lock beside it is held
 ```
 
 A killed run loses at most the group in flight (some seconds of work), and of sequences at most the
@@ -27,12 +27,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from errata.errors import ErrataError, RunError
 from errata.store.files import write_atomically
 from errata.store.locks import LOCK, take_lock
 from errata.store.provenance import environment
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 CONFIG, ENV, COMMAND = "config.json", "env.json", "command.txt"
 RECORDS, SUMMARY = "records.jsonl", "summary.json"
@@ -82,7 +85,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, lock: BinaryIO, records: list[dict[str, Any]], new: bool = False
+        self, path: Path, lock: BaseFileLock, records: list[dict[str, Any]], new: bool = False
     ) -> None:
         self.path = path
         self.records = records
@@ -131,7 +134,7 @@ class RunFolder:
                 path, _plain(config), resume=resume, force=force, compared=compared or _numbers
             )
         except BaseException:
-            lock.close()
+            lock.release()
             raise
         return cls(path, lock, records, new)
 
@@ -185,7 +188,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes write the folder."""
-        self._lock.close()
+        self._lock.release()
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write finished records; when this returns they are on disk.

@@ -53,7 +53,8 @@ def check(recipe: Recipe, units: Sequence[Unit], *, files: bool) -> dict[str, Re
 
 
 def _resolve(recipe: Recipe, unit: Unit) -> Resolved:
-    from errata.training.config import settings_for, trainable
+    from errata.editors.base_networks import trainable
+    from errata.training.config import settings_for
 
     row, model = unit.entry, recipe.models[unit.model].id
     settings = {**row.settings, **row.on.get(unit.model, {})}

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from errata import __version__
 from errata.errors import RunError
 from errata.store.files import write_atomically
 from errata.store.locks import take_lock as take
 from errata.sweeping.units import Unit
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 FILE = "sweep.json"
 Labels = Mapping[str, Mapping[str, str]]
@@ -52,7 +55,7 @@ class State:
         labels: Names in tables of models, rows and data sets, in the order of the recipe.
     """
 
-    def __init__(self, out: Path, name: str, lock: BinaryIO, labels: Labels) -> None:
+    def __init__(self, out: Path, name: str, lock: BaseFileLock, labels: Labels) -> None:
         self.out, self.name, self.labels = out, name, labels
         self.units: dict[str, Progress] = {}
         self._lock = lock
@@ -97,7 +100,7 @@ class State:
             state = cls(out, name, lock, labels or {})
             state._enter(units, read(out), force)
         except BaseException:
-            lock.close()
+            lock.release()
             raise
         return state
 
@@ -154,7 +157,7 @@ class State:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
+        self._lock.release()
 
 
 def read(out: Path) -> dict[str, Any]:

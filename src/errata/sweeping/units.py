@@ -8,7 +8,6 @@ OUT/cells/MODEL/ROW/DATA/seedK/         what `errata eval` writes; likewise
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -22,6 +21,7 @@ from errata.data import datasets, split_part
 from errata.editors import editors
 from errata.errors import ConfigError
 from errata.evaluation.protocol import Protocol
+from errata.store.digest import digest_of
 from errata.sweeping.recipe import DataEntry, EditorRow, ModelEntry, Recipe, Training, Value
 from errata.world.shipped import is_shipped
 
@@ -71,7 +71,7 @@ class Unit:
     def key(self, out: Path) -> str:
         """Return a hash of what is asked for, the same wherever the sweep's folder lies."""
         words = [word.replace(str(out), "OUT") for word in self.words]
-        return hashlib.sha256(json.dumps([words, self.needs]).encode()).hexdigest()[:16]
+        return digest_of(json.dumps([words, self.needs]))[:16]
 
 
 def expand(

@@ -7,7 +7,6 @@ from it on are run; all tokens of a fact, and several facts, are rows of one for
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from errata.model.passes import (
     with_first,
 )
 from errata.model.tokens import Batch, Row
+from errata.store.digest import seed_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -66,10 +66,9 @@ def noise_of(row: Row, samples: int, width: int, seed: int) -> Float[Tensor, "s 
     It depends on the seed and the row's own tokens only, so a fact gets the same noise whatever
     else is traced, and wherever.
     """
-    text = f"{seed} {row.ids} {row.subject}".encode()
-    number = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+    text = f"{seed} {row.ids} {row.subject}"
     tokens = len(row.ids[subject_of(row)])
-    draw = torch.Generator().manual_seed(number)
+    draw = torch.Generator().manual_seed(seed_of(text))
     return torch.randn(samples, tokens, width, generator=draw, dtype=torch.float64)
 
 

@@ -1,4 +1,7 @@
-"""Training of editors that learn: one loop for all of them."""
+"""Training of editors that learn: one loop for all of them, which knows none of them.
+
+`errata.train` trains an editor by its name; here the loop takes an object, a `Trainable`.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,24 @@ from errata.training.config import TrainConfig
 if TYPE_CHECKING:
     from errata.case import Case
     from errata.data import LoadedData
-    from errata.editors.base_networks import NetworkEditor
     from errata.model.lm import LM
     from errata.training.loop import Trained
     from errata.training.prepared import Prepared
+    from errata.training.trainable import Trainable
 
     Cases = LoadedData | Sequence[Case]
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["TrainConfig", "train_networks"]
 
 
-def train(
+def train_networks(
     lm: LM,
-    editor: NetworkEditor | str,
+    editor: Trainable,
     cases: Cases | Sequence[Cases],
     out: str | Path,
+    config: TrainConfig,
     *,
     validation: Cases | None = None,
-    config: TrainConfig | None = None,
     resume: bool = False,
     force: bool = False,
     about: Mapping[str, Any] | None = None,
@@ -36,43 +39,15 @@ def train(
     prepared: Prepared | None = None,
     watch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Trained:
-    """Train the networks of an editor; the model stays as it is.
+    """Make training groups of cases and train an editor's networks on them.
 
-    Interrupted or killed, a run goes on with `resume` and ends with the same weights as one that
-    was not, bit for bit on the same machine. Start it with `accelerate launch` for more than one
-    process.
-
-    Args:
-        lm: The base model.
-        editor: A trained editor (`ibke`, `mend` …) with the settings of its networks, or its name;
-            it holds the best networks afterwards.
-        cases: Records to train on, as `load_cases` returns them; or several sets of them, the main
-            data set first.
-        out: Folder: `config.json`, `log.jsonl`, `checkpoint.safetensors`, `summary.json`, and
-            `best/` with the networks of lowest validation loss.
-        validation: Records that choose the best networks; None: held out from `cases`.
-        config: Settings of the loop; None: those that suit the editor.
-        resume: Go on with the run in `out`, if there is one.
-        force: Replace the run in `out`, if there is one.
-        about: JSON values kept with the run (`data`: what was read).
-        report: Called with (what, done, total).
-        prepared: What a frozen model says about the groups, shared between runs on the same cases
-            and matrices.
-        watch: Called with every entry of the log: losses, steps per second, remaining seconds.
-
-    Raises:
-        ConfigError: If settings contradict each other.
-        DataError: If there is nothing to learn from.
-        RunError: If the loss becomes NaN, the folder holds another run, or cannot be written.
+    This is `errata.train`, where every argument is described, without its defaults: the editor is
+    an object and the settings of the loop are given.
     """
-    from errata.training.config import settings_for, trainable
     from errata.training.groups import complete, make_groups
     from errata.training.loop import Trainer
     from errata.training.sources import describe
 
-    if isinstance(editor, str):
-        editor = trainable(editor, lm.name)
-    config = config or settings_for(editor, lm.name)
     loaded, pools = _pools(cases)
     held_out = None if validation is None else _cases(validation)
     if held_out is None:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from errata.config import Settings, settings_from
-from errata.errors import ConfigError
+from errata.config import Settings, backbone_of, settings_from
 
 if TYPE_CHECKING:
-    from errata.editors.base_networks import NetworkEditor
+    from errata.training.trainable import Trainable
 
 
 class TrainConfig(Settings):
@@ -80,43 +79,8 @@ class TrainConfig(Settings):
     )
 
 
-def trainable(
-    name: str,
-    model: str,
-    *,
-    overrides: Iterable[str] = (),
-    as_published: str | None = None,
-) -> NetworkEditor:
-    """Build an untrained editor.
-
-    Args:
-        name: Of an editor that learns.
-        model: Name of the model it will be trained for.
-        overrides: `key=value` settings of its networks.
-        as_published: Start from the settings published for this backbone.
-
-    Raises:
-        ConfigError: If there is no such editor, it has nothing to train, or a setting is wrong.
-    """
-    from errata.editors import editors, get_editor
-
-    if "training" not in editors.load(name).needs:
-        able = [e.name for e in editors.entries.values() if "training" in e.facts.get("needs", ())]
-        raise ConfigError(
-            f"{name} has nothing to train; it edits as it is", f"Trained: {', '.join(able)}"
-        )
-    editor = get_editor(name, overrides=overrides, as_published=as_published, model=model)
-    weights = getattr(editor.config, "weights", None)
-    if weights is not None:
-        raise ConfigError(
-            f"weights={weights!r}: training starts with new networks",
-            "Leave weights out; --resume goes on with a run.",
-        )
-    return editor  # type: ignore[return-value]
-
-
 def settings_for(
-    editor: NetworkEditor,
+    editor: Trainable,
     model: str,
     values: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
@@ -128,8 +92,6 @@ def settings_for(
     Raises:
         ConfigError: If a name is unknown or a value out of range.
     """
-    from errata.editors import backbone_of
-
     own = {k: v for k, v in editor.defaults.items() if not isinstance(v, Mapping)}
     special = editor.defaults.get(backbone_of(model), {})
     return settings_from(

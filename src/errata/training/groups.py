@@ -18,7 +18,7 @@ from errata.model.tokens import Row
 from errata.nets.capture import edit_rows
 
 if TYPE_CHECKING:
-    from errata.editors.base_networks import NetworkEditor
+    from errata.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: 
     )
 
 
-def complete(lm: LM, editor: NetworkEditor, groups: Sequence[Group]) -> list[Group]:
+def complete(lm: LM, editor: Trainable, groups: Sequence[Group]) -> list[Group]:
     """Fill in what an editor's networks want to read beside the edits; all groups at once."""
     asked = [editor.with_others(group.edits) for group in groups]
     others = [edits[len(group.edits) :] for edits, group in zip(asked, groups, strict=True)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from errata.errors import ConfigError, DataError, RunError
+from errata.model.passes import wide_type
 from errata.nets import weights
 from errata.nets.update import EditNetwork
 from errata.store.runs import RunFolder
@@ -27,8 +28,8 @@ from errata.training.processes import Interrupt, add_up, finish, make_accelerato
 from errata.training.sampler import Sampler, noise_for
 
 if TYPE_CHECKING:
-    from errata.editors.base_networks import NetworkEditor
     from errata.model.lm import LM
+    from errata.training.trainable import Trainable
 
 BEST = "best"
 NOT_COMPARED = {"tracker", "log_every", "save_every", "memory_gb"}
@@ -72,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         lm: LM,
-        editor: NetworkEditor,
+        editor: Trainable,
         pools: Sequence[Sequence[Group]],
         validation: Sequence[Group],
         config: TrainConfig,
@@ -120,7 +121,7 @@ class Trainer:
     # ------------------------------------------------------------------ the run
 
     def run(self, *, resume: bool = False, force: bool = False) -> Trained:
-        """Train, or go on training; see [`errata.training.train`][]."""
+        """Train, or go on training; see [`errata.api.train`][]."""
         main = self.accelerator.is_main_process
         here = [self.lm.device] if self.lm.device.type == "cuda" else []
         with ExitStack() as context:
@@ -156,9 +157,8 @@ class Trainer:
         )  # fmt: skip
         self.objective = self.editor.objective(self.lm, self.prepared, config)
         torch.manual_seed(config.seed)
-        wide = torch.promote_types(self.lm.dtype, torch.float32)
         network = self.editor.build(self.sites, self.lm)
-        self.network: EditNetwork = network.to(self.lm.device, wide)
+        self.network: EditNetwork = network.to(self.lm.device, wide_type(self.lm.dtype))
         rates = self.network.edit_rates()
         known = {id(p) for p in rates}
         rest = [p for p in self.network.parameters() if id(p) not in known]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.model.passes import wide
 from errata.model.tokens import Row, bucket, positions_of
 from errata.nets.capture import Signals
 from errata.nets.update import Update
@@ -197,7 +198,7 @@ class Objective:
         self, questions: Sequence[_Question], logits: Float[Tensor, "N V"], counts: Counts
     ) -> tuple[Tensor, Tensor]:
         """Return the shares of these questions in the generality and the locality loss."""
-        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logprobs = wide(logits).log_softmax(-1)
         gens, locs, labels, start = [], [], [], 0
         for q in questions:
             end = start + len(q.row.labels)

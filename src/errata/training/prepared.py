@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.model.passes import capture as capture_outputs
-from errata.model.passes import module_at
+from errata.model.passes import module_at, wide
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, bucket, positions_of
 from errata.nets.capture import Factors, Signals, capture
@@ -162,7 +162,7 @@ class Prepared:
             batch = self.lm.batch(rows, index)
             with self.below(rows, batch):
                 at = positions_of(rows, index, self.lm.device)
-                logprobs = _wide(self.lm.logits(batch, at)).log_softmax(-1)
+                logprobs = wide(self.lm.logits(batch, at)).log_softmax(-1)
             sizes = [len(rows[i].positions) for i in index]
             for i, piece in zip(index, logprobs.split(sizes), strict=True):
                 found[i] = piece
@@ -228,10 +228,6 @@ class Prepared:
         missing = [row for row in rows if row not in self.base]
         fresh = dict(zip(missing, self._answers(missing), strict=True)) if missing else {}
         return [self.base[row] if row in self.base else fresh[row] for row in rows]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _fixed(rows: Sequence[Row]) -> Iterable[list[int]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errata.case import Case
-from errata.data import LoadedData, datasets, load_cases, split_part
+from errata.data import LoadedData, datasets, load_cases, place_of, split_part
 from errata.errors import ConfigError, DataError
+from errata.store.digest import digest_of
 
 TRAIN, VALIDATION = "train", "val"
 EXAMPLE = "Example: --data uniedit:UniEdit,counterfact:counterfact.json:512"
@@ -41,7 +41,7 @@ class Source:
         head, _, rest = spec.partition(":")
         if head not in datasets:
             return Path(spec).expanduser()
-        return Path(rest).expanduser() if rest else None
+        return place_of(head, rest) if rest else None
 
 
 @dataclass(frozen=True)
@@ -189,4 +189,4 @@ def describe(spec: str, data: LoadedData) -> dict[str, Any]:
 
 def _digest(cases: Sequence[Case]) -> str:
     """Say in short which cases these are, in which order."""
-    return hashlib.sha256("\n".join(case.id for case in cases).encode()).hexdigest()[:16]
+    return digest_of("\n".join(case.id for case in cases))[:16]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.world.bench import SPLITS, benchmark, write_benchmark
 from errata.world.builder import SCALES, build_world
+from errata.world.samples import sample_files, write_samples
 from errata.world.shipped import demo_case, is_shipped, knows_world, pocket_path, real_case
 from errata.world.statements import Corpus, Statement, corpus, texts
 from errata.world.world import Entity, Fact, Hop, Relation, World
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "SCALES", "SPLITS", "Corpus", "Entity", "Fact", "Hop", "Relation", "Statement", "World",
     "benchmark", "build", "build_world", "corpus", "demo_case", "is_shipped", "knows_world",
-    "measure", "pocket_path", "real_case", "texts", "write_benchmark",
+    "measure", "pocket_path", "real_case", "sample_files", "texts", "write_benchmark",
+    "write_samples",
 ]  # fmt: skip
 
 

@@ -2,6 +2,12 @@
 
 Muon: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
 https://kellerjordan.github.io/posts/muon/
+
+Why not `torch.optim.Muon` (torch 2.9 and newer): it updates parameters in their own type, and these
+are bfloat16, so the float32 masters would have to be kept around it all the same; its state is not
+the flat dictionary of tensors that a checkpoint is; and its bfloat16 products round in another
+order, so that a build would not give the weights that it gave, bit for bit. A test holds both to
+the same steps, up to that rounding.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -20,6 +19,7 @@ from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, bucket
 from errata.patch import Module, Patch
+from errata.store.digest import seed_of
 
 DEPTH = 0.64
 """Where `auto` puts the codebook: 18 of 28 blocks, as published for Qwen2.5-7B."""
@@ -227,8 +227,7 @@ class Grace(Editor):
     def _drawn(self, edit: Edit, like: Float[Tensor, " d_out"]) -> Float[Tensor, " d_out"]:
         """Draw a cold value, which depends on the edit and the seed alone."""
         text = f"{self.config.seed}\0{edit.prompt}\0{edit.target}"
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        drawn = torch.rand(like.shape, generator=torch.Generator().manual_seed(number))
+        drawn = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed_of(text)))
         return drawn.to(like)
 
     # ------------------------------------------------------------------ earlier patches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from errata.case import Case, ProbeKind
 from errata.model.tokens import encode_row, join
+from errata.store.digest import digest_of_all
 from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
@@ -147,10 +147,7 @@ class Demos:
     @property
     def digest(self) -> str:
         """SHA-256 over the texts."""
-        total = hashlib.sha256()
-        for block in self.blocks:
-            total.update(hashlib.sha256(block.encode()).digest())
-        return total.hexdigest()
+        return digest_of_all(self.blocks)
 
     def near(self, queries: Sequence[str], count: int) -> list[str]:
         """Return the blocks to show, best first: the nearest to any of the queries.

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from errata.errors import ModelError
 from errata.model.loading import quiet_transformers
-from errata.model.passes import run_until
+from errata.model.passes import run_until, wide
 from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
@@ -86,6 +86,5 @@ def _loaded(lm: LM, name: str) -> Embed:
 
 def _mean(hidden: Float[Tensor, "B T d"], real: Bool[Tensor, "B T"]) -> Float[Tensor, "B d"]:
     """Return the normalised mean over real tokens, in float32 at least."""
-    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    mean = (wide * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    mean = (wide(hidden) * real[..., None]).sum(1) / real.sum(1, keepdim=True)
     return normalize(mean, dim=-1)

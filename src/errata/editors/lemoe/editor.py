@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -29,6 +28,7 @@ from errata.editors.lemoe.training import Work, train_router
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
 from errata.patch import Module, Patch
+from errata.store.digest import seed_of
 
 STATE_COPIES = 7
 """Copies of an expert that training needs: values, gradient, two moments and temporaries."""
@@ -225,8 +225,7 @@ class Lemoe(Editor):
         """
         texts = [text for edit in edits for text in (edit.prompt, edit.target)]
         text = "\0".join([str(self.config.seed), str(number), *texts])
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(text))
         return {
             name: (self.config.init * torch.randn(shape, generator=generator)).to(
                 lm.device, dtype_of(lm)

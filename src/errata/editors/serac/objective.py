@@ -18,6 +18,7 @@ from errata.editors.serac.network import (
     shown_text,
     stored_text,
 )
+from errata.model.passes import wide
 from errata.model.tokens import Row
 from errata.nets.scope import scope_loss
 from errata.training.objective import Counts, Objective
@@ -92,9 +93,9 @@ class SeracObjective(Objective):
         with torch.set_grad_enabled(backward is not None):
             keys, queries, vectors = network(self.lm, work)
             logits = read_out(self.lm, vectors)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            sg, il = self._answers(batch, logits.to(wide).log_softmax(-1), counts)
-            penalty = logits.new_zeros((), dtype=wide)
+            logits = wide(logits)
+            sg, il = self._answers(batch, logits.log_softmax(-1), counts)
+            penalty = logits.new_zeros(())
             if keys is not None and queries is not None:
                 penalty = self._scope(batch, work, keys, queries, counts)
             total = sg + il + penalty

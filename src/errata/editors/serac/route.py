@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from errata.editors.serac.network import Asked, SeracNetwork, read_out
 from errata.errors import ConfigError, ModelError, PatchError
+from errata.model.passes import wide
 from errata.nets.scope import Text, embed, nearest
 from errata.nets.small import padded
 from errata.patch.changes import Route, route_kind
@@ -175,10 +176,10 @@ def networks_of(lm: LM, rule: Rule) -> SeracNetwork:
             "Train and name networks (errata train serac … --out DIR), then edit with "
             "--set weights=DIR.",
         )
-    from errata.editors.serac.editor import Serac, SeracConfig
+    from errata.editors import get_editor  # by name: the editor imports this module
 
     try:
-        editor = Serac(SeracConfig(weights=rule.networks))
+        editor = get_editor("serac", {"weights": rule.networks})
         editor.prepare(lm)
     except (ConfigError, ModelError) as error:
         raise PatchError(
@@ -347,7 +348,6 @@ def mixed(
     base: Float[Tensor, "N V"], other: Float[Tensor, "N V"], share: Float[Tensor, " N"]
 ) -> Float[Tensor, "N V"]:
     """Return `log((1 - s) p + s q + eps)`: the published soft switch, never exact."""
-    wide = torch.promote_types(base.dtype, torch.float32)
-    p, q = base.to(wide).softmax(-1), other.to(wide).softmax(-1)
-    s = share.to(wide)[:, None]
+    p, q = wide(base).softmax(-1), wide(other).softmax(-1)
+    s = share.to(p.dtype)[:, None]
     return ((1 - s) * p + s * q + EPS).log()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,20 +21,17 @@ from errata.editors.base import (
     resolve_layer,
     under,
 )
+from errata.editors.t_patcher.held import Held, Place, earlier
 from errata.editors.t_patcher.losses import Penalty, StatesPenalty, TextPenalty
 from errata.editors.t_patcher.memory import Text, base_memory, memories
 from errata.editors.t_patcher.training import Schedule, Start, Work
-from errata.editors.t_patcher.units import KIND, Units, form_of
-from errata.errors import EditError, PatchError
+from errata.editors.t_patcher.units import KIND
+from errata.errors import EditError
 from errata.model.lm import LM
-from errata.model.spec import Site
 from errata.model.tokens import Row
-from errata.nets.ffn import FfnForm, ffn_form
-from errata.patch import Patch
-from errata.patch.changes import Module
-
-STATE = "t_patcher.states"
-"""Where a patch keeps the states of its edits that later edits must leave alone."""
+from errata.nets.ffn import ffn_form
+from errata.patch import Module, Patch
+from errata.store.digest import seed_of
 
 STATE_COPIES = 7
 """Copies of the units one group needs: values, gradients, two moments and temporaries."""
@@ -165,12 +161,12 @@ class TPatcher(Editor):
     }
     config: TPatcherConfig
 
-    def _place(self, lm: LM) -> _Place:
+    def _place(self, lm: LM) -> Place:
         rule = self._automatic(lm, "layer", lm.n_layers - 1)
         layer = resolve_layer(lm, self.config.layer, rule)
         form = ffn_form(lm, layer)
         bias = form.bias if self.config.bias == "auto" else self.config.bias
-        return _Place(layer, lm.site(layer), form, bias, lm.spec.ffn_in[layer][0].d_in)
+        return Place(layer, lm.site(layer), form, bias, lm.spec.ffn_in[layer][0].d_in)
 
     def _text(self) -> Text:
         """Return which paragraphs are needed: one per step, or for a number of states."""
@@ -213,7 +209,7 @@ class TPatcher(Editor):
     ) -> list[Patch]:
         """Train one unit per edit, one edit of each group after the other."""
         place = self._place(lm)
-        state = [self._earlier(lm, patch, place) for patch in before]
+        state = [earlier(lm, patch, place) for patch in before]
         bare = [patch.split(KIND, Module)[0] for patch in before]
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
@@ -237,7 +233,7 @@ class TPatcher(Editor):
             for one, group in zip(state, groups, strict=True)
         ]  # fmt: skip
 
-    def _chunks(self, place: _Place, held: Sequence[_Held]) -> Iterator[list[int]]:
+    def _chunks(self, place: Place, held: Sequence[Held]) -> Iterator[list[int]]:
         """Split groups so that what is trained at once fits into memory."""
         settings = self.config
         width = 8 if place.dtype_of(held) == torch.float64 else 4
@@ -259,11 +255,11 @@ class TPatcher(Editor):
     def _units(
         self,
         work: Work,
-        place: _Place,
+        place: Place,
         edits: Sequence[Edit],
-        held: Sequence[_Held],
+        held: Sequence[Held],
         below: Sequence[Patch],
-    ) -> list[_Held]:
+    ) -> list[Held]:
         """Add one edit to each of some groups."""
         lm, settings = work.lm, self.config
         rows = [lm.row(edit.prompt, edit.target) for edit in edits]
@@ -300,12 +296,12 @@ class TPatcher(Editor):
             if settings.form == "unit_per_token":
                 answer = states[list(row.positions)]
                 kept = torch.cat([kept, answer])[-settings.memory_size :]
-            result[i] = _Held(one.units.joined(units), kept)
+            result[i] = Held(one.units.joined(units), kept)
         return result
 
     def _start(
         self,
-        place: _Place,
+        place: Place,
         edits: Sequence[Edit],
         own: Sequence[Float[Tensor, "T d"]],
         places: Sequence[Sequence[int]],
@@ -330,8 +326,7 @@ class TPatcher(Editor):
     def _drawn(self, edit: Edit, count: int, like: Tensor) -> Float[Tensor, "count d_out"]:
         """Draw values, which depend on the edit and the seed alone."""
         text = f"{self.config.seed}\0{edit.prompt}\0{edit.target}"
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(seed_of(text))
         return torch.randn(count, like.shape[-1], generator=generator).to(like)
 
     def _penalty(
@@ -340,7 +335,7 @@ class TPatcher(Editor):
         rows: Sequence[Row],
         own: Sequence[Float[Tensor, "T d"]],
         places: Sequence[Sequence[int]],
-        held: Sequence[_Held],
+        held: Sequence[Held],
         below: Sequence[Patch],
     ) -> Penalty:
         """Return the loss of activations, with the text's states under each group's patch."""
@@ -357,70 +352,6 @@ class TPatcher(Editor):
         states = [torch.cat(texts)[: settings.memory_size] for texts in memory]
         return StatesPenalty.of(chosen, [one.states for one in held], states, which, weights)
 
-    # ------------------------------------------------------------------ earlier patches
-
-    def _earlier(self, lm: LM, patch: Patch, place: _Place) -> _Held:
-        """Return the units of an earlier patch; none if it has none.
-
-        Raises:
-            PatchError: If they cannot be joined with new ones: another version, block or FFN, or
-                several changes with units.
-        """
-        dtype = torch.float64 if lm.dtype == torch.float64 else torch.float32
-        states = patch.state.get(STATE)
-        if not isinstance(states, Tensor) or states.shape[-1] != place.width:
-            states = torch.zeros(0, place.width)
-        states = states.to(lm.device, dtype)
-        own = patch.split(KIND, Module)[1]
-        if not own:
-            empty = Units.empty(place.form, place.width, place.site.d_out, dtype, lm.device)
-            return _Held(empty, states)
-        if len(own) > 1:
-            raise PatchError(
-                f"the earlier patch holds T-Patcher's units in {len(own)} changes",
-                "Edit after one patch (--after) instead of adding two.",
-            )
-        module = own[0]
-        units = Units.restored(module.config, module.weights, module.path)
-        if module.path != place.site.path:
-            raise PatchError(
-                f"the earlier patch has its units at {module.path}, not at {place.site.path}",
-                "Edit with the layer that its patch.json names.",
-            )
-        if form_of(module.config) != replace(place.form, bias=False):
-            raise PatchError(
-                f"the earlier patch has units of another kind of FFN at {module.path}",
-                "The patch is for another model.",
-            )
-        return _Held(units.to(lm.device, dtype), states)
-
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put all units, old and new, in the place of the old ones, behind all other changes."""
         return before.split(KIND, Module)[0] + added
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where units go: block, second matrix and form of its FFN, biases, width of its input."""
-
-    layer: int
-    site: Site
-    form: FfnForm
-    bias: bool
-    width: int
-
-    @staticmethod
-    def dtype_of(held: Sequence[_Held]) -> torch.dtype:
-        return held[0].units.values.dtype
-
-
-@dataclass(frozen=True)
-class _Held:
-    """What a group has so far: units, and states of its edits that later ones leave alone."""
-
-    units: Units
-    states: Float[Tensor, "e d"]
-
-    def kept(self) -> dict[str, Tensor]:
-        """Return what a patch holds for the next edit."""
-        return {STATE: self.states.detach().cpu()} if len(self.states) else {}

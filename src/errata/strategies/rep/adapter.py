@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from errata.model.passes import wide
 from errata.patch import Module, Patch, module_kind
 
 KIND = "rep"
@@ -163,15 +164,15 @@ class GatedAdapters(nn.Module):
     def forward(self, hidden: Float[Tensor, "*batch f"]) -> Float[Tensor, "*batch f"]:
         """Return `k + B A k` where a gate is open, computed in float32 at least, else `k`."""
         keys = hidden.reshape(-1, hidden.shape[-1])
-        wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
-        chosen = self.chosen(wide)
+        given = wide(keys)
+        chosen = self.chosen(given)
         if not bool((chosen >= 0).any()):
             return hidden
         moved = keys
         for number in chosen[chosen >= 0].unique().tolist():
             at = (chosen == number).nonzero()[:, 0]
-            A, B = (self.get_buffer(name)[number].to(wide) for name in ("A", "B"))
-            new = wide[at] + (wide[at] @ A.T) @ B.T
+            A, B = (self.get_buffer(name)[number].to(given) for name in ("A", "B"))
+            new = given[at] + (given[at] @ A.T) @ B.T
             moved = moved.index_copy(0, at, new.to(keys.dtype))
         return moved.reshape(hidden.shape)
 

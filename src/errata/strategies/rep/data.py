@@ -5,7 +5,6 @@ Keys are read once: they are taken in front of the adapter, and no gradient flow
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from errata.locate.perturb import (
 )
 from errata.model.passes import capture, module_at, wide
 from errata.model.tokens import Row, find_subject
+from errata.store.digest import seed_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -138,8 +138,7 @@ class RepSettings(Settings):
 def generator_for(edit: Edit, seed: int, layer: int) -> torch.Generator:
     """Return a generator that depends on the edit itself and not on those beside it."""
     name = f"rep/{seed}/{layer}/{edit.prompt}/{edit.subject}/{edit.target}"
-    digest = hashlib.sha256(name.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(seed_of(name))
 
 
 # ---------------------------------------------------------------------- the forms of an edit
