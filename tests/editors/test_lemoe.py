@@ -24,7 +24,7 @@ from errata.editors.lemoe.experts import NAMES, Experts
 from errata.editors.lemoe.training import Work
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
-from errata.model.passes import run_until
+from errata.model.passes import capture
 from errata.patch import Module, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
@@ -182,7 +182,7 @@ def test_one_expert_of_many_answers_with_top_1(tiny: Tiny, make: Make) -> None:
     assert patch.state["lemoe.owner"].tolist() == [0, 0, 1, 1, 2, 2]
     row, edit = rows[2][0], groups[2][0]
     with torch.no_grad():
-        (given,) = run_until(lm, lm.batch([row], [0]), [lm.module(lm.spec.ffn_in[1][0].path)])
+        (given,), _ = capture(lm, lm.batch([row], [0]), [lm.module(lm.spec.ffn_in[1][0].path)])
     torch.testing.assert_close(given[0, : row.prompt_length].mean(0), means[2][0])
     with patch.applied(lm):
         after = likelihood(lm, [edit])

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from errata.model.passes import first, hooks, with_first
+from errata.model.hooks import Hook, after, before, hooked
+from errata.model.passes import first, with_first
 from errata.patch.around import Whole, sees_pass
 from errata.patch.changes import Context, Module, Route
 from errata.patch.deltas import module_of, parameter_of, weight_deltas
@@ -20,19 +21,22 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 
-def _hook(module: nn.Module, change: Module, network: nn.Module, sources: Sources, whole: Whole):
+def _hook(
+    module: nn.Module, change: Module, network: nn.Module, sources: Sources, whole: Whole
+) -> Hook:
     if change.where == "input":
-        return module.register_forward_pre_hook(
-            lambda _, args: (called(network, [args[0]], whole.seen, args[0].shape), *args[1:])
+        return before(
+            module,
+            lambda _, args: (called(network, [args[0]], whole.seen, args[0].shape), *args[1:]),
         )
 
-    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    def follow(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         hidden = [first(out)]
         if change.where == "both":
             hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
         return with_first(out, called(network, hidden, whole.seen, first(out).shape))
 
-    return module.register_forward_hook(after)
+    return after(module, follow)
 
 
 @contextmanager
@@ -48,6 +52,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     """
     patch.check(lm)
     patch.check_finite()
+    lm.probe()  # trial passes see the weights as they were
     modules = [c for c in patch.changes if isinstance(c, Module)]
     networks = [change.build().to(lm.device) for change in modules]
     contexts = [c for c in patch.changes if isinstance(c, Context)]
@@ -55,7 +60,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
         lm, {0: contexts} if contexts else {},
         [(0, c.build(lm)) for c in patch.changes if isinstance(c, Route)],
         any(map(sees_pass, networks)),
-        lambda count: torch.zeros(count, dtype=torch.long, device=lm.device),
+        lambda count: (0,) * count,
     )  # fmt: skip
     sources = Sources(lm)
     saved: list[tuple[nn.Parameter, Tensor]] = []
@@ -68,10 +73,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 wide = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(wide) + delta.to(wide))
         for change, network in zip(modules, networks, strict=True):
-            handle = _hook(module_of(lm, change.path), change, network, sources, whole)
-            stack.enter_context(hooks(handle))
+            hook = _hook(module_of(lm, change.path), change, network, sources, whole)
+            stack.enter_context(hooked(lm, hook))
         read = [change.source for change in modules if change.source is not None]
-        stack.enter_context(hooks(*sources.watch(read)))
+        stack.enter_context(sources.watching(read))
         stack.enter_context(whole.installed())
         yield
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.model.tokens import Row, bucket, positions_of
+from errata.model.tokens import Row, bucket, patched, positions_of
 from errata.nets.capture import Signals
 from errata.nets.update import Update
 from errata.patch.stack import Stack
@@ -175,16 +175,14 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Run all questions under their group's update; gradients are added up in the leaves."""
         questions = self._questions(prepared, groups)
-        rows = [q.row for q in questions]
+        rows = patched([q.row for q in questions], [q.group for q in questions])
         sg, il = (torch.zeros((), device=self.lm.device) for _ in range(2))
         if not questions:
             return sg, il
         stack = Stack.of_factors(self.lm, {path: (a, b) for path, (a, b) in leaves.items()})
-        _ = self.lm.block_returns_tuple  # established before the stack is active
         for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
             batch = self.lm.batch(rows, index)
-            stack.route([questions[i].group for i in index])
-            with torch.set_grad_enabled(learn), prepared.below(rows, batch), stack:
+            with torch.set_grad_enabled(learn), stack, prepared.below(rows, batch):
                 at = positions_of(rows, index, self.lm.device)
                 logits = self.lm.logits(batch, at)
                 gen, loc = self._loss([questions[i] for i in index], logits, counts)
