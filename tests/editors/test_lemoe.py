@@ -175,7 +175,7 @@ def test_one_expert_of_many_answers_with_top_1(tiny: Tiny, make: Make) -> None:
     assert patch is not None
     experts = Experts(**experts_of(patch))
     rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
-    means = Work(lm, 1, None, [0] * 3).read(rows, "prompt")
+    means = Work(lm, 1).read(rows, "prompt")
     for number, own in enumerate(means):
         assert experts.weights(own, 1).argmax(1).tolist() == [number] * 2
     torch.testing.assert_close(patch.state["lemoe.means"], torch.cat(means), rtol=SAME, atol=SAME)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.tiny_models import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from errata.errors import PatchError
 from errata.model.tokens import patched, positions_of
@@ -174,3 +175,39 @@ def test_one_stack_at_a_time(tiny):
         assert lm.score(rows) != alone
     with first:
         assert lm.score(rows) == alone
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose answer has to come back from the device before anything goes on."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(name in str(func) for name in self.NAMES)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_a_stack_never_waits_for_the_device(tiny, name):
+    """Which rows a patch has is known on the host; on a GPU every look at it would be a stop."""
+    lm = tiny(name, "float64")
+    vector = torch.randn(lm.spec.d_model, dtype=torch.float64)
+    module = Patch((Module(lm.spec.blocks[1], "shift", {}, {"vector": vector}),))
+    patches = [*some_patches(lm), module]
+    rows = [lm.row(*PROMPTS[i % 3]) for i in range(6)]
+    at = positions_of(rows, range(6))
+    plain, mixed = lm.batch(rows, range(6)), lm.batch(patched(rows, [0, 1, -1, 3, 4, 0]), range(6))
+    counts = []
+    with torch.no_grad():
+        with Waits() as waits:
+            base = lm.logits(plain, at)
+        counts.append(waits.count)
+        with Stack(lm, patches), Waits() as waits:
+            edited = lm.logits(mixed, at)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+    assert not torch.equal(base, edited)

@@ -7,7 +7,7 @@
         ▼
  _Site, one per changed module          x [B, T, d_in] ──▶ module ──▶ y [B, T, d_out]
    before   x[of(g)]  = network_g(x[of(g)])
-   A, B     y[mine]  += x[mine] A[k]ᵀ B[k]ᵀ         A [G, r, d_in], B [G, d_out, r], k: row of A
+   A, B     y[rows]  += x[rows] A[k]ᵀ B[k]ᵀ         A [G, r, d_in], B [G, d_out, r], k: line of A
    dense    y[of(g)] += x[of(g)] Δ_gᵀ
    bias     y[of(g)] += b_g
    after    y[of(g)]  = network_g(x, y)[of(g)]
@@ -21,7 +21,7 @@ flatten `[B, T, d]` to `[B T, d]` in front of their projections; hooks shape it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,12 +81,14 @@ class _Routing:
             self._members[group] = self._numbers(rows) if rows else None
         return self._members[group]
 
-    def low_rank(self, site: _Site) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None:
+    def lines(
+        self, low_rank: Mapping[int, int]
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None:
         """Return the rows that have a low-rank change at a site, and where it stands in `A`."""
-        key = id(site)  # sites live as long as the stack, and so does what is kept here
+        key = id(low_rank)  # lives as long as the stack, and so does what is kept here
         if key not in self._lines:
-            rows = [row for row, patch in enumerate(self.patches) if patch in site.low_rank]
-            lines = [site.low_rank[self.patches[row]] for row in rows]
+            rows = [row for row, patch in enumerate(self.patches) if patch in low_rank]
+            lines = [low_rank[self.patches[row]] for row in rows]
             self._lines[key] = (self._numbers(rows), self._numbers(lines)) if rows else None
         return self._lines[key]
 
@@ -122,6 +124,7 @@ class Stack:
         self._routing: _Routing | None = None
         self._last: _Routing | None = None  # what the batch before this one was routed by
         self._sites: dict[str, _Site] = {}
+        self._numberings: dict[tuple[int, ...], dict[int, int]] = {}
         self._exit = ExitStack()
         self._sources = Sources(lm)
         self._read: list[str] = []
@@ -161,7 +164,7 @@ class Stack:
         stack = cls(lm, [None] * groups)
         for path, (A, B) in factors.items():
             site = stack._site(path)
-            site.A, site.B, site.low_rank = A, B, {group: group for group in range(groups)}
+            site.A, site.B, site.low_rank = A, B, stack._numbered(range(groups))
         return stack
 
     def _site(self, path: str) -> _Site:
@@ -216,7 +219,12 @@ class Stack:
         site.B = torch.stack(
             [nn.functional.pad(b, (0, rank - b.shape[1])) for _, b in factors.values()]
         )
-        site.low_rank = {group: line for line, group in enumerate(factors)}
+        site.low_rank = self._numbered(factors)
+
+    def _numbered(self, groups: Iterable[int]) -> dict[int, int]:
+        """Number groups; sites that change for the same ones share what a pass works out of it."""
+        key = tuple(groups)
+        return self._numberings.setdefault(key, {group: line for line, group in enumerate(key)})
 
     # ------------------------------------------------------------------ use
 
@@ -312,43 +320,43 @@ class Stack:
     def _before(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x = args[0]
-            rows = self._rows_of(x)
-            hidden = x.reshape(len(rows), -1, x.shape[-1])
+            routing = self._rows_of(x)
+            hidden = x.reshape(len(routing), -1, x.shape[-1])
             for group, network in site.before:
-                mine = rows.of(group)
-                if mine is not None:
-                    part = hidden[mine]
-                    new = called(network, [part], self._seen(mine), part.shape)
-                    hidden = hidden.index_copy(0, mine, new)
+                rows = routing.of(group)
+                if rows is not None:
+                    part = hidden[rows]
+                    new = called(network, [part], self._seen(rows), part.shape)
+                    hidden = hidden.index_copy(0, rows, new)
             return (hidden.reshape(x.shape), *args[1:])
 
         return hook
 
-    def _seen(self, mine: Int[Tensor, " m"]) -> Pass | None:
-        return None if self._whole.seen is None else self._whole.seen.rows(mine)
+    def _seen(self, rows: Int[Tensor, " m"]) -> Pass | None:
+        return None if self._whole.seen is None else self._whole.seen.rows(rows)
 
     def _after(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            rows = self._rows_of(args[0])
-            x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], first(output)))
-            y = self._add_low_rank_terms(site, rows, x, y)
+            routing = self._rows_of(args[0])
+            x, y = (t.reshape(len(routing), -1, t.shape[-1]) for t in (args[0], first(output)))
+            y = self._add_low_rank_terms(site, routing, x, y)
             for group, delta in site.dense.items():
-                y = _add_to(y, rows.of(group), lambda mine, d=delta: _product(x[mine], d))
+                y = _add_to(y, routing.of(group), lambda rows, d=delta: _product(x[rows], d))
             for group, delta in site.bias.items():
-                y = _add_to(y, rows.of(group), lambda mine, d=delta: d)
+                y = _add_to(y, routing.of(group), lambda rows, d=delta: d)
             for group, network, change in site.after:
-                mine = rows.of(group)
-                if mine is None:
+                rows = routing.of(group)
+                if rows is None:
                     continue
-                hidden = [y[mine]]
+                hidden = [y[rows]]
                 if change.where == "both":
                     source = x
                     if change.source is not None:
                         kept = self._sources.kept[change.source]
-                        source = kept.reshape(len(rows), -1, kept.shape[-1])
-                    hidden.insert(0, source[mine])
-                new = called(network, hidden, self._seen(mine), hidden[-1].shape)
-                y = y.index_copy(0, mine, new)
+                        source = kept.reshape(len(routing), -1, kept.shape[-1])
+                    hidden.insert(0, source[rows])
+                new = called(network, hidden, self._seen(rows), hidden[-1].shape)
+                y = y.index_copy(0, rows, new)
             return with_first(output, y.reshape(first(output).shape))
 
         return hook
@@ -356,21 +364,21 @@ class Stack:
     def _add_low_rank_terms(
         self,
         site: _Site,
-        rows: _Routing,
+        routing: _Routing,
         x: Float[Tensor, "B T d_in"],
         y: Float[Tensor, "B T d_out"],
     ) -> Float[Tensor, "B T d_out"]:
-        pair = rows.low_rank(site)
-        if pair is None or site.A is None or site.B is None:
+        found = routing.lines(site.low_rank) if site.low_rank else None
+        if found is None or site.A is None or site.B is None:
             return y
-        A, B, (mine, lines) = site.A, site.B, pair
+        A, B, (rows, lines) = site.A, site.B, found
 
-        def term(mine: Int[Tensor, " m"]) -> Tensor:
+        def term(rows: Int[Tensor, " m"]) -> Tensor:
             wide = torch.promote_types(x.dtype, A.dtype)
-            inner = x[mine].to(wide) @ A[lines].to(wide).transpose(1, 2)
+            inner = x[rows].to(wide) @ A[lines].to(wide).transpose(1, 2)
             return inner @ B[lines].to(wide).transpose(1, 2)
 
-        return _add_to(y, mine, term)
+        return _add_to(y, rows, term)
 
 
 def _product(x: Float[Tensor, "m T d_in"], delta: Float[Tensor, "d_out d_in"]) -> Tensor:
@@ -380,12 +388,12 @@ def _product(x: Float[Tensor, "m T d_in"], delta: Float[Tensor, "d_out d_in"]) -
 
 def _add_to(
     y: Float[Tensor, "B T d_out"],
-    mine: Int[Tensor, " m"] | None,
+    rows: Int[Tensor, " m"] | None,
     term: Callable[[Int[Tensor, " m"]], Tensor],
 ) -> Float[Tensor, "B T d_out"]:
     """Add `term(rows)` to some rows in the wider type; the others keep their bits."""
-    if mine is None:
+    if rows is None:
         return y
-    extra = term(mine)
+    extra = term(rows)
     wide = torch.promote_types(y.dtype, extra.dtype)
-    return y.index_copy(0, mine, (y[mine].to(wide) + extra.to(wide)).to(y.dtype))
+    return y.index_copy(0, rows, (y[rows].to(wide) + extra.to(wide)).to(y.dtype))

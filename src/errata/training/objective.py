@@ -179,16 +179,16 @@ class Objective:
         sg, il = (torch.zeros((), device=self.lm.device) for _ in range(2))
         if not questions:
             return sg, il
-        stack = Stack.of_factors(self.lm, {path: (a, b) for path, (a, b) in leaves.items()})
-        for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
-            batch = self.lm.batch(rows, index)
-            with torch.set_grad_enabled(learn), stack, prepared.below(rows, batch):
-                at = positions_of(rows, index, self.lm.device)
-                logits = self.lm.logits(batch, at)
-                gen, loc = self._loss([questions[i] for i in index], logits, counts)
-                if learn:
-                    (gen + loc).backward()
-            sg, il = sg + gen.detach(), il + loc.detach()
+        factors = {path: (a, b) for path, (a, b) in leaves.items()}
+        with Stack.of_factors(self.lm, factors), torch.set_grad_enabled(learn):
+            for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
+                batch = self.lm.batch(rows, index)
+                with prepared.below(rows, batch):
+                    logits = self.lm.logits(batch, positions_of(rows, index, self.lm.device))
+                    gen, loc = self._loss([questions[i] for i in index], logits, counts)
+                    if learn:
+                        (gen + loc).backward()
+                sg, il = sg + gen.detach(), il + loc.detach()
         return sg, il
 
     def _loss(
