@@ -101,7 +101,7 @@ def build_model(name: str, args: argparse.Namespace, dtype: str = "float32") -> 
 
 def prepared(lm: Any) -> Any:
     """Establish what is established once per model, so that it is part of no measurement."""
-    _ = lm.spec, lm.fingerprint, lm.block_returns_tuple, lm.prefix_cache_works
+    _ = lm.spec, lm.fingerprint, lm.prefix_cache_works
     return lm
 
 

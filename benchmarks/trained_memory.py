@@ -47,7 +47,7 @@ def build(shape: str, device: str) -> Any:
                 piece = flat[start : start + len(numbers)]
                 piece.copy_(numbers[: len(piece)])
     lm = LM(network, common.gpt2_tokenizer(), name=f"{shape}-shaped")
-    _ = lm.spec, lm.fingerprint, lm.block_returns_tuple
+    _ = lm.spec, lm.fingerprint
     lm.check_finite()
     return lm
 

@@ -31,14 +31,15 @@ def shared_values() -> Iterator[None]:
         lm: Any, edits: Sequence[Edit], contexts: Contexts, layer: int, settings: ValueSettings,
         **more: Any,
     ) -> Values:  # fmt: skip
-        if more.get("stack") is not None:
+        if max(more["patches"] or [-1]) >= 0:
             return real(lm, edits, contexts, layer, settings, **more)
         recipe = tuple(getattr(settings, name) for name in ValueSettings.model_fields)
         own = (lm.fingerprint, contexts.prefixes, layer, recipe, more["places"], more["adaptive"])
         keys = [(*own, edit) for edit in edits]
         fresh = list(dict.fromkeys(k for k in keys if k not in known))
         if fresh:
-            found = real(lm, [key[-1] for key in fresh], contexts, layer, settings, **more)
+            found = real(lm, [key[-1] for key in fresh], contexts, layer, settings,
+                         **{**more, "patches": None})  # fmt: skip
             known.update(zip(fresh, _rows(found), strict=True))
         return _joined([known[key] for key in keys])
 

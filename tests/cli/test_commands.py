@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -314,3 +315,24 @@ def advertised() -> list[str]:
 def test_advertised_commands_exist(errata: Errata, line: str) -> None:
     words = shlex.split(line)[1:]
     assert errata(*words, "--help").code == 0
+
+
+@pytest.mark.parametrize("locality", [True, False])
+def test_verify_says_the_same_however_often_it_runs(
+    errata: Errata, patch: Path, cases: Path, loaded: dict[str, Any], locality: bool
+) -> None:
+    """With a cold cache and a warm one, each time with a model that nobody has looked at."""
+    if not locality:
+        lines = [json.loads(line) for line in cases.read_text(encoding="utf-8").splitlines()]
+        for line in lines:
+            line["probes"] = [p for p in line["probes"] if p["kind"] != "locality"]
+        cases.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    runs = []
+    for _ in range(3):
+        loaded.clear()
+        found = errata("verify", patch, "--cases", cases, "--json").json
+        runs.append({k: v for k, v in found.items() if not k.startswith("seconds")})
+    assert runs[0] == runs[1] == runs[2]
+    loaded.clear()
+    gate = ("--fail-under", "generality=0")
+    assert errata("verify", patch, "--cases", cases, *gate).code == 0

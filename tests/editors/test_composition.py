@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -43,9 +44,8 @@ def answers(lm: LM, patch: Patch, stacked: bool = False) -> Tensor:
         if not stacked:
             with patch.applied(lm):
                 return lm.logits(batch, at)
-        with Stack(lm, [None, patch]) as stack:
-            stack.route([1] * len(rows))
-            return lm.logits(batch, at)
+        with Stack(lm, [None, patch]):
+            return lm.logits(replace(batch, patches=(1,) * len(rows)), at)
 
 
 def holds(patch: Patch, change: Change) -> bool:

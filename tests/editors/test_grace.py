@@ -22,7 +22,7 @@ from errata.editors.grace.codebook import EXACT, GAP, MARGIN, NEAREST, Codebook,
 from errata.editors.grace.editor import Grace
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM
-from errata.model.passes import run_until
+from errata.model.passes import capture
 from errata.model.tokens import Row
 from errata.patch import LowRank, Module, Patch
 from errata.patch.export import to_lora
@@ -155,7 +155,7 @@ def test_many_keys_are_searched_as_few_are() -> None:
 
 def queries(lm: LM, path: str, row: Row) -> Tensor:
     with torch.no_grad():
-        (given,) = run_until(lm, lm.batch([row], [0]), [lm.module(path)])
+        (given,), _ = capture(lm, lm.batch([row], [0]), [lm.module(path)])
     return given[0]
 
 

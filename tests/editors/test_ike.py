@@ -25,7 +25,7 @@ from errata.editors.ike.demos import FORMS, KINDS, demo_of, drawn, encode, read_
 from errata.editors.ike.editor import Ike
 from errata.errors import ConfigError, EditError, ModelError, PatchError
 from errata.model.lm import LM
-from errata.model.passes import run_until
+from errata.model.passes import capture
 from errata.model.tokens import Row
 from errata.patch import Context, LowRank, Patch
 from errata.patch.export import to_lora
@@ -213,7 +213,7 @@ def test_the_nearest_are_retrieved(tiny: Tiny, make: Make, tmp_path: Path) -> No
 
     def mean(words: str) -> list[float]:
         row = lm.row(words)
-        (hidden,) = run_until(lm, lm.batch([row], [0]), [lm.module(lm.spec.head)])
+        (hidden,), _ = capture(lm, lm.batch([row], [0]), [lm.module(lm.spec.head)])
         return hidden[0].mean(0).tolist()
 
     blocks = {
@@ -374,7 +374,9 @@ def test_every_editor_edits_behind_a_context(name: str, tiny: Tiny, make: Make) 
 # ---------------------------------------------------------------------- room
 
 
-def test_demonstrations_give_way_to_facts(tiny: Tiny, make: Make, tmp_path: Path) -> None:
+def test_demonstrations_give_way_to_facts(
+    tiny: Tiny, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = tiny("gpt2")
     own = {"demos": records(tmp_path, 8), "form": "bare", "demo_tokens": None}
     editor = ike(make, **own)
@@ -383,7 +385,7 @@ def test_demonstrations_give_way_to_facts(tiny: Tiny, make: Make, tmp_path: Path
     counts = []
     for reserve in range(20, 220, 20):
         tight = ike(make, **own, reserve=reserve)
-        tight._demos = editor._demos  # made once
+        monkeypatch.setattr(tight, "demos", editor.demos)  # made once
         found = context(tight.edit_one(lm, [FRANCE]))
         *shown, told = found.text.split("\n\n")
         counts.append(len(shown))

@@ -101,10 +101,8 @@ def test_later_edits_read_what_the_edited_model_says(tiny: Tiny) -> None:
     A = torch.randn(1, site.d_in, generator=g, dtype=torch.float64)
     B = 50 * torch.randn(site.d_out, 1, generator=g, dtype=torch.float64)
     patch = Patch.for_model(lm, [LowRank(site.path, B, A)], editor="hand")
-    with Stack(lm, [None, patch]) as stack:
-        plain, edited = (
-            editor.completed(lm, EDITS, stack=stack, routes=[n] * len(EDITS)) for n in (0, 1)
-        )
+    with Stack(lm, [None, patch]):
+        plain, edited = (editor.completed(lm, EDITS, [n] * len(EDITS)) for n in (0, 1))
     assert plain == editor.completed(lm, EDITS)
     with patch.applied(lm):
         assert edited == editor.completed(lm, EDITS)

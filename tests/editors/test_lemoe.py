@@ -24,7 +24,7 @@ from errata.editors.lemoe.experts import NAMES, Experts
 from errata.editors.lemoe.training import Work
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
-from errata.model.passes import run_until
+from errata.model.passes import capture
 from errata.patch import Module, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
@@ -175,14 +175,14 @@ def test_one_expert_of_many_answers_with_top_1(tiny: Tiny, make: Make) -> None:
     assert patch is not None
     experts = Experts(**experts_of(patch))
     rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
-    means = Work(lm, 1, None, [0] * 3).read(rows, "prompt")
+    means = Work(lm, 1).read(rows, "prompt")
     for number, own in enumerate(means):
         assert experts.weights(own, 1).argmax(1).tolist() == [number] * 2
     torch.testing.assert_close(patch.state["lemoe.means"], torch.cat(means), rtol=SAME, atol=SAME)
     assert patch.state["lemoe.owner"].tolist() == [0, 0, 1, 1, 2, 2]
     row, edit = rows[2][0], groups[2][0]
     with torch.no_grad():
-        (given,) = run_until(lm, lm.batch([row], [0]), [lm.module(lm.spec.ffn_in[1][0].path)])
+        (given,), _ = capture(lm, lm.batch([row], [0]), [lm.module(lm.spec.ffn_in[1][0].path)])
     torch.testing.assert_close(given[0, : row.prompt_length].mean(0), means[2][0])
     with patch.applied(lm):
         after = likelihood(lm, [edit])

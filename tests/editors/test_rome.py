@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.hooks import hooks
 from tests.locate.samples import EDITS
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from errata.locate.contexts import given_contexts
 from errata.locate.keys import edit_keys
 from errata.locate.values import optimise_values
 from errata.model.lm import LM
-from errata.model.passes import first, hooks, module_at
+from errata.model.passes import first, module_at
 from errata.patch import LowRank, Patch
 
 WIRED = 1e-12

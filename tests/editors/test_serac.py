@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,8 @@ def test_rows_of_a_stack_have_their_own_memory(lm: LM) -> None:
     batch, at = lm.batch([row], [0] * 3), positions_of([row], [0] * 3)
     with torch.no_grad():
         base = lm.logits(batch, at)
-        with Stack(lm, [*patches, None]) as stack:
-            stack.route([0, 1, 2])
-            found = lm.logits(batch, at).chunk(3)
+        with Stack(lm, [*patches, None]):
+            found = lm.logits(replace(batch, patches=(0, 1, 2)), at).chunk(3)
         for patch, mine in zip(patches, found, strict=False):
             with patch.applied(lm):
                 torch.testing.assert_close(mine, lm.logits(batch, at).chunk(3)[0])
@@ -279,7 +279,7 @@ def test_networks_are_found_again_or_missed_by_name(lm: LM, tmp_path: Path) -> N
 def _forget(lm: LM) -> None:
     from errata.editors.serac import route as serac_route
 
-    serac_route._known.pop(lm.model, None)
+    serac_route._shared(lm).clear()
 
 
 def test_networks_that_were_never_saved_are_missed(lm: LM) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.hooks import hooks
 from tests.locate.samples import EDITS, build
 from tests.tiny_models import TINY, tiny_tokenizer
 from torch import Tensor
@@ -24,7 +25,7 @@ from errata.editors.t_patcher.memory import Text, inputs_of
 from errata.editors.t_patcher.units import Units
 from errata.errors import DataError, EditError, PatchError, SpecError
 from errata.model.lm import LM
-from errata.model.passes import capture, first, hooks, with_first
+from errata.model.passes import capture, first, with_first
 from errata.model.tokens import positions_of
 from errata.nets.ffn import ffn_form
 from errata.patch import Dense, LowRank, Patch

@@ -15,6 +15,7 @@ from errata.errors import ConfigError, DataError
 from errata.evaluation import evaluate
 from errata.evaluation.consistency import References, TfIdf
 from errata.evaluation.fluency import entropy, fluency, prompts_of, sample, words
+from errata.model.tokens import patched
 from errata.patch.stack import Stack
 from tests.evaluation.stubs import Planted
 
@@ -152,7 +153,8 @@ class TestSampling:
     def test_cached_keys_change_nothing(self, lm, monkeypatch):
         cached = sample(lm, self.PROMPTS, list("abcd"), length=30)
         assert lm.prefix_cache_works
-        monkeypatch.setitem(lm.__dict__, "prefix_cache_works", False)
+        monkeypatch.setitem(lm.__dict__, "prefix_cache_is_exact", False)
+        assert not lm.prefix_cache_works
         assert sample(lm, self.PROMPTS, list("abcd"), length=30) == cached
 
     def test_one_candidate_is_greedy(self, lm):
@@ -181,9 +183,8 @@ class TestSampling:
             inside = sample(lm, self.PROMPTS, list("abcd"), length=25)
         stack = Stack(lm, [patch])
         with stack:
-            routed = sample(
-                lm, self.PROMPTS, list("abcd"), length=25, stack=stack, groups=[0, -1, 0, -1]
-            )
+            rows = patched(lm.rows(self.PROMPTS), [0, -1, 0, -1])
+            routed = sample(lm, rows, list("abcd"), length=25)
         base = sample(lm, self.PROMPTS, list("abcd"), length=25)
         assert routed == [inside[0], base[1], inside[2], base[3]]
         assert inside != base

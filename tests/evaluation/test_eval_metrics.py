@@ -17,7 +17,7 @@ from errata.evaluation.metrics import (
     normalise,
     prefers,
 )
-from errata.model.lm import score_logits
+from errata.model.logprobs import score_logits
 
 
 def ranked(order: list[int], vocabulary: int = 12) -> torch.Tensor:

@@ -15,7 +15,7 @@ from errata.editors import get_editor
 from errata.editors.grace.editor import Grace
 from errata.model.lm import LM
 from errata.model.loading import load
-from errata.model.passes import run_until
+from errata.model.passes import capture
 from errata.patch import Module, Patch
 
 KEYS = 1e-5
@@ -110,7 +110,7 @@ def test_the_probes(item: str, reference: Path, lm: LM) -> None:
         row = lm.row(probe["prompt"])
         batch = lm.batch([row], [0])
         with torch.no_grad():
-            (given,) = run_until(lm, batch, [lm.module(change.path)])
+            (given,), _ = capture(lm, batch, [lm.module(change.path)])
         query = given[0, -1]
         near(query, tensors[f"probe{i}.query"], KEYS)
         distances = (change.weights["keys"] - query).norm(dim=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.hooks import hooks
 from tests.locate.samples import EDITS
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from errata.locate.contexts import given_contexts
 from errata.locate.rows import Economy, Rows, ffn_adds_to_block
 from errata.locate.values import Values, ValueSettings, optimise_values
 from errata.model.lm import LM
-from errata.model.passes import first, hooks, module_at, with_first
+from errata.model.passes import first, module_at, with_first
 from errata.model.tokens import positions_of
 from errata.patch import LowRank, Patch
 
@@ -278,10 +279,8 @@ def test_values_under_earlier_patches(tiny: Callable[..., LM]) -> None:
     ]
     from errata.patch.stack import Stack
 
-    with Stack(lm, patches) as stack:
-        found = optimise_values(
-            lm, EDITS, CONTEXTS, 1, SETTINGS, stack=stack, groups=range(len(EDITS))
-        )
+    with Stack(lm, patches):
+        found = optimise_values(lm, EDITS, CONTEXTS, 1, SETTINGS, patches=range(len(EDITS)))
     for i, (edit, patch) in enumerate(zip(EDITS, patches, strict=True)):
         with patch.applied(lm):
             alone = optimise_values(lm, [edit], CONTEXTS, 1, SETTINGS)

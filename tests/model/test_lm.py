@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.hooks import hooks
 from tests.tiny_models import TINY, gpt2, llama, tiny_tokenizer
 
 import errata
 from errata.errors import ConfigError, ModelError
-from errata.model.lm import LM, score_logits
+from errata.model.lm import LM
 from errata.model.loading import weight_fingerprint
-from errata.model.logprobs import SCORED_AT_ONCE
-from errata.model.passes import first, hooks, make_prefix, reuse_below, run_until, suffix_batch
+from errata.model.logprobs import SCORED_AT_ONCE, score_logits
+from errata.model.passes import capture, first, make_prefix, reuse_below, suffix_batch
 from errata.model.tokens import positions_of
 
 ARCHITECTURES = sorted(name for name in TINY if "-" not in name)
@@ -76,6 +77,7 @@ def test_rows_that_share_a_forward_pass_are_scored_as_if_alone(tiny):
         row,
     ]
     ran = []
+    lm.probe()  # its trial passes do not count
     with hooks(lm.model.register_forward_pre_hook(lambda m, a, k: ran.append(k), with_kwargs=True)):
         scores = lm.score(rows)
     assert sum(len(kwargs["input_ids"]) for kwargs in ran) == len({r.ids for r in rows})
@@ -141,7 +143,7 @@ def test_a_run_stops_at_the_last_module_wanted(tiny):
     reached = []
     later = lm.module(lm.spec.blocks[2])
     with hooks(later.register_forward_pre_hook(lambda m, a: reached.append(1))), torch.no_grad():
-        keys = run_until(lm, lm.batch([lm.row("The capital of France")], [0]), wanted)
+        keys, _ = capture(lm, lm.batch([lm.row("The capital of France")], [0]), wanted)
     assert not reached
     assert [k.shape[-1] for k in keys] == [lm.spec.d_ffn] * 2
 

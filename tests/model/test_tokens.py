@@ -118,13 +118,13 @@ def test_rows_of_equal_tokens_under_one_patch_are_run_once():
         Row((5, 6), (1,), (8,), 2),
         Row((5, 6), (0, 1), (6, 7), 1),
         Row((5, 6, 7), (2,), (9,), 3),
-        Row((5, 6), (1,), (7,), 2),
+        Row((5, 6), (1,), (7,), 2, patch=1),
     ]
-    shared, hosts = share_rows(rows, [0, 0, 0, 0, 1])
+    shared, hosts = share_rows(rows)
     assert hosts == [0, 0, 1, 2, 3]  # a prompt that ends elsewhere may be answered otherwise
-    assert [(row.ids, row.positions, row.prompt_length) for row in shared] == [
-        ((5, 6), (1,), 2),
-        ((5, 6), (0, 1), 1),
-        ((5, 6, 7), (2,), 3),
-        ((5, 6), (1,), 2),
+    assert [(row.ids, row.positions, row.prompt_length, row.patch) for row in shared] == [
+        ((5, 6), (1,), 2, -1),
+        ((5, 6), (0, 1), 1, -1),
+        ((5, 6, 7), (2,), 3, -1),
+        ((5, 6), (1,), 2, 1),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.hooks import hooks
 from tests.locate.samples import EDITS
 from tests.nets.samples import dense_gradients, loss_of, relative
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch import Tensor
 from errata.case import Edit
 from errata.editors.mend import Mend, MendConfig
 from errata.model.lm import LM
-from errata.model.passes import first, hooks
+from errata.model.passes import first
+from errata.model.tokens import patched
 from errata.nets.capture import capture, edit_rows
 from errata.patch import LowRank, Patch
 
@@ -131,8 +133,8 @@ def test_under_a_patch(tiny: Tiny) -> None:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     patches = [Patch((LowRank(s.path, drawn(s.d_out, 1), drawn(1, s.d_in)),)) for _, s in sites[:2]]
-    with Stack(lm, patches) as stack:
-        stacked = capture(lm, sites, rows, stack=stack, routes=[0, 1, -1, 0])
+    with Stack(lm, patches):
+        stacked = capture(lm, sites, patched(rows, [0, 1, -1, 0]))
     for route, wanted in ((0, [0, 3]), (1, [1]), (-1, [2])):
         patch = patches[route] if route >= 0 else Patch()
         with patch.applied(lm):

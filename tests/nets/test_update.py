@@ -23,7 +23,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.model.lm import LM
-from errata.model.tokens import positions_of
+from errata.model.tokens import patched, positions_of
 from errata.nets.update import Term, Update
 from errata.patch import Patch
 from errata.patch.stack import Stack
@@ -76,9 +76,8 @@ def test_E6_rows_under_their_own_update(name: str, kind: str, tiny: Tiny) -> Non
         update = network(signals)
     routes = [1, 0, -1, 0]
     rows = list(signals.rows)
-    with Stack.of_factors(lm, update.factors(sites)) as stack:
-        stack.route(routes)
-        mixed = logits(lm, rows).split([len(r.positions) for r in rows])
+    with Stack.of_factors(lm, update.factors(sites)):
+        mixed = logits(lm, patched(rows, routes)).split([len(r.positions) for r in rows])
     base = logits(lm, rows).split([len(r.positions) for r in rows])
     assert torch.equal(mixed[2], base[2])  # E.7: a row without an update keeps its bits
     for group in (0, 1):

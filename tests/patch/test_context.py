@@ -15,7 +15,7 @@ from torch import Tensor
 from errata.editors.grace.codebook import Codebook
 from errata.errors import ModelError, PatchError
 from errata.model.lm import LM
-from errata.model.passes import run_until
+from errata.model.passes import capture
 from errata.model.tokens import Row
 from errata.patch import Change, Context, Patch
 from errata.patch.stack import Stack
@@ -259,7 +259,7 @@ def test_a_codebook_answers_behind_a_context() -> None:
     """Keys are read behind the context; what stands in it is answered as well."""
     lm = build(PLAIN)
     site, row = lm.site(1), ROWS[0]
-    (key,) = run_until(lm, lm.batch([behind(FIRST, row)], [0]), [lm.module(site.path)])
+    (key,), _ = capture(lm, lm.batch([behind(FIRST, row)], [0]), [lm.module(site.path)])
     values, radii = torch.ones(1, site.d_out).double(), torch.tensor([1e-3]).double()
     book = Codebook(key[0, -1:], values, radii, ((8,),), (1,)).module(site.path, "replace_last")
     expected = spelled(lm, FIRST, book)

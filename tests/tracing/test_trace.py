@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.hooks import hooks
 from tests.tiny_models import TINY, tiny_tokenizer
 from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import ConfigError, DataError, EditError, ModelError
 from errata.model.lm import LM
-from errata.model.passes import first, hooks, module_at, with_first
+from errata.model.passes import first, module_at, with_first
 from errata.model.tokens import Row
 from errata.tracing import trace as tracing
 from errata.tracing.effects import (

@@ -151,14 +151,12 @@ def _model(name: str, load: LoadOptions) -> tuple[list[Check], dict[str, Any] | 
     return checks, found
 
 
-def _logits(lm: LM, texts: list[str], stack: Any = None) -> Any:
+def _logits(lm: LM, texts: list[str], patch: int = -1) -> Any:
     import torch
 
-    from errata.model.tokens import positions_of
+    from errata.model.tokens import patched, positions_of
 
-    rows = [lm.row(text) for text in texts]
-    if stack is not None:
-        stack.route([0] * len(rows))
+    rows = patched(lm.rows(texts), [patch] * len(texts))
     batch = lm.batch(rows, range(len(rows)))
     with torch.no_grad():
         return lm.logits(batch, positions_of(rows, range(len(rows)), lm.device)).float()
@@ -221,8 +219,8 @@ def _stacked(lm: LM) -> str:
     patch = _small_patch(lm)
     with patch.applied(lm):
         in_place = _logits(lm, [PROBE])
-    with Stack(lm, [patch]) as stack:
-        stacked = _logits(lm, [PROBE], stack)
+    with Stack(lm, [patch]):
+        stacked = _logits(lm, [PROBE], 0)
     return _agree(lm, in_place, stacked, "logits in place and stacked")
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
 
-from errata.editors.base import Cost, EditorConfig
+from errata.editors.base import Cost
 from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
 from errata.locate.joint import Memory, null_space, null_space_as_published
@@ -71,10 +70,6 @@ class AlphaEdit(JointEditor):
     }
     config: AlphaEditConfig
 
-    def __init__(self, config: EditorConfig | None = None) -> None:
-        super().__init__(config)
-        self._spaces: WeakKeyDictionary[LM, dict[int, NullSpace]] = WeakKeyDictionary()
-
     def cost(self, lm: LM) -> Cost:
         """As for others that write keys and values; a moment and a projection per block."""
         layers = self.edited_layers(lm)
@@ -98,17 +93,17 @@ class AlphaEdit(JointEditor):
 
     def null_spaces(self, lm: LM) -> dict[int, NullSpace]:
         """Return the null space of each edited block."""
-        if lm not in self._spaces:
-            settings, layers = self.config, self.prepared(lm).layers
-            found = {
-                layer: get_null_space(
-                    lm, layer, moment, settings.nullspace_threshold,
-                    relative=settings.nullspace_scale == "relative",
-                )
-                for layer, moment in get_moments(lm, layers, settings).items()
-            }  # fmt: skip
-            self._spaces[lm] = found
-        return self._spaces[lm]
+        return lm.once("null spaces", lambda: self._made_spaces(lm), owner=self)
+
+    def _made_spaces(self, lm: LM) -> dict[int, NullSpace]:
+        settings, layers = self.config, self.prepared(lm).layers
+        return {
+            layer: get_null_space(
+                lm, layer, moment, settings.nullspace_threshold,
+                relative=settings.nullspace_scale == "relative",
+            )
+            for layer, moment in get_moments(lm, layers, settings).items()
+        }  # fmt: skip
 
     def facts(self, lm: LM) -> dict[str, int]:
         """Return the rank of each block's null space, for the patch."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -250,29 +249,27 @@ def _earlier(lm: LM, count: int, after: Patch | Sequence[Patch | None] | None) -
     return [Patch() if patch is None else patch for patch in given]
 
 
-def under(
-    lm: LM, patches: Sequence[Patch]
-) -> Iterator[tuple[list[int], Stack | None, list[int] | None]]:
+def under(lm: LM, patches: Sequence[Patch]) -> Iterator[tuple[list[int], list[int]]]:
     """Put the model under one patch per group, for as many groups at once as can be stacked.
 
     Yields:
-        Numbers of the groups, the active stack (None if none is needed) and the patch of each
-        group in it.
+        Numbers of the groups, and for each the patch of the active stack that its rows have to
+        name (`Row.patch`): -1 where there is no stack, for want of patches or because the one
+        patch is applied in place.
     """
     everyone = list(range(len(patches)))
     if all(patch.is_empty for patch in patches):
-        yield everyone, None, None
+        yield everyone, [-1] * len(everyone)
         return
     try:
         stack = Stack(lm, patches)
     except PatchError:  # something that cannot differ by row: one group at a time, in place
         for number, patch in enumerate(patches):
             with patch.applied(lm):
-                yield [number], None, None
+                yield [number], [-1]
         return
-    with ExitStack() as context:
-        context.enter_context(stack)
-        yield everyone, stack, everyone
+    with stack:
+        yield everyone, everyone
 
 
 def resolve_layer(lm: LM, layer: Layer, automatic: int) -> int:

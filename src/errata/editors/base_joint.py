@@ -31,7 +31,6 @@ from errata.model.passes import Place
 from errata.model.spec import Site
 from errata.patch import Change, LowRank, Patch
 from errata.patch.deltas import bounded
-from errata.patch.stack import Stack
 from errata.tracing.trace import cached_choice
 
 Rule = Literal["linear", "sqrt", "direct"]
@@ -256,20 +255,22 @@ class _Run:
     def _gather(
         self,
         patches: Sequence[Patch],
-        read: Callable[[list[Edit], Stack | None, list[int] | None], Sequence[Tensor]],
+        read: Callable[[list[Edit], list[int]], Sequence[Tensor]],
     ) -> list[Tensor]:
-        """Read tensors with one row per edit, in the order of all edits."""
+        """Read tensors with one row per edit, in the order of all edits.
+
+        `read` is given edits, and the patch in the active stack that each is read under.
+        """
         parts: list[Sequence[Tensor]] = []
         order: list[int] = []
-        for numbers, stack, routes in under(self.lm, patches):
-            mine = [
-                (row, None if routes is None else routes[i])
-                for i, g in enumerate(numbers)
+        for numbers, places in under(self.lm, patches):
+            pairs = [
+                (row, patch)
+                for g, patch in zip(numbers, places, strict=True)
                 for row in range(self.rows[g].start, self.rows[g].stop)
             ]
-            owners = None if routes is None else [route for _, route in mine if route is not None]
-            parts.append(read([self.edits[row] for row, _ in mine], stack, owners))
-            order += [row for row, _ in mine]
+            parts.append(read([self.edits[row] for row, _ in pairs], [p for _, p in pairs]))
+            order += [row for row, _ in pairs]
         back = torch.tensor(order, device=self.lm.device).argsort()
         return [torch.cat(column)[back] for column in zip(*parts, strict=True)]
 
@@ -283,10 +284,10 @@ class _Run:
         """Optimise the value of every edit at one block, on the weights as they are."""
         (found,) = self._gather(
             patches,
-            lambda edits, stack, routes: [
+            lambda edits, places: [
                 optimise_values(
                     self.lm, edits, self.contexts, layer, settings, places=self.places,
-                    economy=settings, stack=stack, groups=routes, adaptive=adaptive,
+                    economy=settings, patches=places, adaptive=adaptive,
                 ).target(self.places[0])
             ],
         )  # fmt: skip
@@ -298,22 +299,19 @@ class _Run:
         """Return mean keys at `layer`, and the present value of the bare prompts at `aim`."""
         block = self.places[0] == "block"
 
-        def both(
-            edits: list[Edit], stack: Stack | None, routes: list[int] | None
-        ) -> Sequence[Tensor]:
-            own = edit_keys(
+        def both(edits: list[Edit], places: list[int]) -> Sequence[Tensor]:
+            keys = edit_keys(
                 self.lm, edits, self.contexts, [layer], mean=self.mean,
-                hidden=block and aim == layer, stack=stack, groups=routes,
+                hidden=block and aim == layer, patches=places,
             )[layer]  # fmt: skip
-            aimed = own
+            aimed = keys
             if aim != layer:  # only the bare prompts have to go further
                 aimed = edit_keys(
-                    self.lm, edits, Contexts(("",)), [aim],
-                    hidden=block, stack=stack, groups=routes,
-                )[aim]  # fmt: skip
+                    self.lm, edits, Contexts(("",)), [aim], hidden=block, patches=places
+                )[aim]
             value = aimed.hidden if block else aimed.value
             assert value is not None
-            return own.mean_key, value
+            return keys.mean_key, value
 
         keys, current = self._gather(patches, both)
         return keys, current
@@ -324,11 +322,10 @@ class _Run:
         """Return mean keys at several blocks from one pass."""
         found = self._gather(
             patches,
-            lambda edits, stack, routes: [
+            lambda edits, places: [
                 reading.mean_key
                 for reading in edit_keys(
-                    self.lm, edits, self.contexts, layers,
-                    mean=self.mean, stack=stack, groups=routes,
+                    self.lm, edits, self.contexts, layers, mean=self.mean, patches=places
                 ).values()
             ],
         )  # fmt: skip

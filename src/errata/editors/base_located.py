@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -81,10 +80,6 @@ class LocateEditor(Editor):
     mean: ClassVar[Mean] = "flat"
     config: LocateConfig
 
-    def __init__(self, config: EditorConfig | None = None) -> None:
-        super().__init__(config)
-        self._prepared: WeakKeyDictionary[LM, Prepared] = WeakKeyDictionary()
-
     @abstractmethod
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """Return the blocks that are edited, ascending."""
@@ -123,14 +118,15 @@ class LocateEditor(Editor):
             ConfigError: If the model has no such block.
             DataError: If the texts for the second moments cannot be read.
         """
-        if lm not in self._prepared:
-            layers = self.edited_layers(lm)
-            moments: dict[int, Factor | None] = dict.fromkeys(layers)
-            if self.whitens:
-                for layer, moment in get_moments(lm, layers, self.config).items():
-                    moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
-            self._prepared[lm] = Prepared(layers, get_contexts(lm, self.config), moments)
-        return self._prepared[lm]
+        return lm.once("prepared", lambda: self._made_ready(lm), owner=self)
+
+    def _made_ready(self, lm: LM) -> Prepared:
+        layers = self.edited_layers(lm)
+        moments: dict[int, Factor | None] = dict.fromkeys(layers)
+        if self.whitens:
+            for layer, moment in get_moments(lm, layers, self.config).items():
+                moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
+        return Prepared(layers, get_contexts(lm, self.config), moments)
 
 
 def one_layer(editor: Editor, lm: LM, layer: Layer) -> tuple[int]:

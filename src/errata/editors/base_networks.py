@@ -20,7 +20,6 @@ from errata.nets import weights
 from errata.nets.update import EditNetwork
 
 if TYPE_CHECKING:
-    from errata.patch.stack import Stack
     from errata.training.config import TrainConfig
     from errata.training.objective import Objective
     from errata.training.prepared import Prepared
@@ -80,20 +79,14 @@ class NetworkEditor(Editor):
     # ------------------------------------------------------------------ requests
 
     def completed(
-        self,
-        lm: LM,
-        edits: Sequence[Edit],
-        *,
-        stack: Stack | None = None,
-        routes: Sequence[int] | None = None,
+        self, lm: LM, edits: Sequence[Edit], patches: Sequence[int] | None = None
     ) -> list[Edit]:
         """Return the requests with what the networks want to read filled in; here: as they are.
 
         Args:
             lm: The model.
             edits: Requests.
-            stack: Active stack of patches under which the model is asked.
-            routes: For each request, its patch in the stack.
+            patches: For each request, the patch in the active stack that the model is asked under.
         """
         return list(edits)
 

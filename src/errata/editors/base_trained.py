@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -15,10 +15,10 @@ from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.errors import ConfigError
 from errata.model.lm import LM
 from errata.model.spec import Site
+from errata.model.tokens import patched
 from errata.nets.capture import Signals, capture, edit_rows
 from errata.nets.update import FactorNetwork
 from errata.patch import Patch
-from errata.patch.stack import Stack
 
 Matrices = Literal["out", "all"]
 
@@ -106,11 +106,12 @@ class TrainedEditor(NetworkEditor):
         if self.settings.signal_source == "original":
             before = [Patch()] * len(groups)
         patches: dict[int, Patch] = {}
-        for numbers, stack, _ in under(lm, before):
-            for signals, mine in self._signals(lm, sites, groups, numbers, stack):
+        for numbers, places in under(lm, before):
+            patch_of = dict(zip(numbers, places, strict=True))
+            for signals, members in self._signals(lm, sites, groups, patch_of):
                 update = network(signals)
-                for at, number in enumerate(mine):
-                    changes = update.changes([s for _, s in sites], at, self.settings.scale)
+                for line, number in enumerate(members):
+                    changes = update.changes([s for _, s in sites], line, self.settings.scale)
                     patches[number] = self.make_patch(lm, changes, groups[number])
         return [patches[number] for number in range(len(groups))]
 
@@ -119,21 +120,27 @@ class TrainedEditor(NetworkEditor):
         lm: LM,
         sites: Sequence[tuple[int, Site]],
         groups: Sequence[Sequence[Edit]],
-        numbers: Sequence[int],
-        stack: Stack | None,
+        patch_of: Mapping[int, int],
     ) -> list[tuple[Signals, list[int]]]:
-        """Capture the signals of these groups, as many at a time as a forward pass may hold."""
+        """Capture the signals of groups, as many at a time as a forward pass may hold.
+
+        Args:
+            lm: The model.
+            sites: Edited matrices.
+            groups: All groups.
+            patch_of: Numbers of the groups wanted, and each one's patch in the active stack.
+        """
         made = []
-        for mine in _chunks(lm, groups, numbers):
-            asked = [self.with_others(groups[number]) for number in mine]
-            edits = [edit for requests in asked for edit in requests]
-            owner = [at for at, requests in enumerate(asked) for _ in requests]
-            rows = edit_rows(lm, edits)
-            routes = [mine[at] for at in owner] if stack is not None else None
-            factors = capture(lm, sites, rows, stack=stack, routes=routes)
-            at = torch.tensor(owner, device=lm.device)
-            edits = self.completed(lm, edits, stack=stack, routes=routes)
-            made.append((Signals(factors, at, tuple(edits), tuple(rows)), mine))
+        for members in _chunks(lm, groups, list(patch_of)):
+            requests = [self.with_others(groups[number]) for number in members]
+            edits = [edit for several in requests for edit in several]
+            owner = [line for line, several in enumerate(requests) for _ in several]
+            places = [patch_of[members[line]] for line in owner]
+            rows = patched(edit_rows(lm, edits), places)
+            factors = capture(lm, sites, rows)
+            edits = self.completed(lm, edits, places)
+            owners = torch.tensor(owner, device=lm.device)
+            made.append((Signals(factors, owners, tuple(edits), tuple(rows)), members))
         return made
 
 

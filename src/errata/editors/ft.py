@@ -13,9 +13,8 @@ from errata.case import Edit
 from errata.editors.base import TOGETHER, Cost, Editor, EditorConfig, resolve_layer, under
 from errata.model.lm import LM
 from errata.model.spec import Site
-from errata.model.tokens import Row
+from errata.model.tokens import Row, patched
 from errata.patch import Dense, Patch
-from errata.patch.stack import Stack
 from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 from errata.tuning.rows import Tuned, TuningRows
@@ -133,12 +132,13 @@ class FineTuning(Editor):
         found: list[dict[str, Tensor]] = [{} for _ in groups]
         for first in range(0, len(groups), at_once):
             chunk = range(first, min(first + at_once, len(groups)))
-            for numbers, stack, routes in under(lm, [before[g] for g in chunk]):
+            for numbers, places in under(lm, [before[g] for g in chunk]):
                 members = [chunk[i] for i in numbers]
-                deltas = self._tune(
-                    lm, sites, [rows[g] for g in members], [before[g] for g in members],
-                    stack, routes,
-                )  # fmt: skip
+                placed = [
+                    patched(rows[g], [patch] * len(rows[g]))
+                    for g, patch in zip(members, places, strict=True)
+                ]
+                deltas = self._tune(lm, sites, placed, [before[g] for g in members])
                 for group, delta in zip(members, deltas, strict=True):
                     found[group] = delta
         return [
@@ -168,15 +168,13 @@ class FineTuning(Editor):
         sites: Sequence[tuple[int, Site]],
         rows: Sequence[Sequence[Row]],
         before: Sequence[Patch],
-        stack: Stack | None,
-        routes: Sequence[int] | None,
     ) -> list[dict[str, Tensor]]:
         """Tune all groups side by side, each on its own weights; return deltas as stored."""
         config = self.config
         tuned = Tuned(lm, sites, len(rows), config.bias)
         decayed = tuned.start(before) if config.weight_decay else None
         adam = RowAdam(tuned.values, config.lr, config.weight_decay, config.optimizer == "adamw")
-        batches = [TuningRows(tuned, batch, stack, routes) for batch in self._batches(rows)]
+        batches = [TuningRows(tuned, batch) for batch in self._batches(rows)]
         running = torch.ones(len(rows), dtype=torch.bool, device=lm.device)
         for _ in tracked(range(config.steps), "tuning, step"):
             total = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)

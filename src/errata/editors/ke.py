@@ -17,9 +17,9 @@ from errata.case import Edit
 from errata.editors.base_trained import Matrices, TrainedConfig, TrainedEditor
 from errata.model.lm import LM
 from errata.model.spec import Site
+from errata.model.tokens import patched
 from errata.nets.capture import Signals
 from errata.nets.update import FactorNetwork, Term, Update
-from errata.patch.stack import Stack
 
 
 class KeConfig(TrainedConfig):
@@ -167,33 +167,26 @@ class Ke(TrainedEditor):
         return tuple(range(max(0, lm.n_layers - 3), lm.n_layers))
 
     def completed(
-        self,
-        lm: LM,
-        edits: Sequence[Edit],
-        *,
-        stack: Stack | None = None,
-        routes: Sequence[int] | None = None,
+        self, lm: LM, edits: Sequence[Edit], patches: Sequence[int] | None = None
     ) -> list[Edit]:
         """Fill in what the model says before the edit, where the request does not say it.
 
         That is its greedy answer, of as many tokens as the new one.
         """
-        unknown = [at for at, edit in enumerate(edits) if edit.target_true is None]
-        asked = list(dict.fromkeys(
-            (edits[at].prompt, edits[at].target, -1 if routes is None else routes[at])
-            for at in unknown
-        ))  # fmt: skip
+        questions = [
+            (edit.prompt, edit.target, patch)
+            for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True)
+        ]
+        unknown = [number for number, edit in enumerate(edits) if edit.target_true is None]
+        different = list(dict.fromkeys(questions[number] for number in unknown))
         answers = lm.generate(
-            [prompt for prompt, _, _ in asked],
-            [len(lm.row(prompt, target).labels) for prompt, target, _ in asked],
-            stack=stack,
-            groups=[route for _, _, route in asked],
+            patched(lm.rows(prompt for prompt, _, _ in different), [p for _, _, p in different]),
+            [len(lm.row(prompt, target).labels) for prompt, target, _ in different],
         )
-        said = dict(zip(asked, answers, strict=True))
+        said = dict(zip(different, answers, strict=True))
         filled = list(edits)
-        for at in unknown:
-            key = (edits[at].prompt, edits[at].target, -1 if routes is None else routes[at])
-            filled[at] = replace(edits[at], target_true=said[key])
+        for number in unknown:
+            filled[number] = replace(edits[number], target_true=said[questions[number]])
         return filled
 
     def build(self, sites: Sequence[tuple[int, Site]], lm: LM) -> KeNetwork:

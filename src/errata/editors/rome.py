@@ -19,7 +19,6 @@ from errata.locate.solve import Factor
 from errata.locate.values import optimise_values
 from errata.model.lm import LM
 from errata.patch import LowRank, Patch
-from errata.patch.stack import Stack
 
 
 class RomeConfig(OneLayerConfig):
@@ -114,23 +113,23 @@ class Rome(LocateEditor):
         for position in range(max(map(len, groups))):
             members = [g for g, group in enumerate(groups) if len(group) > position]
             patches = [before[g] + Patch(tuple(change(g))) for g in members]
-            for numbers, stack, routes in under(lm, patches):
+            for numbers, places in under(lm, patches):
                 edits = [groups[members[i]][position] for i in numbers]
-                B, A = self._update(lm, edits, stack, routes)
+                B, A = self._update(lm, edits, places)
                 for row, i in enumerate(numbers):
                     factors[members[i]].append((B[row], A[row]))
         return [self.make_patch(lm, change(g), group) for g, group in enumerate(groups)]
 
     def _update(
-        self, lm: LM, edits: Sequence[Edit], stack: Stack | None, routes: Sequence[int] | None
+        self, lm: LM, edits: Sequence[Edit], patches: Sequence[int]
     ) -> tuple[Float[Tensor, "e d"], Float[Tensor, "e f"]]:
         """Factors of each edit's rank-one update, on the model its patch in the stack makes."""
-        at = self.prepared(lm)
-        (layer,) = at.layers
-        keys = edit_keys(lm, edits, at.contexts, [layer], stack=stack, groups=routes)[layer]
+        prepared = self.prepared(lm)
+        (layer,) = prepared.layers
+        keys = edit_keys(lm, edits, prepared.contexts, [layer], patches=patches)[layer]
         target = optimise_values(
-            lm, edits, at.contexts, layer, self.config,
-            places=("ffn",), economy=self.config, stack=stack, groups=routes,
+            lm, edits, prepared.contexts, layer, self.config,
+            places=("ffn",), economy=self.config, patches=patches,
         ).target("ffn")  # fmt: skip
-        B, A = self.solve(target, keys, at.moments[layer])
+        B, A = self.solve(target, keys, prepared.moments[layer])
         return B.to(target.dtype), A.to(target.dtype)

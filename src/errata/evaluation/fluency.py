@@ -26,7 +26,7 @@ from errata.model.tokens import Batch
 if TYPE_CHECKING:
     from errata.case import Case
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
+    from errata.model.tokens import Row
 
 LENGTH = 100
 """Tokens of a sampled text, prompt included; fewer where the model's context is shorter."""
@@ -67,13 +67,11 @@ def prompts_of(case: Case) -> tuple[str, ...]:
 @torch.no_grad()
 def sample(
     lm: LM,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Row],
     seeds: Sequence[str],
     *,
     length: int = LENGTH,
     top_k: int = TOP_K,
-    stack: Stack | None = None,
-    groups: Sequence[int] | None = None,
 ) -> list[str]:
     """Continue each prompt by sampling from its most probable tokens, and return the whole texts.
 
@@ -82,16 +80,15 @@ def sample(
 
     Args:
         lm: The model.
-        prompts: Where the texts begin.
+        prompts: Where the texts begin: texts, or rows, which may name patches of the active stack.
         seeds: Seed of each text.
         length: Tokens of a text, prompt included; at most the model's context. A longer prompt is
             returned as it is.
         top_k: Tokens to choose from, by their renormalised probabilities.
-        stack: An active stack of patches, if texts are sampled under patches.
-        groups: For each prompt, the number of its patch in the stack.
     """
     length = min(length, lm.max_length or length)
-    ids = [list(lm.row(prompt).ids) for prompt in prompts]
+    rows = lm.rows(prompts)
+    ids = [list(row.ids) for row in rows]
     draws = [random.Random(seed) for seed in seeds]
     by_length: dict[int, list[int]] = {}
     for i, own in enumerate(ids):
@@ -101,14 +98,19 @@ def sample(
     for members in by_length.values():  # texts of one length need no padding
         for start in range(0, len(members), width):
             part = members[start : start + width]
-            if stack is not None:
-                stack.route([groups[i] if groups is not None else 0 for i in part])
-            _extend(lm, [ids[i] for i in part], [draws[i] for i in part], length, top_k)
-    return [lm.text(own) for own in ids]
+            patches = tuple(rows[i].patch for i in part)
+            texts, drawn = [ids[i] for i in part], [draws[i] for i in part]
+            _extend(lm, texts, patches, drawn, length, top_k)
+    return [lm.text(tokens) for tokens in ids]
 
 
 def _extend(
-    lm: LM, texts: Sequence[list[int]], draws: Sequence[random.Random], length: int, top_k: int
+    lm: LM,
+    texts: Sequence[list[int]],
+    patches: tuple[int, ...],
+    draws: Sequence[random.Random],
+    length: int,
+    top_k: int,
 ) -> None:
     """Sample token after token of equally long texts; with cached keys where that works."""
     from transformers import DynamicCache
@@ -123,6 +125,7 @@ def _extend(
             torch.ones(len(texts), now, dtype=torch.long, device=lm.device),
             torch.arange(first, now, device=lm.device).expand(len(texts), -1),
             tuple(range(len(texts))),
+            patches=patches,
         )
         rows = torch.arange(len(texts), device=lm.device)
         at = torch.stack([rows, torch.full_like(rows, now - first - 1)], 1)
@@ -130,6 +133,6 @@ def _extend(
         first = now if cached else 0
         values, tokens = logits.double().softmax(-1).topk(top_k, dim=-1)
         sums = values.cumsum(-1).cpu()
-        for text, draw, bounds, own in zip(texts, draws, sums, tokens.tolist(), strict=True):
+        for text, draw, bounds, best in zip(texts, draws, sums, tokens.tolist(), strict=True):
             at_most = int(torch.searchsorted(bounds, draw.random() * bounds[-1]))
-            text.append(own[min(at_most, top_k - 1)])
+            text.append(best[min(at_most, top_k - 1)])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from errata.errors import PatchError
 from errata.evaluation.fluency import sample
 from errata.evaluation.regimes import chunks
+from errata.model.tokens import patched
 from errata.patch import Patch
 from errata.patch.in_place import applied
 from errata.patch.stack import Stack
@@ -24,9 +25,7 @@ The choice depends on the patch alone, so that numbers do not depend on what run
 
 @runtime_checkable
 class _Ask(Protocol):
-    def __call__(
-        self, which: list[int], stack: Stack | None, groups: list[int] | None
-    ) -> list[Any]: ...
+    def __call__(self, which: list[int], places: list[int]) -> list[Any]: ...
 
 
 class Scorer:
@@ -44,8 +43,8 @@ class Scorer:
     def score(self, rows: Sequence[Row], patches: Sequence[Patch | None]) -> list[RowScore]:
         """Score each row under its patch (None: the base model), in the order of `rows`."""
 
-        def ask(which: list[int], stack: Stack | None, groups: list[int] | None) -> list[Any]:
-            return self.lm.score([rows[i] for i in which], stack=stack, groups=groups)
+        def ask(which: list[int], places: list[int]) -> list[Any]:
+            return self.lm.score(patched([rows[i] for i in which], places))
 
         return self._each(patches, ask)
 
@@ -54,10 +53,9 @@ class Scorer:
     ) -> list[str]:
         """Continue each prompt greedily under its patch by at most its number of tokens."""
 
-        def ask(which: list[int], stack: Stack | None, groups: list[int] | None) -> list[Any]:
-            return self.lm.generate(
-                [prompts[i] for i in which], [limits[i] for i in which], stack=stack, groups=groups
-            )
+        def ask(which: list[int], places: list[int]) -> list[Any]:
+            rows = self.lm.rows(prompts[i] for i in which)
+            return self.lm.generate(patched(rows, places), [limits[i] for i in which])
 
         return self._each(patches, ask)
 
@@ -66,16 +64,17 @@ class Scorer:
     ) -> list[str]:
         """Sample a text from each prompt under its patch; see [`errata.evaluation.fluency`][]."""
 
-        def ask(which: list[int], stack: Stack | None, groups: list[int] | None) -> list[Any]:
-            return sample(
-                self.lm, [prompts[i] for i in which], [seeds[i] for i in which],
-                stack=stack, groups=groups,
-            )  # fmt: skip
+        def ask(which: list[int], places: list[int]) -> list[Any]:
+            rows = self.lm.rows(prompts[i] for i in which)
+            return sample(self.lm, patched(rows, places), [seeds[i] for i in which])
 
         return self._each(patches, ask)
 
     def _each(self, patches: Sequence[Patch | None], ask: _Ask) -> list[Any]:
-        """Ask every row under its patch and return the answers in order."""
+        """Ask every row under its patch and return the answers in order.
+
+        `ask` is given rows, and the place of each one's patch in the active stack; -1: none.
+        """
         base: list[int] = []
         by_patch: dict[int, tuple[Patch, list[int]]] = {}
         for i, patch in enumerate(patches):
@@ -85,12 +84,12 @@ class Scorer:
                 by_patch.setdefault(id(patch), (patch, []))[1].append(i)
         answers: list[Any] = [None] * len(patches)
 
-        def put(which: list[int], stack: Stack | None, groups: list[int] | None) -> None:
-            for i, answer in zip(which, ask(which, stack, groups), strict=True):
+        def put(which: list[int], places: list[int]) -> None:
+            for i, answer in zip(which, ask(which, places), strict=True):
                 answers[i] = answer
 
         if base:
-            put(base, None, None)
+            put(base, [-1] * len(base))
         light = [entry for entry in by_patch.values() if _is_light(entry[0])]
         alone = [entry for entry in by_patch.values() if not _is_light(entry[0])]
         for members in chunks(light, self.stack_size):
@@ -98,12 +97,12 @@ class Scorer:
             alone += [members[at] for at in refused]
             kept = [entry for at, entry in enumerate(members) if at not in refused]
             if kept:
-                pairs = [(i, group) for group, (_, which) in enumerate(kept) for i in which]
+                pairs = [(i, place) for place, (_, which) in enumerate(kept) for i in which]
                 with stack:
-                    put([i for i, _ in pairs], stack, [group for _, group in pairs])
+                    put([i for i, _ in pairs], [place for _, place in pairs])
         for patch, which in alone:
             with applied(self.lm, patch):
-                put(which, None, None)
+                put(which, [-1] * len(which))
         return answers
 
     def _stack(self, patches: Sequence[Patch]) -> tuple[Stack, set[int]]:

@@ -7,7 +7,7 @@ model) and ends at the last module that is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,6 @@ from errata.model.tokens import Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ def read(
     layers: Sequence[int],
     *,
     hidden: bool = False,
-    stack: Stack | None = None,
-    groups: Sequence[int] | None = None,
 ) -> dict[int, Reading]:
     """Read keys and values of several layers in one pass over the rows.
 
@@ -59,19 +56,18 @@ def read(
         at: For each row, the position to read.
         layers: Block numbers.
         hidden: Whether block outputs are wanted too.
-        stack: Active stack of patches, if rows run under patches.
-        groups: For each row, its patch in the stack.
 
     Returns:
         One reading per layer; its rows are in the order of `rows`.
     """
-    cut = [Row(row.ids[: p + 1], (p,), (), p + 1) for row, p in zip(rows, at, strict=True)]
+    cut = [
+        Row(row.ids[: p + 1], (p,), (), p + 1, patch=row.patch)
+        for row, p in zip(rows, at, strict=True)
+    ]
     projections = [module_at(lm, layer, "ffn") for layer in layers]
     blocks = [module_at(lm, layer, "block") for layer in layers] if hidden else []
     parts: list[tuple[tuple[int, ...], list[Tensor]]] = []
     for batch in lm.batches(cut):
-        if stack is not None:
-            stack.route([groups[i] if groups is not None else 0 for i in batch.index])
         keys, values = capture(lm, batch, projections, [*projections, *blocks])
         b = torch.arange(len(batch), device=lm.device)
         t = torch.tensor([at[i] for i in batch.index], device=lm.device)
@@ -85,8 +81,16 @@ def read(
     }
 
 
-def subject_rows(lm: LM, edits: Sequence[Edit], contexts: Contexts) -> list[Row]:
+def subject_rows(
+    lm: LM, edits: Sequence[Edit], contexts: Contexts, patches: Sequence[int] | None = None
+) -> list[Row]:
     """Tokenise every edit's prompt in every context, without target; contexts vary fastest.
+
+    Args:
+        lm: The model.
+        edits: Edits with subjects.
+        contexts: Texts in front of the prompts.
+        patches: For each edit, the patch in the active stack that its rows run under.
 
     Raises:
         EditError: If an edit has no subject, or its subject is not in the prompt.
@@ -98,8 +102,8 @@ def subject_rows(lm: LM, edits: Sequence[Edit], contexts: Contexts) -> list[Row]
                 'Give one: --subject TEXT, or "subject" in the record',
             )
     return [
-        lm.row(edit.prompt, None, edit.subject, prefix=prefix)
-        for edit in edits
+        replace(lm.row(edit.prompt, None, edit.subject, prefix=prefix), patch=patch)
+        for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True)
         for prefix in contexts.prefixes
     ]
 
@@ -131,8 +135,7 @@ def edit_keys(
     *,
     mean: Mean = "flat",
     hidden: bool = False,
-    stack: Stack | None = None,
-    groups: Sequence[int] | None = None,
+    patches: Sequence[int] | None = None,
 ) -> Mapping[int, EditKeys]:
     """Read the keys of edits at the last token of their subject, for several layers in one pass.
 
@@ -143,19 +146,14 @@ def edit_keys(
         layers: Block numbers.
         mean: How contexts are averaged.
         hidden: Whether block outputs are wanted too.
-        stack: Active stack of patches, if edits are read under patches.
-        groups: For each edit, its patch in the stack.
+        patches: For each edit, the patch in the active stack that it is read under.
 
     Raises:
         EditError: If an edit lacks its subject.
     """
-    rows = subject_rows(lm, edits, contexts)
+    rows = subject_rows(lm, edits, contexts, patches)
     n = len(contexts)
-    owners = None if groups is None else [group for group in groups for _ in range(n)]
-    readings = read(
-        lm, rows, [row.subject_last for row in rows], layers,
-        hidden=hidden, stack=stack, groups=owners,
-    )  # fmt: skip
+    readings = read(lm, rows, [row.subject_last for row in rows], layers, hidden=hidden)
     weights = contexts.weights(mean).to(lm.device)
 
     def average(tensor: Tensor) -> Tensor:

@@ -7,6 +7,19 @@ computed once:
 * everything before the subject's last token (kept as keys and values of the attention);
 * logits at positions without a label.
 
+```
+ row r of an edit   ids: [ … subject … last | relation … target ]    one row per context, and
+                                     │                               "{subject} is a" (essence)
+   kept once        ◀── prefix ──▶ column[r]
+   run each step                     ◀──────── batch ────────▶
+
+ block  n-1                                      logits at `at` [N, 2]: labels, then essence
+        …                      ▲ run
+        l    states[r, column[r]] += vectors[edit of r]            vectors [e, d], the leaves
+        …                      ▲ not run: `hidden` [R, T, d] stands in (reuse_below)
+        0
+```
+
 Each saving is exact and can be switched off (`Economy`); tests compare them with the plain form.
 """
 
@@ -14,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +39,12 @@ from errata.case import Edit
 from errata.config import Settings
 from errata.locate.contexts import Contexts
 from errata.locate.keys import subject_rows
+from errata.model.hooks import after, bare, hooked
 from errata.model.passes import (
     Place,
     Prefix,
     capture,
     first,
-    hooks,
     make_prefix,
     module_at,
     reuse_below,
@@ -43,7 +56,6 @@ from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 LOGIT_BUDGET = 1 << 26
 """Most logits (positions x vocabulary) per forward pass; 0.25 GB in float32, before gradients."""
@@ -64,19 +76,24 @@ class Economy(Settings):
     )
 
 
-@torch.no_grad()
 def ffn_adds_to_block(lm: LM, layer: int) -> bool:
     """Whether moving the FFN's output moves the block's output by the same vector.
 
     True for plain residual blocks, false where a norm follows the FFN (Gemma 2). Established by
-    moving it once, so no list of architectures is needed.
+    moving it once, in the model without any patch, so no list of architectures is needed.
     """
+    return lm.once(("ffn adds to block", layer), lambda: _adds(lm, layer))
+
+
+@torch.no_grad()
+def _adds(lm: LM, layer: int) -> bool:
     batch = lm.batch([Row((lm.pad_id, lm.pad_id), (1,), (), 2)], [0])
     ffn, block = module_at(lm, layer, "ffn"), module_at(lm, layer, "block")
-    _, (before, hidden) = capture(lm, batch, outputs=[ffn, block])
-    shift = torch.full_like(before, float(hidden.abs().max()))
-    with hooks(ffn.register_forward_hook(lambda m, args, out: with_first(out, first(out) + shift))):
-        _, (moved,) = capture(lm, batch, outputs=[block])
+    with bare(lm.model):
+        _, (answer, hidden) = capture(lm, batch, outputs=[ffn, block])
+        shift = torch.full_like(answer, float(hidden.abs().max()))
+        with hooked(lm, after(ffn, lambda m, args, out: with_first(out, first(out) + shift))):
+            _, (moved,) = capture(lm, batch, outputs=[block])
     tolerance = ADDITIVE_TOLERANCE.get(hidden.dtype, 0.1)
     return bool(((moved - hidden - shift).abs().max() / shift.abs().max()) < tolerance)
 
@@ -91,7 +108,7 @@ class Rows:
         places: Where in the block.
         n_edits: Edits still in the batch.
         per_edit: Rows per edit.
-        batch: Padded rows, or what follows their prefixes.
+        batch: Padded rows, or what follows their prefixes; it says under which patch each runs.
         prefix: Keys and values of the prefixes, if they are cached.
         cut: Blocks up to this one are skipped; None: none is.
         hidden: Output of block `cut`.
@@ -100,7 +117,8 @@ class Rows:
         labels: Next token at each label position.
         label_weight: 1 / (contexts x target tokens).
         start: Per place, the output on the bare prompt, before anything is added.
-        routes: Per row, its patch in the stack.
+        loss_layer: Block whose output the head reads; None for the last.
+        answer_only: Whether logits are computed at `at` only.
     """
 
     lm: LM
@@ -117,8 +135,6 @@ class Rows:
     labels: Int[Tensor, " L"]
     label_weight: Float[Tensor, " L"]
     start: dict[Place, Float[Tensor, "e d"]]
-    stack: Stack | None
-    routes: Int[Tensor, " R"] | None
     loss_layer: int | None
     answer_only: bool
 
@@ -152,15 +168,13 @@ class Rows:
             all contexts.
         """
         lm = self.lm
-        if self.stack is not None and self.routes is not None:
-            self.stack.route(self.routes)
         with ExitStack() as context:
             if self.cut is not None and self.hidden is not None:
                 context.enter_context(reuse_below(lm, self.cut, self.hidden))
             for place, vector in vectors.items():
                 skipped = self.cut == self.layer
                 module = module_at(lm, self.layer, "block" if skipped else place)
-                context.enter_context(hooks(module.register_forward_hook(self._adder(vector))))
+                context.enter_context(hooked(lm, after(module, self._adder(vector))))
             if self.loss_layer is not None and self.loss_layer < lm.n_layers - 1:
                 context.enter_context(_exit_at(lm, self.loss_layer))
             if self.answer_only:
@@ -170,12 +184,12 @@ class Rows:
                 logits = full[self.at[:, 0], self.at[:, 1]]
         logits = wide(logits)
         n = len(self.labels)
-        own = logits[:n].gather(1, self.labels[:, None])[:, 0]
-        nll = (logits[:n].logsumexp(-1) - own) * self.label_weight
-        owner = self.at[:n, 0] // self.per_edit
-        total = nll.new_zeros(self.n_edits).index_add(0, owner, nll)
-        misses = (logits[:n].detach().amax(-1) > own.detach()).to(nll.dtype)
-        said = nll.new_zeros(self.n_edits).index_add(0, owner, misses) == 0
+        label_logits = logits[:n].gather(1, self.labels[:, None])[:, 0]
+        nll = (logits[:n].logsumexp(-1) - label_logits) * self.label_weight
+        edit = self.at[:n, 0] // self.per_edit  # an edit's rows stand together
+        total = nll.new_zeros(self.n_edits).index_add(0, edit, nll)
+        misses = (logits[:n].detach().amax(-1) > label_logits.detach()).to(nll.dtype)
+        said = nll.new_zeros(self.n_edits).index_add(0, edit, misses) == 0
         return total, logits[n:].log_softmax(-1), said
 
     def keep(self, edits: Int[Tensor, " k"]) -> None:
@@ -191,16 +205,15 @@ class Rows:
         n = len(self.labels)
         self.labels, self.label_weight = self.labels[kept[:n]], self.label_weight[kept[:n]]
         batch = self.batch
+        kept_rows = rows.tolist()
         self.batch = Batch(
             batch.input_ids[rows], batch.attention_mask[rows], batch.position_ids[rows],
-            tuple(range(len(rows))),
+            tuple(range(len(rows))), patches=tuple(batch.patches[r] for r in kept_rows),
         )  # fmt: skip
         if self.prefix is not None:
             self.prefix = self.prefix.rows(rows)
         if self.hidden is not None:
             self.hidden = self.hidden[rows]
-        if self.routes is not None:
-            self.routes = self.routes[rows]
         self.column = self.column[rows]
         self.n_edits = len(edits)
 
@@ -212,10 +225,12 @@ def _exit_at(lm: LM, layer: int) -> AbstractContextManager[None]:
     def note(module: nn.Module, args: Any, output: Any) -> None:
         seen[:] = [first(output)]
 
-    return hooks(
-        lm.module(lm.spec.blocks[layer]).register_forward_hook(note),
-        lm.module(lm.spec.blocks[-1]).register_forward_hook(
-            lambda module, args, output: with_first(output, seen[0])
+    return hooked(
+        lm,
+        after(lm.module(lm.spec.blocks[layer]), note),
+        after(
+            lm.module(lm.spec.blocks[-1]),
+            lambda module, args, output: with_first(output, seen[0]),
         ),
     )
 
@@ -225,20 +240,34 @@ def essence_prompt(subject: str) -> str:
     return f"{subject} is a"
 
 
-def edit_rows(lm: LM, edit: Edit, contexts: Contexts) -> list[Row]:
-    """Tokenise an edit: prompt and target in each context, then the essence row."""
+def edit_rows(lm: LM, edit: Edit, contexts: Contexts, patch: int = -1) -> list[Row]:
+    """Tokenise an edit: prompt and target in each context, then the essence row.
+
+    Args:
+        lm: The model.
+        edit: An edit with a subject.
+        contexts: Texts in front of the prompt.
+        patch: The patch in the active stack that its rows run under; -1: none.
+    """
     subject = str(edit.subject)
     rows = [lm.row(edit.prompt, edit.target, subject, prefix=c) for c in contexts.prefixes]
-    return [*rows, lm.row(essence_prompt(subject), None, subject)]
+    rows.append(lm.row(essence_prompt(subject), None, subject))
+    return [replace(row, patch=patch) for row in rows]
 
 
 def plan_chunks(
-    lm: LM, edits: Sequence[Edit], contexts: Contexts
+    lm: LM, edits: Sequence[Edit], contexts: Contexts, patches: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], list[Row]]]:
     """Split edits into chunks whose rows stay within the token budget and the logit budget.
 
     Edits of similar length come together, so that padding stays small; what counts most is the
     length from the subject's last token on, since with cached prefixes only that is run.
+
+    Args:
+        lm: The model.
+        edits: Edits with subjects.
+        contexts: Texts in front of the prompts.
+        patches: For each edit, the patch in the active stack that its rows run under.
 
     Yields:
         Numbers of the edits, and their rows as `edit_rows` makes them, one edit after the other.
@@ -248,7 +277,10 @@ def plan_chunks(
     chunk: list[int] = []
     held: list[Row] = []
     longest = labels = run = 0
-    tokenised = [edit_rows(lm, edit, contexts) for edit in edits]
+    tokenised = [
+        edit_rows(lm, edit, contexts, patch)
+        for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True)
+    ]
     lengths = [max(len(row.ids) for row in rows) for rows in tokenised]
     tails = [max(len(row.ids) - row.subject_last for row in rows) for rows in tokenised]
     for i in sorted(range(len(edits)), key=lambda i: (tails[i], lengths[i])):
@@ -279,8 +311,6 @@ def build_rows(
     places: tuple[Place, ...],
     *,
     economy: Economy,
-    stack: Stack | None = None,
-    groups: Sequence[int] | None = None,
     loss_layer: int | None = None,
 ) -> Rows:
     """Lay out the rows of some edits and compute once what does not depend on the vectors.
@@ -292,18 +322,11 @@ def build_rows(
         layer: Block at which vectors are added.
         places: Where in the block.
         economy: Which savings are used.
-        stack: Active stack of patches, if there is one.
-        groups: For each edit, its patch in the stack.
         loss_layer: Block whose output the head reads; None for the last.
     """
     edits = len(rows) // per_edit
     device = lm.device
-    cut, cached = _savings(lm, layer, places, economy, stack)
-    routes = None
-    if stack is not None:
-        owners = groups if groups is not None else [0] * edits
-        routes = torch.tensor([g for g in owners for _ in range(per_edit)], device=device)
-        stack.route(routes)
+    cut, cached = _savings(lm, layer, places, economy)
     prefix = None
     if cached:
         prefix = make_prefix(lm, rows, [row.subject_last for row in rows])
@@ -340,29 +363,18 @@ def build_rows(
         torch.tensor(pairs + essence, device=device),
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device, dtype=wider),
-        start_values, stack, routes, loss_layer, economy.answer_only,
+        start_values, loss_layer, economy.answer_only,
     )  # fmt: skip
 
 
 def _savings(
-    lm: LM, layer: int, places: tuple[Place, ...], economy: Economy, stack: Stack | None
+    lm: LM, layer: int, places: tuple[Place, ...], economy: Economy
 ) -> tuple[int | None, bool]:
-    """Highest block that can be skipped, and whether prefixes can be cached, on this model.
-
-    What is established by a trial run is established here, on the base model: under a stack every
-    forward pass has to be routed.
-    """
-    cut = cached = None
+    """Highest block that can be skipped, and whether prefixes can be cached, on this model."""
+    cut = None
     if economy.truncate:
-        if stack is not None:
-            stack.route([-1])
-        _ = lm.block_returns_tuple
         acts_on_block = places == ("block",) or (
             places == ("ffn",) and ffn_adds_to_block(lm, layer)
         )
         cut = layer if acts_on_block else layer - 1 if layer > 0 else None
-    if economy.prefix_cache:
-        if stack is not None:
-            stack.route([-1, -1])
-        cached = lm.prefix_cache_works
-    return cut, bool(cached)
+    return cut, economy.prefix_cache and lm.prefix_cache_works

@@ -36,7 +36,6 @@ from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 DROP_SHARE = 0.25
 """Finished edits are dropped once they are this share of the batch: dropping copies the caches."""
@@ -113,8 +112,7 @@ def optimise_values(
     *,
     places: tuple[Place, ...] = ("ffn",),
     economy: Economy | None = None,
-    stack: Stack | None = None,
-    groups: Sequence[int] | None = None,
+    patches: Sequence[int] | None = None,
     adaptive: Adaptive | None = None,
 ) -> Values:
     """Find the target values of many edits at once.
@@ -127,8 +125,7 @@ def optimise_values(
         settings: The recipe.
         places: Where in the block: `ffn` (ROME), `block` (MEMIT), `("ffn", "attn")` (PMET).
         economy: Which exact savings are used; all by default.
-        stack: Active stack of patches, if edits are found under patches.
-        groups: For each edit, its patch in the stack.
+        patches: For each edit, the patch in the active stack that its value is found under.
         adaptive: How the weight of the likelihood follows the optimisation; None: it is 1.
 
     Raises:
@@ -138,12 +135,10 @@ def optimise_values(
     economy = economy or Economy()
     parts: list[Values] = []
     order: list[int] = []
-    for chunk, tokens in plan_chunks(lm, edits, contexts):
+    for chunk, tokens in plan_chunks(lm, edits, contexts, patches):
         rows = build_rows(
             lm, tokens, len(contexts) + 1, layer, places,
-            economy=economy, stack=stack,
-            groups=None if groups is None else [groups[i] for i in chunk],
-            loss_layer=settings.loss_layer,
+            economy=economy, loss_layer=settings.loss_layer,
         )  # fmt: skip
         with watched(f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step") as show:
             parts.append(_descend(rows, settings, adaptive, show))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import SpecError
+from errata.model.hooks import bare
 
 TOKENS = 5
 """Length of the probe text."""
@@ -41,12 +42,14 @@ class Call:
         end: Clock at its end.
         width_in: Width of the hidden states that went in; None if there were none.
         width_out: Width of those that came out.
+        in_tuple: Whether they came out in a tuple.
     """
 
     start: int
     end: int
     width_in: int | None
     width_out: int | None
+    in_tuple: bool
 
 
 @dataclass
@@ -111,10 +114,14 @@ def replace_hidden(
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Evaluate with gradients on; afterwards training flags and random states are as before."""
+    """Evaluate with gradients on, and with nothing of errata's installed.
+
+    Afterwards training flags and random states are as before.
+    """
     flags = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
+        stack.enter_context(bare(model))
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -164,8 +171,9 @@ def scout(model: Any, head: nn.Module) -> Scouting:
             nonlocal headed
             start, width = running.pop()
             hidden = hidden_in(output)
+            out = None if hidden is None else hidden.shape[-1]
             calls.setdefault(path, []).append(
-                Call(start, tick(), width, None if hidden is None else hidden.shape[-1])
+                Call(start, tick(), width, out, isinstance(output, tuple))
             )
             headed = headed or module is head
             given = hidden_in(args)

@@ -29,6 +29,7 @@ class Found:
     final_norm: str
     head: str
     embedding: str
+    block_returns_tuple: bool
 
 
 def templates(blocks: Sequence[str], paths: Iterable[str]) -> list[str]:
@@ -73,7 +74,8 @@ class Search:
         if "attn_out" not in self.overrides:
             self._require_attention(dict(zip(blocks, attn, strict=True)))
         norm = self._final_norm(seen, blocks)
-        return Found(blocks, ffn, attn, inner, norm, head, embedding)
+        in_tuple = seen.calls[blocks[0]][0].in_tuple
+        return Found(blocks, ffn, attn, inner, norm, head, embedding, in_tuple)
 
     def refusal(self, why: str, candidates: Iterable[str] = (), site: str = "") -> SpecError:
         """Build the error of a search that did not end with one answer."""

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from errata.errors import ConfigError, ModelError
+from errata.errors import ConfigError, ModelError, PatchError, SpecError
+from errata.model.asking import continuations, score_rows, top_tokens
 from errata.model.compat import cache_name
-from errata.model.logprobs import RowScore, score_logits
-from errata.model.passes import continues_exactly, gather_logits, hooks
+from errata.model.hooks import installed_on
+from errata.model.logprobs import RowScore
+from errata.model.passes import continues_exactly, gather_logits
 from errata.model.spec import ModelSpec, Site, find_spec
-from errata.model.tokens import (
-    Batch,
-    Row,
-    bucket,
-    encode_row,
-    make_batch,
-    positions_of,
-    share_rows,
-)
+from errata.model.tokens import Batch, Row, bucket, encode_row, make_batch, patched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from errata.patch.stack import Stack
+
+T = TypeVar("T")
 
 MAX_TOKENS = {"cpu": 2048, "cuda": 32768}
 
@@ -56,9 +53,7 @@ class LM:
         arguments: Names of what the model takes, in order.
         takes_positions: Whether the model is told positions.
         cache_name: What the model calls its cached keys and values.
-        running: Batch and (row, position) pairs of the forward pass that runs, if it is known.
-        whole_rows: How many active changes have to see whole rows: no prefix may be cached.
-        in_context: Whether a context stands in front of every row.
+        installed: What stands around the model now, as those who installed it wrote it down.
     """
 
     def __init__(
@@ -81,14 +76,14 @@ class LM:
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
         self._sites = dict(sites or {})
-        self._finite: dict[str, tuple[int, int]] = {}
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
         self.arguments = tuple(inspect.signature(model.forward).parameters)
         self.takes_positions = "position_ids" in self.arguments
         self.cache_name = cache_name(self.arguments)
-        self.running: tuple[Batch | None, Tensor | None] = (None, None)
-        self.whole_rows = 0
-        self.in_context = False
+        self.installed = installed_on(model)
+        self._probed = False
+        self._kept: dict[Hashable, Any] = {}
+        self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         # the probe is not run for the sake of a message: blocks as the configuration counts them
@@ -128,6 +123,29 @@ class LM:
         """
         return find_spec(self.model, self._sites)
 
+    def probe(self) -> None:
+        """Look for the spec now, if nobody has; whoever puts something around the model asks first.
+
+        A model that is not understood may still run under patches: the error waits for `spec`.
+        """
+        if not self._probed:
+            self._probed = True
+            with suppress(SpecError):
+                _ = self.spec
+
+    def once(self, key: Hashable, make: Callable[[], T], owner: object | None = None) -> T:
+        """Return what `make` gave when this key was first asked for.
+
+        Args:
+            key: Names the thing.
+            make: Makes it.
+            owner: Whose it is: it is kept as long as the owner lives; default: with the model.
+        """
+        kept = self._kept if owner is None else self._kept_for.setdefault(owner, {})
+        if key not in kept:
+            kept[key] = make()
+        return cast("T", kept[key])
+
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
@@ -159,19 +177,6 @@ class LM:
 
         return weight_fingerprint(self.model)
 
-    @cached_property
-    def block_returns_tuple(self) -> bool:
-        """Whether decoder blocks return a tuple (older transformers code) or bare hidden states."""
-        found: list[bool] = []
-
-        def look(module: nn.Module, args: Any, output: Any) -> None:
-            found.append(isinstance(output, tuple))
-
-        block = self.module(self.spec.blocks[0])
-        with hooks(block.register_forward_hook(look)), torch.no_grad():
-            self.run(self.batch([Row((self.pad_id,), (0,), (), 1)], [0]))
-        return found[0]
-
     def module(self, path: str) -> nn.Module:
         """Return the submodule of that dotted path."""
         return self.model.get_submodule(path)
@@ -201,17 +206,9 @@ class LM:
         Raises:
             ModelError: Names the first such parameter.
         """
-        for name, parameter in self.model.named_parameters():
-            state = (id(parameter), parameter._version)  # counts in-place writes
-            if self._finite.get(name) == state or not parameter.numel():
-                continue
-            low, high = torch.aminmax(parameter.detach())  # unlike isfinite, needs no memory
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise ModelError(
-                    f"parameter {name} of {self.name} holds NaN or infinite values",
-                    "The checkpoint is damaged; load it again from its source.",
-                )
-            self._finite[name] = state
+        from errata.model.loading import check_finite
+
+        check_finite(self)
 
     # ------------------------------------------------------------------ text to batches
 
@@ -246,24 +243,21 @@ class LM:
         """Right-pad the rows of the given numbers into one batch on the model's device."""
         return make_batch(rows, index, self.pad_id, self.device)
 
-    def batches(
-        self,
-        rows: Sequence[Row],
-        max_tokens: int | None = None,
-        apart: Sequence[int] | None = None,
-    ) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[Row], max_tokens: int | None = None) -> Iterator[Batch]:
         """Yield length-bucketed batches under the token budget, with little padding.
+
+        Rows whose patches may not share a pass (some have a context, some have none) do not.
 
         Args:
             rows: The rows.
             max_tokens: Budget of padded tokens per batch.
-            apart: For each row a number; rows of different numbers never share a batch.
         """
-        budget = max_tokens or self.max_tokens
-        for kind in sorted(set(apart or [0])):
-            mine = [i for i in range(len(rows)) if apart is None or apart[i] == kind]
-            mine.sort(key=lambda i: len(rows[i].ids))
-            for index in bucket(rows, budget, mine, max_padding=self.pass_cost):
+        stack, budget = self.installed.stack, max_tokens or self.max_tokens
+        lanes = None if stack is None else stack.apart([row.patch for row in rows])
+        for lane in sorted(set(lanes or [0])):
+            members = [i for i in range(len(rows)) if lanes is None or lanes[i] == lane]
+            members.sort(key=lambda i: len(rows[i].ids))
+            for index in bucket(rows, budget, members, max_padding=self.pass_cost):
                 yield self.batch(rows, index)
 
     # ------------------------------------------------------------------ forward passes
@@ -273,20 +267,31 @@ class LM:
         return {self.cache_name: cache, "use_cache": True}
 
     def run(self, batch: Batch, **kwargs: Any) -> Any:
-        """Run the model on a batch and return its output object; no cache unless asked for."""
-        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self.takes_positions:
-            given["position_ids"] = batch.position_ids
-        with self._attention(), self._running(batch, self.running[1]):
-            return self.model(**given, **{"use_cache": False, **kwargs})
+        """Run the model on a batch, every row under its patch, and return its output object.
 
-    @contextmanager
-    def _running(self, batch: Batch | None, at: Tensor | None) -> Iterator[None]:
-        before, self.running = self.running, (batch, at)
-        try:
-            yield
-        finally:
-            self.running = before
+        No cache is made unless asked for.
+
+        Raises:
+            PatchError: If rows name patches and no stack is active, or one that it does not hold.
+        """
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self.takes_positions:
+            inputs["position_ids"] = batch.position_ids
+        with self._attention(), self._under(batch), self.installed.running(batch=batch):
+            return self.model(**inputs, **{"use_cache": False, **kwargs})
+
+    def _under(self, batch: Batch) -> AbstractContextManager[None]:
+        """Route the active stack for one pass."""
+        stack = self.installed.stack
+        if stack is not None:
+            return stack.routed(batch.patches or (-1,) * len(batch))
+        named = max(batch.patches, default=-1)
+        if named >= 0:
+            raise PatchError(
+                f"rows run under patch {named} of a stack, and no stack is active",
+                "Ask inside `with errata.Stack(lm, patches):`.",
+            )
+        return nullcontext()
 
     def _attention(self) -> AbstractContextManager[Any]:
         """Avoid torch's fused attention where its backward pass is slow: in half precision on CPU.
@@ -300,10 +305,11 @@ class LM:
 
     def logits(self, batch: Batch, at: Int[Tensor, "N 2"], **kwargs: Any) -> Float[Tensor, "N V"]:
         """Return logits at (row, position) pairs only; never `rows x T x vocabulary`."""
-        with gather_logits(self, at), self._running(None, at):
+        with gather_logits(self, at), self.installed.running(at=at):
             return self.run(batch, **kwargs).logits[0]
 
-    @torch.no_grad()
+    # ------------------------------------------------------------------ questions
+
     def score(
         self,
         rows: Sequence[Row],
@@ -315,72 +321,34 @@ class LM:
         """Score the labels of every row under teacher forcing.
 
         Args:
-            rows: Rows with labels.
-            stack: An active stack of patches, if rows are to be scored under patches.
+            rows: Rows with labels; `Row.patch` says under which patch of the active stack each
+                runs, -1 (as rows are made): the base model.
+            stack: The active stack, if rows are put under its patches here.
             groups: For each row, the number of its patch in the stack; -1 for the base model.
             max_tokens: Budget of padded tokens per forward pass.
 
         Returns:
             One score per row, in the order of `rows`, whatever the batching.
         """
-        owners = list(groups) if groups is not None else [0] * len(rows)
-        shared, hosts = share_rows(rows, owners)
-        guests: list[list[int]] = [[] for _ in shared]
-        for i, host in enumerate(hosts):
-            guests[host].append(i)
-        scores: list[RowScore | None] = [None] * len(rows)
-        patches = [owners[own[0]] for own in guests]
-        for batch in self.batches(shared, max_tokens, stack.apart(patches) if stack else None):
-            if stack is not None:
-                stack.route([patches[host] for host in batch.index])
-            pairs = [(host, p) for host in batch.index for p in shared[host].positions]
-            line = {pair: at for at, pair in enumerate(pairs)}
-            logits = self.logits(batch, positions_of(shared, batch.index, self.device))
-            asked = [(host, i) for host in batch.index for i in guests[host]]
-            logprobs, argmax, ranks = score_logits(
-                logits,
-                torch.tensor([n for _, i in asked for n in rows[i].labels], device=self.device),
-                torch.tensor(
-                    [line[host, p] for host, i in asked for p in rows[i].positions],
-                    device=self.device,
-                ),
-            )
-            start = 0
-            for _, i in asked:
-                end = start + len(rows[i].labels)
-                scores[i] = RowScore(
-                    tuple(logprobs[start:end]), tuple(argmax[start:end]), tuple(ranks[start:end])
-                )
-                start = end
-        return [score for score in scores if score is not None]
+        return score_rows(self, self._placed(rows, stack, groups), max_tokens)
 
-    @torch.no_grad()
     def top(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Row],
         k: int = 5,
         *,
         stack: Stack | None = None,
         groups: Sequence[int] | None = None,
     ) -> list[list[tuple[str, float]]]:
-        """Return the `k` most probable next tokens of each prompt with their probabilities."""
-        rows = [self.row(prompt) for prompt in prompts]
-        result: list[list[tuple[str, float]]] = [[] for _ in rows]
-        owners = list(groups) if groups is not None else [0] * len(rows)
-        for batch in self.batches(rows, apart=stack.apart(owners) if stack else None):
-            if stack is not None:
-                stack.route([owners[i] for i in batch.index])
-            logits = self.logits(batch, positions_of(rows, batch.index, self.device))
-            values, ids = logits.float().softmax(-1).topk(k, dim=-1)
-            for at, i in enumerate(batch.index):
-                words = [str(self.tokenizer.decode([token])) for token in ids[at].tolist()]
-                result[i] = list(zip(words, values[at].tolist(), strict=True))
-        return result
+        """Return the `k` most probable next tokens of each prompt with their probabilities.
 
-    @torch.no_grad()
+        Prompts are texts or rows; `stack` and `groups` are as in `score`.
+        """
+        return top_tokens(self, self._placed(prompts, stack, groups), k)
+
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Row],
         max_new_tokens: int | Sequence[int] = 20,
         *,
         stack: Stack | None = None,
@@ -388,33 +356,35 @@ class LM:
     ) -> list[str]:
         """Continue each prompt greedily and return the new text.
 
-        Each step recomputes the whole row, so that every kind of patch acts as it does in scoring;
-        rows stop at the end-of-sequence token or at their own limit.
+        Prompts are texts or rows; `stack` and `groups` are as in `score`. Rows stop at the
+        end-of-sequence token or at their own limit.
         """
-        limits = (
-            [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-        )
-        rows = [self.row(prompt) for prompt in prompts]
-        ids = [list(row.ids) for row in rows]
-        open_rows = {i for i, limit in enumerate(limits) if limit > 0}
-        eos = self.tokenizer.eos_token_id
-        while open_rows:
-            live = sorted(open_rows)
-            now = [Row(tuple(ids[i]), (len(ids[i]) - 1,), (), rows[i].prompt_length) for i in live]
-            owners = [groups[i] if groups is not None else 0 for i in live]
-            for batch in self.batches(now, apart=stack.apart(owners) if stack else None):
-                if stack is not None:
-                    stack.route([owners[j] for j in batch.index])
-                best = self.logits(batch, positions_of(now, batch.index, self.device)).argmax(-1)
-                for j, token in zip(batch.index, best.tolist(), strict=True):
-                    i = live[j]
-                    done = len(ids[i]) - len(rows[i].ids) + 1 >= limits[i]
-                    if token != eos:
-                        ids[i].append(token)
-                    full = self.max_length is not None and len(ids[i]) >= self.max_length
-                    if token == eos or done or full:
-                        open_rows.discard(i)
-        return [self.text(ids[i][len(row.ids) :]) for i, row in enumerate(rows)]
+        limits = max_new_tokens
+        if isinstance(limits, int):
+            limits = [limits] * len(prompts)
+        return continuations(self, self._placed(prompts, stack, groups), limits)
+
+    def rows(self, prompts: Iterable[str | Row]) -> list[Row]:
+        """Tokenise those prompts that are texts."""
+        return [self.row(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _placed(
+        self,
+        prompts: Sequence[str | Row],
+        stack: Stack | None,
+        groups: Sequence[int] | None,
+    ) -> list[Row]:
+        """Return rows, each under the patch that a caller of the public methods named for it.
+
+        Raises:
+            PatchError: If the stack is not the active one.
+        """
+        if stack is not None and stack is not self.installed.stack:
+            raise PatchError("this stack of patches is not active", "Ask inside `with stack:`.")
+        rows = self.rows(prompts)
+        if groups is None and stack is not None:
+            groups = [0] * len(rows)
+        return rows if groups is None else patched(rows, groups)
 
     @property
     def prefix_cache_works(self) -> bool:
@@ -422,7 +392,7 @@ class LM:
 
         Not while a change is active that has to see whole rows.
         """
-        return not self.whole_rows and self.prefix_cache_is_exact
+        return not self.installed.wholes and self.prefix_cache_is_exact
 
     @cached_property
     def prefix_cache_is_exact(self) -> bool:

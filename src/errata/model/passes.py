@@ -3,6 +3,23 @@
 Every function here works on any decoder-only model that `errata.model.spec` understands: nothing
 of the model is re-implemented. Blocks are skipped by short-circuiting their `forward`, logits are
 restricted by a hook in front of the head, and prefixes are kept in the model's own key/value cache.
+
+```
+ rows          ids ─────────────────────────────────────────────┐
+               │ make_prefix: the first `starts[b]` tokens       │ suffix_batch: what follows
+               ▼                                                 ▼
+ Prefix   keys, values [B, heads, P, d_head]         Batch  input_ids      [B, T]
+          mask         [B, P], padded on the left           attention_mask [B, P + T]
+               └───────────── lm.behind(prefix.cache()) ──────────┘
+                                     ▼
+ blocks   0 … l      reuse_below(lm, l, hidden): not run, block l answers `hidden` [B, T, d]
+          l + 1 …    capture(lm, batch, inputs, outputs): read [B, T, ·], stop at the last one read
+                                     ▼
+ head     gather_logits(lm, at): the (row, position) pairs [N, 2] → logits [1, N, V]
+```
+
+Rows, prefixes and batches carry the patch that each row runs under, so every function here works
+under an active stack as it does without one.
 """
 
 from __future__ import annotations
@@ -18,7 +35,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from errata.model.tokens import Batch, Row
+from errata.model.hooks import after, bare, before, hooked
+from errata.model.tokens import Batch, Row, make_batch, positions_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -82,42 +100,6 @@ class Pass:
 
 
 @contextmanager
-def hooks(*handles: Any) -> Iterator[None]:
-    """Remove hook handles at the end, also after an exception."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run_until(lm: LM, batch: Batch, modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Run the model until all `modules` were called and return the input of each.
-
-    Args:
-        lm: The model.
-        batch: Rows to run.
-        modules: Modules whose first input is wanted, in any order.
-
-    Returns:
-        One tensor `[B, T, d_in]` per module, in the order of `modules`.
-    """
-    seen: dict[int, Tensor] = {}
-
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen[id(module)] = args[0]
-        if len(seen) == len({id(m) for m in modules}):
-            raise _Stop
-
-    with hooks(*[module.register_forward_pre_hook(keep) for module in modules]):
-        try:
-            lm.run(batch)
-        except _Stop:
-            pass
-    return [seen[id(module)] for module in modules]
-
-
-@contextmanager
 def gather_logits(lm: LM, at: Int[Tensor, "N 2"]) -> Iterator[None]:
     """Hand only the hidden states at (row, position) pairs to the head.
 
@@ -129,7 +111,7 @@ def gather_logits(lm: LM, at: Int[Tensor, "N 2"]) -> Iterator[None]:
         hidden = args[0]
         return (hidden[at[:, 0], at[:, 1]].unsqueeze(0), *args[1:])
 
-    with hooks(lm.module(lm.spec.head).register_forward_pre_hook(pick)):
+    with hooked(lm, before(lm.module(lm.spec.head), pick)):
         yield
 
 
@@ -141,7 +123,7 @@ def reuse_below(lm: LM, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[
     locate-then-edit notes). Forward hooks on block `layer` still fire and may change its output.
     """
     blocks = [lm.module(path) for path in lm.spec.blocks[: layer + 1]]
-    returns_tuple = lm.block_returns_tuple
+    returns_tuple = lm.spec.block_returns_tuple
 
     def skip(states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (states, None) if returns_tuple else states
@@ -233,7 +215,6 @@ def make_prefix(
     lm: LM,
     rows: Sequence[Row],
     starts: Sequence[int],
-    run: Any = None,
     shared: Prefix | None = None,
 ) -> Prefix:
     """Compute the keys and values of `rows[b].ids[:starts[b]]` for all rows in one forward pass.
@@ -245,17 +226,15 @@ def make_prefix(
         lm: The model.
         rows: The rows.
         starts: How many tokens of each.
-        run: Runs the model; default: `lm.run`.
         shared: Prefix of one row that all rows begin with: it is not computed again. Each row has
             to go on for a token at least.
     """
     from transformers import DynamicCache
 
-    from errata.model.tokens import make_batch
-
     skip = 0 if shared is None else shared.starts[0]
     heads = [
-        Row(row.ids[skip : max(n, 1)], (0,), (), 1) for row, n in zip(rows, starts, strict=True)
+        Row(row.ids[skip : max(n, 1)], (0,), (), 1, patch=row.patch)
+        for row, n in zip(rows, starts, strict=True)
     ]
     batch = make_batch(heads, range(len(heads)), lm.pad_id, lm.device)
     cache = DynamicCache()
@@ -263,17 +242,15 @@ def make_prefix(
         cache = shared.rows(torch.zeros(len(rows), dtype=torch.long, device=lm.device)).cache()
         known = batch.attention_mask.new_ones(len(rows), skip)
         mask = torch.cat([known, batch.attention_mask], 1)
-        batch = Batch(batch.input_ids, mask, batch.position_ids + skip, batch.index)
+        batch = replace(batch, attention_mask=mask, position_ids=batch.position_ids + skip)
     head = lm.module(lm.spec.head)
 
     def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
         raise _Stop
 
-    with hooks(head.register_forward_pre_hook(stop)):
-        try:
-            (run or lm.run)(batch, **lm.behind(cache))
-        except _Stop:
-            pass
+    # ends in front of the head: logits are not wanted
+    with hooked(lm, before(head, stop)), suppress(_Stop):
+        lm.run(batch, **lm.behind(cache))
     width = skip + batch.input_ids.shape[1]
     shift = torch.tensor([width - n for n in starts], device=lm.device)
     source = torch.arange(width, device=lm.device)[None, :] - shift[:, None]
@@ -296,9 +273,10 @@ def suffix_batch(lm: LM, rows: Sequence[Row], prefix: Prefix) -> tuple[Batch, di
 
     Position `p` of row `b` is column `p - prefix.starts[b]` of the batch.
     """
-    from errata.model.tokens import make_batch
-
-    tails = [Row(row.ids[n:], (0,), (), 1) for row, n in zip(rows, prefix.starts, strict=True)]
+    tails = [
+        Row(row.ids[n:], (0,), (), 1, patch=row.patch)
+        for row, n in zip(rows, prefix.starts, strict=True)
+    ]
     batch = make_batch(tails, range(len(tails)), lm.pad_id, lm.device)
     starts = torch.tensor(prefix.starts, device=lm.device)[:, None]
     positions = batch.position_ids + starts
@@ -306,24 +284,27 @@ def suffix_batch(lm: LM, rows: Sequence[Row], prefix: Prefix) -> tuple[Batch, di
     if limit is not None:
         positions = positions.clamp(max=limit - 1)  # padding must not run past a learned table
     mask = torch.cat([prefix.mask, batch.attention_mask], dim=1)
-    shifted = Batch(batch.input_ids, mask, positions, batch.index)  # its prompts are cut off
+    # its prompts are cut off, so how long they are says nothing
+    shifted = replace(batch, attention_mask=mask, position_ids=positions, prompts=())
     return shifted, lm.behind(prefix.cache())
 
 
 @torch.no_grad()
 def continues_exactly(lm: LM) -> bool:
-    """Try on a few tokens whether rows behind cached prefixes give what whole rows give."""
-    from errata.model.tokens import positions_of
+    """Try on a few tokens whether rows behind cached prefixes give what whole rows give.
 
+    This is said of the model itself, whatever patches are at work.
+    """
     vocabulary = lm.embedding.shape[0]
     ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(n)] for i, n in enumerate((6, 4))]
     rows = [Row(tuple(row), (len(row) - 1,), (), len(row)) for row in ids]
     starts = (3, 1)
     at = [(i, len(ids[i]) - 1 - starts[i]) for i in (0, 1)]
     try:
-        full = lm.logits(lm.batch(rows, [0, 1]), positions_of(rows, [0, 1], lm.device))
-        batch, extra = suffix_batch(lm, rows, make_prefix(lm, rows, starts))
-        short = lm.logits(batch, torch.tensor(at, device=lm.device), **extra)
+        with bare(lm.model):
+            full = lm.logits(lm.batch(rows, [0, 1]), positions_of(rows, [0, 1], lm.device))
+            batch, extra = suffix_batch(lm, rows, make_prefix(lm, rows, starts))
+            short = lm.logits(batch, torch.tensor(at, device=lm.device), **extra)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(lm.dtype, 0.1)
@@ -365,18 +346,18 @@ def capture(
         if len(seen) == len(wanted):
             raise _Stop
 
-    handles = [
+    readers = [
         *(
-            m.register_forward_pre_hook(lambda m, args: keep(("in", id(m)), args[0]))
+            before(m, lambda m, args: keep(("in", id(m)), args[0]))
             for m in {id(m): m for m in inputs}.values()
         ),
         *(
             # a copy: some blocks (Falcon's) add to the output of their FFN in place
-            m.register_forward_hook(lambda m, args, out: keep(("out", id(m)), first(out).clone()))
+            after(m, lambda m, args, out: keep(("out", id(m)), first(out).clone()))
             for m in {id(m): m for m in outputs}.values()
         ),
     ]
-    with hooks(*handles), suppress(_Stop):
+    with hooked(lm, *readers), suppress(_Stop):
         lm.run(batch, **kwargs)
     return [seen["in", id(m)] for m in inputs], [seen["out", id(m)] for m in outputs]
 

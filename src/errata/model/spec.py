@@ -77,6 +77,8 @@ class ModelSpec:
         final_norm: The last norm before the head; empty for a model that has none (post-norm).
         head: The module that makes logits.
         embedding: The token embedding.
+        block_returns_tuple: Whether blocks return a tuple (older transformers code) or bare hidden
+            states.
     """
 
     blocks: tuple[str, ...]
@@ -86,6 +88,7 @@ class ModelSpec:
     final_norm: str
     head: str
     embedding: str
+    block_returns_tuple: bool
 
     @property
     def n_blocks(self) -> int:
@@ -123,8 +126,9 @@ _cache: WeakKeyDictionary[Any, dict[frozenset[tuple[str, str]], ModelSpec]] = We
 def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None) -> ModelSpec:
     """Find the sites of a decoder-only model by three forward passes over five tokens.
 
-    The answer is kept for the model's life. Weights, training flags, `requires_grad` and random
-    states are as before, also after an error.
+    The answer is kept for the model's life. The passes run without anything that errata has
+    installed on the model, so it does not matter when this is called. Weights, training flags,
+    `requires_grad` and random states are as before, also after an error.
 
     Args:
         model: A causal language model of transformers, of any dtype and on any device.
@@ -158,6 +162,7 @@ def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None
             final_norm=found.final_norm,
             head=found.head,
             embedding=found.embedding,
+            block_returns_tuple=found.block_returns_tuple,
         )
     return known[key]
 

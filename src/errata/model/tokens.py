@@ -16,7 +16,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +40,7 @@ class Row:
             `positions` holds only the last position.
         prompt_length: Tokens of the prompt, special tokens included.
         subject: First and last index of the tokens that overlap the subject, if one was given.
+        patch: Number of the patch in the active stack that it runs under; -1: the base model.
     """
 
     ids: tuple[int, ...]
@@ -47,6 +48,7 @@ class Row:
     labels: tuple[int, ...]
     prompt_length: int
     subject: tuple[int, int] | None = None
+    patch: int = -1
 
     @property
     def subject_last(self) -> int:
@@ -73,6 +75,7 @@ class Batch:
         index: For each row of the batch, its number in the list it came from.
         prompts: For each row, the tokens of its prompt among those of the batch; empty: unknown,
             all of them.
+        patches: For each row, its patch in the active stack, -1: the base model; empty: -1 for all.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -80,6 +83,7 @@ class Batch:
     position_ids: Int[Tensor, "B T"]
     index: tuple[int, ...]
     prompts: tuple[int, ...] = ()
+    patches: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -214,7 +218,10 @@ def make_batch(
         mask[at, :n] = 1
     positions = torch.arange(length).expand(len(index), length).contiguous()
     prompts = tuple(min(rows[i].prompt_length, len(rows[i].ids)) for i in index)
-    return Batch(ids.to(device), mask.to(device), positions.to(device), tuple(index), prompts)
+    patches = tuple(rows[i].patch for i in index)
+    return Batch(
+        ids.to(device), mask.to(device), positions.to(device), tuple(index), prompts, patches
+    )
 
 
 def bucket(
@@ -249,14 +256,18 @@ def bucket(
         yield group
 
 
-def share_rows(rows: Sequence[Row], groups: Sequence[int]) -> tuple[list[Row], list[int]]:
+def patched(rows: Iterable[Row], patches: Iterable[int]) -> list[Row]:
+    """Return the rows, each under the patch of that number in the active stack; -1: none."""
+    return [
+        row if row.patch == patch else replace(row, patch=patch)
+        for row, patch in zip(rows, patches, strict=True)
+    ]
+
+
+def share_rows(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     """Join rows of the same prompt and tokens under the same patch, so that each is run once.
 
     Two answers to one question are such rows whenever both have a single token.
-
-    Args:
-        rows: All rows.
-        groups: For each row, the number of its patch.
 
     Returns:
         The different rows, each with the positions of all that it stands for and without labels;
@@ -264,15 +275,14 @@ def share_rows(rows: Sequence[Row], groups: Sequence[int]) -> tuple[list[Row], l
     """
     number: dict[tuple[int, tuple[int, ...], int], int] = {}
     hosts = [
-        number.setdefault((g, row.ids, row.prompt_length), len(number))
-        for row, g in zip(rows, groups, strict=True)
+        number.setdefault((row.patch, row.ids, row.prompt_length), len(number)) for row in rows
     ]
     positions: list[set[int]] = [set() for _ in number]
     for row, host in zip(rows, hosts, strict=True):
         positions[host].update(row.positions)
     return [
-        Row(ids, tuple(sorted(wanted)), (), prompt)
-        for (_, ids, prompt), wanted in zip(number, positions, strict=True)
+        Row(ids, tuple(sorted(wanted)), (), prompt, patch=patch)
+        for (patch, ids, prompt), wanted in zip(number, positions, strict=True)
     ], hosts
 
 

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.case import Edit
-from errata.model.passes import first, hooks, reuse_below, wide_type, with_first
+from errata.model.hooks import after, hooked
+from errata.model.passes import first, reuse_below, wide_type, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, bucket, positions_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 HALF_SCALE = 2.0**12
 """In float16 the loss is multiplied by this before the backward pass: `u` would underflow."""
@@ -95,8 +95,6 @@ def capture(
     rows: Sequence[Row],
     *,
     below: Below | None = None,
-    stack: Stack | None = None,
-    routes: Sequence[int] | None = None,
     watch: Callable[[int, Sequence[int], Tensor], None] | None = None,
 ) -> tuple[Factors, ...]:
     """Return the gradient factors of every row at every site.
@@ -108,11 +106,9 @@ def capture(
     Args:
         lm: The model.
         sites: Block number and projection of every edited matrix.
-        rows: Edits with labels.
+        rows: Edits with labels, each under the patch that it names.
         below: Gives the output of the block below the lowest site for a batch, if it is known
             already; that block and those below are then skipped.
-        stack: Active stack of patches under which the signals are taken.
-        routes: For each row, its patch in the stack.
         watch: Called with the number of the site, the numbers of the rows and the site's output
             `[B, T, d_out]`, for every batch.
     """
@@ -127,12 +123,8 @@ def capture(
     ]
     lowest = min(layer for layer, _ in sites)
     scale = HALF_SCALE if lm.dtype == torch.float16 else 1.0
-    if below is not None and lowest:
-        _ = lm.block_returns_tuple  # established by a trial run before anything is hooked
     for index in bucket(rows, lm.max_tokens, max_padding=lm.pass_cost):
         batch = lm.batch(rows, index)
-        if stack is not None:
-            stack.route([routes[i] if routes is not None else 0 for i in index])
         hidden = below(batch) if below is not None and lowest else None
         with torch.enable_grad():
             xs, ys = _forward(lm, sites, rows, batch, hidden, lowest, scale)
@@ -172,8 +164,7 @@ def _forward(
 
     with ExitStack() as context:
         for _, site in sites:
-            handle = lm.module(site.path).register_forward_hook(keep(site.path))
-            context.enter_context(hooks(handle))
+            context.enter_context(hooked(lm, after(lm.module(site.path), keep(site.path))))
         if hidden is not None:
             context.enter_context(reuse_below(lm, lowest - 1, hidden))
         logits = lm.logits(batch, positions_of(rows, batch.index, lm.device))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import SpecError
+from errata.model.hooks import bare
 from errata.model.passes import capture
 from errata.model.tokens import Row
 
@@ -78,23 +78,17 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         raise SpecError(f"transformers knows no activation function {name!r}") from None
 
 
-_cache: WeakKeyDictionary[Any, dict[int, FfnForm]] = WeakKeyDictionary()
-
-
 def ffn_form(lm: LM, layer: int) -> FfnForm:
     """Find the form of a block's FFN by a forward pass over seven tokens; kept with the model.
 
     Args:
-        lm: The model, without any patch.
+        lm: The model; patches that are at work are not looked at.
         layer: The block.
 
     Raises:
         SpecError: If the FFN is neither plain nor gated with one of the known activation functions.
     """
-    known = _cache.setdefault(lm.model, {})
-    if layer not in known:
-        known[layer] = _found(lm, layer)
-    return known[layer]
+    return lm.once(("form of the FFN", layer), lambda: _found(lm, layer))
 
 
 @torch.no_grad()
@@ -104,7 +98,8 @@ def _found(lm: LM, layer: int) -> FfnForm:
     ids = tuple((11 * i + 5) % vocabulary for i in range(7))
     batch = lm.batch([Row(ids, (len(ids) - 1,), (), len(ids))], [0])
     inner = [lm.module(site.path) for site in sites]
-    (key,), answers = capture(lm, batch, [lm.module(lm.site(layer).path)], inner)
+    with bare(lm.model):
+        (key,), answers = capture(lm, batch, [lm.module(lm.site(layer).path)], inner)
     fits = []
     for form, parts in _candidates(lm, layer, [first.reshape(7, -1) for first in answers]):
         miss = _distance(form.inner(parts), key.reshape(7, -1))

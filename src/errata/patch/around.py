@@ -2,12 +2,30 @@
 
 They hook the model itself, so they act on every way to call it: through
 [`LM`][errata.model.lm.LM], by `model(...)` and by `model.generate(...)`.
+
+```
+ input_ids [B, T], attention_mask [B, S], position_ids [B, T], maybe a cache
+      │ _before
+      │   _pass      what networks and routers may see of the rows: Pass (ids, mask, prompts, at)
+      │   _insert    contexts: keys and values of every group's context, computed once (Prefix),
+      │              are put in front; mask [B, P + S], positions shifted by the context's length
+      ▼
+    model            every row continues behind its own context; rows of -1 attend to none
+      │ _after
+      │   a cache that nobody asked for is taken back
+      │   _Team      routers of one class side by side: scope → which rows, logits → what they say
+      ▼
+ logits [B, T, V], or [1, N, V] where only some places are asked for; other rows keep their bits
+```
+
+Which patch a row runs under is known on the host (`rows`), so nothing here waits for the device to
+tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +34,8 @@ from torch import Tensor, nn
 
 from errata.errors import ModelError, PatchError
 from errata.model.compat import take_cache, without_cache
-from errata.model.passes import Pass, Prefix, hooks, make_prefix
+from errata.model.hooks import after, before, hooked
+from errata.model.passes import Pass, Prefix, make_prefix
 from errata.model.tokens import Row, bucket
 from errata.patch.changes import Context, Router
 
@@ -41,7 +60,8 @@ class Whole:
         contexts: Per group, its contexts in order.
         routers: Groups and their routers; of a group's the last one that takes a row answers.
         watched: Whether a network wants to see the forward pass.
-        rows: Returns the group of each row of a forward pass of so many rows; -1: none.
+        rows: Returns the group of each row of a forward pass of so many rows; -1: none. Groups are
+            the numbers of patches in the stack; in place there is one, 0.
         bare: Whether contexts are all that any group has: what they begin with is then computed
             once for all of them.
 
@@ -55,20 +75,18 @@ class Whole:
         contexts: Mapping[int, Sequence[Context]],
         routers: Sequence[tuple[int, Router]],
         watched: bool,
-        rows: Callable[[int], Int[Tensor, " B"]],
+        rows: Callable[[int], Sequence[int]],
         bare: bool = False,
     ) -> None:
         self.lm, self.watched, self._rows, self._bare = lm, watched, rows, bare
         self._routes = _teams(routers)
         self.ids = {
-            group: tuple(n for context in own for n in context.ids.tolist())
-            for group, own in contexts.items()
+            group: tuple(n for context in several for n in context.ids.tolist())
+            for group, several in contexts.items()
         }
         self._prefix: Prefix | None = None
         self._hidden = False  # whether the cache of the pass that runs is not handed out
         self.seen: Pass | None = None
-        if self.is_needed:
-            _ = lm.spec  # found by trial passes, which must not meet the hooks
         limit = lm.max_length
         for ids in self.ids.values():
             if limit is not None and len(ids) >= limit:
@@ -88,51 +106,53 @@ class Whole:
         return bool(self.ids or self._routes or self.watched)
 
     @contextmanager
-    def installed(self, route: Callable[[Sequence[int]], None] | None = None) -> Iterator[None]:
+    def installed(self, *, stacked: bool = False) -> Iterator[None]:
         """Hook the model, once all other changes are in place; contexts are computed under them.
 
         Args:
-            route: Says under which patches the rows of the next forward pass run.
+            stacked: Whether the groups are patches of the active stack.
         """
         if not self.is_needed:
             yield
             return
-        model = self.lm.model
-        outer = self.lm.in_context
-        if self.ids and outer:
+        model, wholes = self.lm.model, self.lm.installed.wholes
+        if self.ids and any(whole.ids for whole in wholes):
             raise PatchError(
                 "another context is in front of every row already",
                 "Add the patches and apply their sum: first + second.",
             )
-        self.lm.whole_rows += 1
-        self.lm.in_context = outer or bool(self.ids)
-        try:
-            with hooks(
-                model.register_forward_pre_hook(self._before, with_kwargs=True),
-                model.register_forward_hook(self._after, with_kwargs=True),
-            ):
-                self._prefix = self._computed(route) if self.ids else None
-                yield
-        finally:
-            self.lm.whole_rows -= 1
-            self.lm.in_context = outer
-            self._prefix = self.seen = None
+        with ExitStack() as context:
+            context.callback(self._left)
+            wholes.append(self)
+            context.enter_context(
+                hooked(
+                    self.lm,
+                    before(model, self._before, with_kwargs=True),
+                    after(model, self._after, with_kwargs=True),
+                )
+            )
+            # the hooks are there already, and let rows through while there is no prefix
+            self._prefix = self._computed(stacked) if self.ids else None
+            yield
 
-    def _computed(self, route: Callable[[Sequence[int]], None] | None) -> Prefix:
+    def _left(self) -> None:
+        wholes = self.lm.installed.wholes
+        wholes[:] = [whole for whole in wholes if whole is not self]
+        self._prefix = self.seen = None
+
+    def _computed(self, stacked: bool) -> Prefix:
         """Return keys and values of every group's context, in the order of the groups."""
-        groups = list(self.ids)
-        rows = [Row(ids, (len(ids) - 1,), (), len(ids)) for ids in self.ids.values()]
+        rows = [
+            Row(ids, (len(ids) - 1,), (), len(ids), patch=group if stacked else -1)
+            for group, ids in self.ids.items()
+        ]
         parts: list[Prefix] = []
         common = _common(list(self.ids.values())) if self._bare else 0
         shared = None
         if common >= WORTH:
-            if route is not None:
-                route(groups[:1])
             shared = make_prefix(self.lm, rows[:1], [common])
         tails = [Row(row.ids[common if shared else 0 :], (0,), (), 1) for row in rows]
         for index in bucket(tails, self.lm.max_tokens, range(len(rows))):
-            if route is not None:
-                route([groups[i] for i in index])
             part = [rows[i] for i in index]
             starts = [len(row.ids) for row in part]
             parts.append(make_prefix(self.lm, part, starts, shared=shared))
@@ -143,20 +163,20 @@ class Whole:
     def _before(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = {**dict(zip(self.lm.arguments, args, strict=False)), **kwargs}
-        past = take_cache(given)
+        inputs = {**dict(zip(self.lm.arguments, args, strict=False)), **kwargs}
+        past = take_cache(inputs)
         behind = 0
         if past is not None:
-            given[self.lm.cache_name] = past
+            inputs[self.lm.cache_name] = past
             behind = int(past.get_seq_length())
         if self.watched or self._routes:
-            self.seen = self._pass(given, behind)
+            self.seen = self._pass(inputs, behind)
         if self._prefix is not None:
-            self._insert(self._prefix, given, behind)
-        return (), given
+            self._insert(self._prefix, inputs, behind)
+        return (), inputs
 
-    def _pass(self, given: Mapping[str, Any], behind: int) -> Pass:
-        ids, mask = given.get("input_ids"), given.get("attention_mask")
+    def _pass(self, inputs: Mapping[str, Any], behind: int) -> Pass:
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is None or behind:
             raise PatchError(
                 "this patch has to see the tokens of whole rows, and was given "
@@ -164,28 +184,31 @@ class Whole:
                 "Generate with use_cache=False, or with LM.generate.",
             )
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        batch, at = self.lm.running
+        batch, at = self.lm.installed.batch, self.lm.installed.at
         prompts = real.sum(1)
+        # the tensor itself says whether the LM runs its batch, or somebody else calls the model
         if batch is not None and batch.input_ids is ids and batch.prompts:
             prompts = torch.tensor(batch.prompts, device=ids.device)
         return Pass(ids, real, prompts, at)
 
-    def _insert(self, prefix: Prefix, given: dict[str, Any], behind: int) -> None:
+    def _insert(self, prefix: Prefix, inputs: dict[str, Any], behind: int) -> None:
         """Let every row continue behind its group's context."""
-        tokens = given.get("input_ids")
-        tokens = given["inputs_embeds"] if tokens is None else tokens
+        tokens = inputs.get("input_ids")
+        tokens = inputs["inputs_embeds"] if tokens is None else tokens
         count, length = tokens.shape[:2]
-        number = {group: at for at, group in enumerate(self.ids)}
-        place = [number.get(group, -1) for group in self._rows(count).tolist()]
-        index = torch.tensor(place, device=tokens.device)
-        own = prefix.rows(index.clamp(min=0))
-        has = index >= 0
-        before = own.mask * has[:, None]
-        width = before.shape[1]
-        mask = given.get("attention_mask")
+        number = {group: line for line, group in enumerate(self.ids)}
+        lines = torch.tensor(
+            [number.get(group, -1) for group in self._rows(count)], device=tokens.device
+        )
+        # rows without a context borrow the first one, and a mask that hides it
+        context = prefix.rows(lines.clamp(min=0))
+        has = lines >= 0
+        visible = context.mask * has[:, None]
+        width = visible.shape[1]
+        mask = inputs.get("attention_mask")
         if mask is None:
-            mask = before.new_ones(count, max(behind - width, 0) + length)
-        starts = torch.tensor(own.starts, device=tokens.device) * has
+            mask = visible.new_ones(count, max(behind - width, 0) + length)
+        starts = torch.tensor(context.starts, device=tokens.device) * has
         limit = self.lm.max_length
         if limit is not None and width + mask.shape[1] > limit:
             longest = int((starts + mask.sum(1)).max())
@@ -195,26 +218,26 @@ class Whole:
                     "Edit fewer facts at once, or give fewer demonstrations.",
                 )
         if self.lm.takes_positions:
-            positions = given.get("position_ids")
+            positions = inputs.get("position_ids")
             if positions is None:
                 positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
             positions = positions + starts[:, None]
             if limit is not None:
                 positions = positions.clamp(max=limit - 1)  # padding may run past a learned table
-            given["position_ids"] = positions
-        given["attention_mask"] = torch.cat([before.to(mask), mask], 1)
-        if given.get("cache_position") is not None:
+            inputs["position_ids"] = positions
+        inputs["attention_mask"] = torch.cat([visible.to(mask), mask], 1)
+        if inputs.get("cache_position") is not None:
             # generate counts its own tokens; the cache holds the context as well
             start = behind or width
-            given["cache_position"] = torch.arange(start, start + length, device=tokens.device)
-        wanted = given.get("use_cache")
+            inputs["cache_position"] = torch.arange(start, start + length, device=tokens.device)
+        wanted = inputs.get("use_cache")
         if wanted is None:
             wanted = getattr(self.lm.model.config, "use_cache", True)
         # a cache that nobody asked for would be taken for one that holds the row
         self._hidden = not behind and not wanted
         if not behind:
             self._check_window(width, mask)
-            given.update(self.lm.behind(own.cache()))
+            inputs.update(self.lm.behind(context.cache()))
 
     def _check_window(self, width: int, mask: Int[Tensor, "B T"]) -> None:
         """Refuse padding between a context and a row where attention counts columns.
@@ -243,12 +266,12 @@ class Whole:
         logits = output[0] if bare else output.logits
         rows = self._rows(len(seen.ids))
         for team in self._routes:
-            owner = team.owner(rows)
-            mine = (owner >= 0).nonzero()[:, 0]
-            if len(mine):
-                mine = mine[team.scope(seen.rows(mine), owner[mine])]
-            if len(mine):
-                logits = _answered(team, owner[mine], seen, mine, logits)
+            lines, owner = team.members_of(rows, seen.ids.device)
+            if len(lines):
+                inside = team.scope(seen.rows(lines), owner)
+                lines, owner = lines[inside], owner[inside]
+            if len(lines):
+                logits = _answered(team, owner, seen, lines, logits)
         if bare:
             return (logits, *output[1:])
         output.logits = logits
@@ -277,10 +300,14 @@ class _Team:
         join = getattr(type(self.members[0]), "together", None)
         self._joint: Any = join(self.members) if join is not None and len(members) > 1 else None
 
-    def owner(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """Return the number of each row's router; -1: none."""
+    def members_of(
+        self, rows: Sequence[int], device: torch.device
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+        """Return the rows that have a router here, and the number of each one's router."""
         number = {group: at for at, group in enumerate(self.groups)}
-        return torch.tensor([number.get(g, -1) for g in rows.tolist()], device=rows.device)
+        pairs = [(row, number[group]) for row, group in enumerate(rows) if group in number]
+        pairs = torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
 
     def scope(self, seen: Pass, owner: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
         """Return which of these rows are answered."""
@@ -288,8 +315,8 @@ class _Team:
             return self._joint.scope(seen, owner)
         taken = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
         for number in owner.unique().tolist():
-            mine = (owner == number).nonzero()[:, 0]
-            taken[mine] = self.members[number].scope(seen.rows(mine)).to(taken.device)
+            rows = (owner == number).nonzero()[:, 0]
+            taken[rows] = self.members[number].scope(seen.rows(rows)).to(taken.device)
         return taken
 
     def logits(
@@ -304,11 +331,12 @@ class _Team:
             return self._joint.logits(seen, owner, at, base)
         made = base
         for number in owner.unique().tolist():
-            mine = (owner == number).nonzero()[:, 0]
-            lines = torch.isin(at[:, 0], mine).nonzero()[:, 0]
-            own = at[lines]
-            own = torch.stack([torch.searchsorted(mine, own[:, 0].contiguous()), own[:, 1]], 1)
-            new = self.members[number].logits(seen.rows(mine), own, base[lines])
+            rows = (owner == number).nonzero()[:, 0]
+            lines = torch.isin(at[:, 0], rows).nonzero()[:, 0]
+            row, column = at[lines].unbind(1)
+            # the router sees its own rows only, so they are counted anew
+            places = torch.stack([torch.searchsorted(rows, row.contiguous()), column], 1)
+            new = self.members[number].logits(seen.rows(rows), places, base[lines])
             made = made.index_copy(0, lines, new.to(made.dtype))
         return made
 
@@ -327,19 +355,19 @@ def _answered(
     team: _Team,
     owner: Int[Tensor, " m"],
     seen: Pass,
-    mine: Int[Tensor, " m"],
+    rows: Int[Tensor, " m"],
     logits: Float[Tensor, "B T V"],
 ) -> Float[Tensor, "B T V"]:
     """Put routers' logits in the place of the model's; other rows keep their bits."""
-    part = seen.rows(mine)
+    part = seen.rows(rows)
     if seen.at is not None and part.at is not None:  # logits are [1, N, V]
-        in_scope: Bool[Tensor, " N"] = torch.isin(seen.at[:, 0], mine)
+        in_scope: Bool[Tensor, " N"] = torch.isin(seen.at[:, 0], rows)
         lines = in_scope.nonzero()[:, 0]
         new = team.logits(part, owner, part.at, logits[0, lines])
         return logits[0].index_copy(0, lines, new.to(logits.dtype))[None]
     length, width = seen.ids.shape[1], logits.shape[1]
-    columns = torch.arange(length - width, length, device=mine.device)
-    own = torch.arange(len(mine), device=mine.device)
-    at = torch.stack([own.repeat_interleave(width), columns.repeat(len(mine))], 1)
-    new = team.logits(part, owner, at, logits[mine].flatten(0, 1))
-    return logits.index_copy(0, mine, new.to(logits.dtype).view(len(mine), width, -1))
+    columns = torch.arange(length - width, length, device=rows.device)
+    numbers = torch.arange(len(rows), device=rows.device)
+    at = torch.stack([numbers.repeat_interleave(width), columns.repeat(len(rows))], 1)
+    new = team.logits(part, owner, at, logits[rows].flatten(0, 1))
+    return logits.index_copy(0, rows, new.to(logits.dtype).view(len(rows), width, -1))

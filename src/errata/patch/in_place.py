@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from errata.model.passes import first, hooks, with_first
+from errata.model.hooks import Hook, after, before, hooked
+from errata.model.passes import first, with_first
 from errata.patch.around import Whole, sees_pass
 from errata.patch.changes import Module
 from errata.patch.deltas import weight_deltas
@@ -22,19 +23,22 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 
-def _hook(module: nn.Module, change: Module, network: nn.Module, sources: Sources, whole: Whole):
+def _hook(
+    module: nn.Module, change: Module, network: nn.Module, sources: Sources, whole: Whole
+) -> Hook:
     if change.where == "input":
-        return module.register_forward_pre_hook(
-            lambda _, args: (called(network, [args[0]], whole.seen, args[0].shape), *args[1:])
+        return before(
+            module,
+            lambda _, args: (called(network, [args[0]], whole.seen, args[0].shape), *args[1:]),
         )
 
-    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    def follow(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         hidden = [first(out)]
         if change.where == "both":
             hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
         return with_first(out, called(network, hidden, whole.seen, first(out).shape))
 
-    return module.register_forward_hook(after)
+    return after(module, follow)
 
 
 @contextmanager
@@ -50,11 +54,12 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     """
     patch.check(lm)
     patch.check_finite()
+    lm.probe()  # trial passes see the weights as they were
     parts = Parts.of(lm, [patch])
     whole = Whole(
         lm, parts.contexts, parts.routers,
         any(sees_pass(network) for _, _, network in parts.networks),
-        lambda count: torch.zeros(count, dtype=torch.long, device=lm.device),
+        lambda count: (0,) * count,
     )  # fmt: skip
     sources = Sources(lm)
     saved: list[tuple[nn.Parameter, Tensor]] = []
@@ -67,10 +72,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 wide = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(wide) + delta.to(wide))
         for _, change, network in parts.networks:
-            handle = _hook(module_of(lm, change.path), change, network, sources, whole)
-            stack.enter_context(hooks(handle))
+            hook = _hook(module_of(lm, change.path), change, network, sources, whole)
+            stack.enter_context(hooked(lm, hook))
         read = [change.source for _, change, _ in parts.networks if change.source is not None]
-        stack.enter_context(hooks(*sources.watch(read)))
+        stack.enter_context(sources.watching(read))
         stack.enter_context(whole.installed())
         yield
 

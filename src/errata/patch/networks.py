@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from errata.model.hooks import before, hooked
 from errata.model.passes import Pass
 from errata.patch.around import sees_pass
 from errata.patch.places import module_of
@@ -26,12 +28,12 @@ class Sources:
         self.lm = lm
         self.kept: dict[str, Tensor] = {}
 
-    def watch(self, paths: Sequence[str]) -> list[Any]:
+    def watching(self, paths: Sequence[str]) -> AbstractContextManager[None]:
         """Hook modules; called last, so that what is kept is what the module is given."""
-        return [
-            module_of(self.lm, path).register_forward_pre_hook(self._keep(path))
-            for path in dict.fromkeys(paths)
-        ]
+        return hooked(
+            self.lm,
+            *(before(module_of(self.lm, path), self._keep(path)) for path in dict.fromkeys(paths)),
+        )
 
     def _keep(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:

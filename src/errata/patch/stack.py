@@ -1,18 +1,38 @@
-"""Patches side by side: every row of a forward pass has its own."""
+"""Patches side by side: every row of a forward pass has its own.
+
+```
+ Batch.patches   (1, -1, 0, 1)          from Row.patch; LM.run hands them to `routed`
+        ▼
+ _Routing        of(0) = [2], of(1) = [0, 3]       row numbers, sent to the device once per batch
+        ▼
+ _Site, one per changed module          x [B, T, d_in] ──▶ module ──▶ y [B, T, d_out]
+   before   x[of(g)]  = network_g(x[of(g)])
+   A, B     y[rows]  += x[rows] A[k]ᵀ B[k]ᵀ         A [G, r, d_in], B [G, d_out, r], k: line of A
+   dense    y[of(g)] += x[of(g)] Δ_gᵀ
+   bias     y[of(g)] += b_g
+   after    y[of(g)]  = network_g(x, y)[of(g)]
+        ▼
+ Whole           contexts in front of the rows, routes around the model (errata.patch.around)
+```
+
+Rows that no change touches are never written to, so they keep the base model's bits. Some models
+flatten `[B, T, d]` to `[B T, d]` in front of their projections; hooks shape it back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from errata.errors import PatchError
-from errata.model.passes import Pass, first, hooks, with_first
+from errata.model.hooks import after, before, hooked
+from errata.model.passes import Pass, first, with_first
 from errata.patch.around import Whole, sees_pass
 from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called
@@ -36,18 +56,59 @@ class _Site:
     bias: dict[int, Tensor] = field(default_factory=dict)  # group -> d_out
     before: list[tuple[int, nn.Module]] = field(default_factory=list)
     after: list[tuple[int, nn.Module, Module]] = field(default_factory=list)
-    groups: Int[Tensor, " G"] | None = (
-        None  # groups with a low-rank change here: group -> row of A, or -1
-    )
+    low_rank: dict[int, int] = field(default_factory=dict)  # group -> its row of A and B
+
+
+class _Routing:
+    """Which patch each row of a pass runs under: known on the host, so that no hook has to wait.
+
+    Args:
+        patches: For each row the number of its patch; -1: none.
+        device: Where row numbers are wanted.
+    """
+
+    def __init__(self, patches: Sequence[int], device: torch.device) -> None:
+        self.patches, self._device = tuple(patches), device
+        self._members: dict[int, Tensor | None] = {}
+        self._lines: dict[int, tuple[Tensor, Tensor] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def of(self, group: int) -> Int[Tensor, " m"] | None:
+        """Return the rows under one patch, None if there is none."""
+        if group not in self._members:
+            rows = [row for row, patch in enumerate(self.patches) if patch == group]
+            self._members[group] = self._numbers(rows) if rows else None
+        return self._members[group]
+
+    def lines(
+        self, low_rank: Mapping[int, int]
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None:
+        """Return the rows that have a low-rank change at a site, and where it stands in `A`."""
+        key = id(low_rank)  # lives as long as the stack, and so does what is kept here
+        if key not in self._lines:
+            rows = [row for row, patch in enumerate(self.patches) if patch in low_rank]
+            lines = [low_rank[self.patches[row]] for row in rows]
+            self._lines[key] = (self._numbers(rows), self._numbers(lines)) if rows else None
+        return self._lines[key]
+
+    def _numbers(self, values: Sequence[int]) -> Int[Tensor, " m"]:
+        with torch.inference_mode(False):  # they may serve a later pass that takes gradients
+            return torch.tensor(values, device=self._device)
 
 
 class Stack:
     """Several patches installed side by side; each row of a forward pass runs under one of them.
 
+    Rows say which (`Row.patch`): inside `with stack:` the model's [`LM`][errata.model.lm.LM] routes
+    every batch that it runs. Rows that name none run under the base model.
+
     Low-rank changes cost two thin products per row and are never multiplied out. Rows routed to -1
     are bit-equal to the base model, unless they share a pass with rows that have a context: then
-    they are equal within rounding (`apart` says which rows to keep apart). Gradients flow to the
-    factors, so a hypernetwork can be trained through it.
+    they are equal within rounding (`apart` says which rows to keep apart, and
+    [`LM.batches`][errata.model.lm.LM.batches] does). Gradients flow to the factors, so a
+    hypernetwork can be trained through it.
 
     Args:
         lm: The model.
@@ -61,8 +122,10 @@ class Stack:
     def __init__(self, lm: LM, patches: Sequence[Patch | None]) -> None:
         self.lm = lm
         self.patches = tuple(patches)
-        self._rows: Tensor | None = None
+        self._routing: _Routing | None = None
+        self._last: _Routing | None = None  # what the batch before this one was routed by
         self._sites: dict[str, _Site] = {}
+        self._numberings: dict[tuple[int, ...], dict[int, int]] = {}
         self._exit = ExitStack()
         self._sources = Sources(lm)
         self._read: list[str] = []
@@ -91,10 +154,9 @@ class Stack:
         """
         groups = next(iter(factors.values()))[0].shape[0]
         stack = cls(lm, [None] * groups)
-        where = torch.cat([torch.arange(groups), torch.tensor([-1])]).to(lm.device)
         for path, (A, B) in factors.items():
             site = stack._site(path)
-            site.A, site.B, site.groups = A, B, where
+            site.A, site.B, site.low_rank = A, B, stack._numbered(range(groups))
         return stack
 
     def _site(self, path: str) -> _Site:
@@ -147,19 +209,42 @@ class Stack:
         site.B = torch.stack(
             [nn.functional.pad(b, (0, rank - b.shape[1])) for _, b in factors.values()]
         )
-        where = torch.full((len(self.patches) + 1,), -1, dtype=torch.long)
-        for row, group in enumerate(factors):
-            where[group] = row
-        site.groups = where.to(device)  # the last entry serves rows routed to -1
+        site.low_rank = self._numbered(factors)
+
+    def _numbered(self, groups: Iterable[int]) -> dict[int, int]:
+        """Number groups; sites that change for the same ones share what a pass works out of it."""
+        key = tuple(groups)
+        return self._numberings.setdefault(key, {group: line for line, group in enumerate(key)})
 
     # ------------------------------------------------------------------ use
 
     def route(self, groups: Sequence[int] | Int[Tensor, " B"]) -> None:
-        """Say under which patch each row of the next forward passes runs; -1: the base model."""
-        rows = torch.as_tensor(groups, dtype=torch.long)
-        if rows.numel() and (rows.max() >= len(self.patches) or rows.min() < -1):
-            raise PatchError(f"rows are routed to patches 0..{len(self.patches) - 1} or -1")
-        self._rows = rows.to(self.lm.device)
+        """Say under which patch each row of your own calls of `lm.model(...)` runs; -1: the base.
+
+        Passes that the LM runs (`lm.score(rows)`, editors) follow their rows, not this.
+        """
+        self._routing = self._routed_by(torch.as_tensor(groups, dtype=torch.long).tolist())
+
+    @contextmanager
+    def routed(self, patches: Sequence[int]) -> Iterator[None]:
+        """Run a pass in which each row runs under the patch of that number; -1: the base model."""
+        earlier, self._routing = self._routing, self._routed_by(patches)
+        try:
+            yield
+        finally:
+            self._routing = earlier
+
+    def _routed_by(self, patches: Sequence[int]) -> _Routing:
+        """Return a routing; the last one serves again: a training loop runs one batch for long."""
+        last = self._last
+        if last is None or last.patches != tuple(patches):
+            if not all(-1 <= patch < len(self.patches) for patch in patches):
+                raise PatchError(
+                    f"rows are routed to patches {sorted(set(patches))}; this stack holds "
+                    f"0..{len(self.patches) - 1}, and -1 is the base model"
+                )
+            last = self._last = _Routing(patches, self.lm.device)
+        return last
 
     def apart(self, groups: Sequence[int]) -> list[int] | None:
         """Return a number per row, such that rows of one number may share a forward pass.
@@ -171,87 +256,97 @@ class Stack:
         return [int(group in ids) for group in groups] if ids else None
 
     def __enter__(self) -> Stack:
-        for site in self._sites.values():
-            if site.before:
-                handle = site.module.register_forward_pre_hook(self._before(site))
-                self._exit.enter_context(hooks(handle))
-            if site.A is not None or site.dense or site.bias or site.after:
-                handle = site.module.register_forward_hook(self._after(site))
-                self._exit.enter_context(hooks(handle))
-        self._exit.enter_context(hooks(*self._sources.watch(self._read)))
-        self._exit.enter_context(self._whole.installed(self.route))
+        installed = self.lm.installed
+        if installed.stack is not None:
+            raise PatchError(
+                "a stack of patches is active on this model already",
+                "Leave it first, or stack all patches at once: Stack(lm, [first, second]).",
+            )
+        with ExitStack() as context:  # undone at once if anything is refused on the way
+            context.callback(self._left)
+            for site in self._sites.values():
+                if site.before:
+                    context.enter_context(hooked(self.lm, before(site.module, self._before(site))))
+                if site.low_rank or site.dense or site.bias or site.after:
+                    context.enter_context(hooked(self.lm, after(site.module, self._after(site))))
+            context.enter_context(self._sources.watching(self._read))
+            installed.stack = self
+            context.enter_context(self._whole.installed(stacked=True))
+            self._exit = context.pop_all()
         return self
 
     def __exit__(self, *details: object) -> None:
         self._exit.close()
+
+    def _left(self) -> None:
+        if self.lm.installed.stack is self:
+            self.lm.installed.stack = None
+        self._routing = self._last = None
         self._sources.kept.clear()
 
-    def _routed(self, count: int) -> Int[Tensor, " B"]:
-        rows = self._rows
-        if rows is None or len(rows) != count:
-            routed = "none" if rows is None else len(rows)
-            raise RuntimeError(f"a pass of {count} rows needs route() first; routed: {routed}")
-        return rows
+    def _routed(self, count: int) -> tuple[int, ...]:
+        """Return the patch of each row of a pass of so many rows."""
+        if self._routing is None or len(self._routing) != count:
+            raise self._unrouted(count)
+        return self._routing.patches
 
-    def _rows_of(self, x: Tensor) -> Int[Tensor, " B"]:
+    def _unrouted(self, count: int) -> PatchError:
+        routed = "none" if self._routing is None else len(self._routing)
+        return PatchError(
+            f"a pass of {count} rows runs under a stack, and {routed} are routed",
+            "Ask with lm.score, lm.top or lm.generate; before lm.model(...) call stack.route(...).",
+        )
+
+    def _rows_of(self, x: Tensor) -> _Routing:
         """Return the routing of this pass; some models flatten `[B, T, d]` before projections."""
-        rows = self._rows
-        if rows is None:
-            fits = False
-        elif x.ndim > 2:
-            fits = x.shape[0] == len(rows)
-        else:
-            fits = len(x) % len(rows) == 0
-        if rows is None or not fits:
-            routed = "none" if rows is None else len(rows)
-            raise RuntimeError(f"a pass of {x.shape[0]} rows needs route() first; routed: {routed}")
-        return rows
+        routing = self._routing
+        if routing is None:
+            raise self._unrouted(x.shape[0])
+        fits = x.shape[0] == len(routing) if x.ndim > 2 else len(x) % len(routing) == 0
+        if not fits:
+            raise self._unrouted(x.shape[0])
+        return routing
 
     def _before(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x = args[0]
-            rows = self._rows_of(x)
-            hidden = self._through(site.before, rows, x.reshape(len(rows), -1, x.shape[-1]))
+            routing = self._rows_of(x)
+            hidden = x.reshape(len(routing), -1, x.shape[-1])
+            for group, network in site.before:
+                rows = routing.of(group)
+                if rows is not None:
+                    part = hidden[rows]
+                    new = called(network, [part], self._seen(rows), part.shape)
+                    hidden = hidden.index_copy(0, rows, new)
             return (hidden.reshape(x.shape), *args[1:])
 
         return hook
 
-    def _through(
-        self, networks: list[tuple[int, nn.Module]], rows: Int[Tensor, " B"], hidden: Tensor
-    ) -> Tensor:
-        for group, network in networks:
-            mine = (rows == group).nonzero()[:, 0]
-            if len(mine):
-                own = hidden[mine]
-                new = called(network, [own], self._seen(mine), own.shape)
-                hidden = hidden.index_copy(0, mine, new)
-        return hidden
-
-    def _seen(self, mine: Int[Tensor, " m"]) -> Pass | None:
-        return None if self._whole.seen is None else self._whole.seen.rows(mine)
+    def _seen(self, rows: Int[Tensor, " m"]) -> Pass | None:
+        return None if self._whole.seen is None else self._whole.seen.rows(rows)
 
     def _after(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            rows = self._rows_of(args[0])
-            x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], first(output)))
-            y = self._add_low_rank_terms(site, rows, x, y)
+            routing = self._rows_of(args[0])
+            x, y = (t.reshape(len(routing), -1, t.shape[-1]) for t in (args[0], first(output)))
+            y = self._add_low_rank_terms(site, routing, x, y)
             for group, delta in site.dense.items():
-                y = _add_to(y, rows == group, lambda mine, d=delta: _product(x[mine], d))
+                y = _add_to(y, routing.of(group), lambda rows, d=delta: _product(x[rows], d))
             for group, delta in site.bias.items():
-                y = _add_to(y, rows == group, lambda mine, d=delta: d)
+                y = _add_to(y, routing.of(group), lambda rows, d=delta: d)
             for group, network, change in site.after:
-                mine = (rows == group).nonzero()[:, 0]
-                if not len(mine):
+                rows = routing.of(group)
+                if rows is None:
                     continue
-                hidden = [y[mine]]
+                hidden = [y[rows]]
                 if change.where == "both":
-                    given = x
+                    source = x
                     if change.source is not None:
                         kept = self._sources.kept[change.source]
-                        given = kept.reshape(len(rows), -1, kept.shape[-1])
-                    hidden.insert(0, given[mine])
-                new = called(network, hidden, self._seen(mine), hidden[-1].shape)
-                y = y.index_copy(0, mine, new)
+                        source = kept.reshape(len(routing), -1, kept.shape[-1])
+                    hidden.insert(0, source[rows])
+                new = called(network, hidden, self._seen(rows), hidden[-1].shape)
+                y = y.index_copy(0, rows, new)
             return with_first(output, y.reshape(first(output).shape))
 
         return hook
@@ -259,22 +354,21 @@ class Stack:
     def _add_low_rank_terms(
         self,
         site: _Site,
-        rows: Int[Tensor, " B"],
+        routing: _Routing,
         x: Float[Tensor, "B T d_in"],
         y: Float[Tensor, "B T d_out"],
     ) -> Float[Tensor, "B T d_out"]:
-        if site.A is None or site.B is None or site.groups is None:
+        found = routing.lines(site.low_rank) if site.low_rank else None
+        if found is None or site.A is None or site.B is None:
             return y
-        where = site.groups[rows]
-        A, B = site.A, site.B
+        A, B, (rows, lines) = site.A, site.B, found
 
-        def term(mine: Int[Tensor, " m"]) -> Tensor:
+        def term(rows: Int[Tensor, " m"]) -> Tensor:
             wide = torch.promote_types(x.dtype, A.dtype)
-            factor = where[mine]
-            inner = x[mine].to(wide) @ A[factor].to(wide).transpose(1, 2)
-            return inner @ B[factor].to(wide).transpose(1, 2)
+            inner = x[rows].to(wide) @ A[lines].to(wide).transpose(1, 2)
+            return inner @ B[lines].to(wide).transpose(1, 2)
 
-        return _add_to(y, where >= 0, term)
+        return _add_to(y, rows, term)
 
 
 def _product(x: Float[Tensor, "m T d_in"], delta: Float[Tensor, "d_out d_in"]) -> Tensor:
@@ -284,13 +378,12 @@ def _product(x: Float[Tensor, "m T d_in"], delta: Float[Tensor, "d_out d_in"]) -
 
 def _add_to(
     y: Float[Tensor, "B T d_out"],
-    chosen: Bool[Tensor, " B"],
+    rows: Int[Tensor, " m"] | None,
     term: Callable[[Int[Tensor, " m"]], Tensor],
 ) -> Float[Tensor, "B T d_out"]:
-    """Add `term(rows)` to the chosen rows in the wider type; the others keep their bits."""
-    mine = chosen.nonzero()[:, 0]
-    if not len(mine):
+    """Add `term(rows)` to some rows in the wider type; the others keep their bits."""
+    if rows is None:
         return y
-    extra = term(mine)
+    extra = term(rows)
     wide = torch.promote_types(y.dtype, extra.dtype)
-    return y.index_copy(0, mine, (y[mine].to(wide) + extra.to(wide)).to(y.dtype))
+    return y.index_copy(0, rows, (y[rows].to(wide) + extra.to(wide)).to(y.dtype))

@@ -3,6 +3,19 @@
 The corrupted run adds noise to the embeddings of the subject (Meng et al. 2022, section 2). Putting
 a clean state back leaves everything below it as it was in the corrupted run, so only the blocks
 from it on are run; all tokens of a fact, and several facts, are rows of one forward pass.
+
+```
+ fact f   ids: [ … | subject | … | last ]      starts[f]: first token of the subject; what stands
+               ▲ prefix, never corrupted       before it is kept as keys and values
+ clean       F rows      capture every place of every block  → clean[place][l]   [F, T, d]
+ corrupted   F·S rows    embeddings + noise, block outputs   → corrupted[l]      [F·S, T, d]
+                                                               _past: keys and values of all rows
+ restored    item = (fact, tokens): S rows, line = fact·S + draw
+   columns   [ known: _past … | column → run ]  nothing before a restored token has changed
+   block l   where(put, clean[l], corrupted[l]) stands in as its output (reuse_below);
+             FFN, attention: the blocks of a window run, a hook puts the clean output back
+   head      probability of the answer at the last token                         [items, S]
+```
 """
 
 from __future__ import annotations
@@ -17,12 +30,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.locate.rows import LOGIT_BUDGET
+from errata.model.hooks import after, hooked
 from errata.model.passes import (
     Place,
     Prefix,
     capture,
     first,
-    hooks,
     make_prefix,
     module_at,
     reuse_below,
@@ -116,7 +129,6 @@ class Runs:
         cache: bool = True,
     ) -> None:
         self.lm, self.rows, self.samples = lm, rows, len(noise[0])
-        _ = lm.block_returns_tuple  # a trial run of its own, as the next line may be
         cache = cache and lm.prefix_cache_works
         starts = [subject_of(row).start if cache else 0 for row in rows]
         prefix: Prefix | None = None
@@ -146,7 +158,7 @@ class Runs:
         self.clean = {place: shaped[i * n : (i + 1) * n] for i, place in enumerate(kept)}
         facts = once.repeat_interleave(self.samples)
         extra = self._extra(prefix, facts)
-        if cache and not extra:
+        if cache and not extra:  # no prefix: all keys and values of the rows are wanted
             from transformers import DynamicCache
 
             extra = lm.behind(DynamicCache())
@@ -195,7 +207,7 @@ class Runs:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             return with_first(output, first(output) + noise)
 
-        return hooks(self.lm.module(self.lm.spec.embedding).register_forward_hook(hook))
+        return hooked(self.lm, after(self.lm.module(self.lm.spec.embedding), hook))
 
     @torch.no_grad()
     def answers(self) -> Float[Tensor, " f"]:
@@ -250,7 +262,7 @@ class Runs:
             for layer in rest:
                 hook = self._putter(put, self.clean[place][layer][facts, column:])
                 module = module_at(self.lm, layer, place)
-                context.enter_context(hooks(module.register_forward_hook(hook)))
+                context.enter_context(hooked(self.lm, after(module, hook)))
             if hidden is None:
                 context.enter_context(self._corrupted_embeddings(self._noise[lines, column:]))
             return self._finish(facts, lines, column, below, hidden).view(n, self.samples).double()
@@ -279,8 +291,8 @@ class Runs:
                 context.enter_context(reuse_below(lm, below, hidden))
             extra = self._kept(lines, column, below + 1)
             logits = wide(lm.logits(self._rows(facts, column), at, **extra))
-        own = logits.gather(1, self._answers[facts][:, None])[:, 0]
-        return (own - logits.logsumexp(-1)).exp()
+        answers = logits.gather(1, self._answers[facts][:, None])[:, 0]
+        return (answers - logits.logsumexp(-1)).exp()
 
 
 def together(lm: LM, rows: Sequence[Row], samples: int) -> Iterator[list[int]]:

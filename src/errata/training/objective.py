@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.model.passes import wide
-from errata.model.tokens import Row, bucket, positions_of
+from errata.model.tokens import Row, bucket, patched, positions_of
 from errata.nets.capture import Signals
 from errata.nets.update import Update
 from errata.patch.stack import Stack
@@ -176,22 +176,20 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Run all questions under their group's update; gradients are added up in the leaves."""
         questions = self._questions(prepared, groups)
-        rows = [q.row for q in questions]
+        rows = patched([q.row for q in questions], [q.group for q in questions])
         sg, il = (torch.zeros((), device=self.lm.device) for _ in range(2))
         if not questions:
             return sg, il
-        stack = Stack.of_factors(self.lm, {path: (a, b) for path, (a, b) in leaves.items()})
-        _ = self.lm.block_returns_tuple  # established before the stack is active
-        for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
-            batch = self.lm.batch(rows, index)
-            stack.route([questions[i].group for i in index])
-            with torch.set_grad_enabled(learn), prepared.below(rows, batch), stack:
-                at = positions_of(rows, index, self.lm.device)
-                logits = self.lm.logits(batch, at)
-                gen, loc = self._loss([questions[i] for i in index], logits, counts)
-                if learn:
-                    (gen + loc).backward()
-            sg, il = sg + gen.detach(), il + loc.detach()
+        factors = {path: (a, b) for path, (a, b) in leaves.items()}
+        with Stack.of_factors(self.lm, factors), torch.set_grad_enabled(learn):
+            for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
+                batch = self.lm.batch(rows, index)
+                with prepared.below(rows, batch):
+                    logits = self.lm.logits(batch, positions_of(rows, index, self.lm.device))
+                    gen, loc = self._loss([questions[i] for i in index], logits, counts)
+                    if learn:
+                        (gen + loc).backward()
+                sg, il = sg + gen.detach(), il + loc.detach()
         return sg, il
 
     def _loss(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from errata.model.passes import first, hooks, with_first
+from errata.model.hooks import after, before, hooked
+from errata.model.passes import first, with_first
 from errata.model.tokens import Batch
 
 if TYPE_CHECKING:
@@ -58,18 +59,18 @@ class Branch:
         prompts: Int[Tensor, " B"],
     ) -> Iterator[None]:
         """Add `f(x)` to the FFN's output, in the type of the values, rounded once."""
-        given: list[Tensor] = []
+        inputs: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-            given[:] = [args[0]]
+            inputs[:] = [args[0]]
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            y, x = first(output), given[0]  # some models join rows in front of an FFN
+            y, x = first(output), inputs[0]  # some models join rows in front of an FFN
             x = x.reshape(len(owner), -1, x.shape[-1]).to(leaves[0].dtype)
             term = self.network(leaves, owner, x, batch, prompts)
             return with_first(output, (y.to(term.dtype) + term.reshape(y.shape)).to(y.dtype))
 
         source = self.lm.module(self.lm.spec.ffn_in[self.lowest][0].path)
         target = self.lm.module(self.lm.site(self.lowest).path)
-        with hooks(source.register_forward_pre_hook(keep), target.register_forward_hook(add)):
+        with hooked(self.lm, before(source, keep), after(target, add)):
             yield

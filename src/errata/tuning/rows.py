@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from errata.model.passes import capture, first, hooks, module_at, reuse_below, wide, with_first
+from errata.model.hooks import after, hooked
+from errata.model.passes import capture, first, module_at, reuse_below, wide, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, bucket
 from errata.patch import Patch
@@ -25,7 +26,6 @@ from errata.patch.deltas import weight_deltas
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 
 class Trainable(Protocol):
@@ -115,8 +115,7 @@ class Tuned:
         with ExitStack() as context:
             for _, site in self.sites:
                 hook = _adder(owner, by_name[site.weight], by_name.get(f"{site.path}.bias"))
-                handle = self.lm.module(site.path).register_forward_hook(hook)
-                context.enter_context(hooks(handle))
+                context.enter_context(hooked(self.lm, after(self.lm.module(site.path), hook)))
             yield
 
     def _turned(self, name: str, tensor: Tensor) -> Tensor:
@@ -142,9 +141,8 @@ class TuningRows:
 
     Args:
         tuned: The values.
-        rows: Rows of every group; a group may have none.
-        stack: Active stack of earlier patches, if there are any.
-        routes: For each group, its patch in the stack.
+        rows: Rows of every group, each under the group's earlier patch, if there is one; a group
+            may have no rows.
         extra: A further loss of every group as a function of the values, which the gradient
             contains and the loss that is returned does not.
 
@@ -156,21 +154,15 @@ class TuningRows:
         self,
         tuned: Trainable,
         rows: Sequence[Sequence[Row]],
-        stack: Stack | None,
-        routes: Sequence[int] | None,
         extra: Callable[[Sequence[Tensor]], Float[Tensor, " G"]] | None = None,
     ) -> None:
-        self.tuned, self.stack, self.routes, self.extra = tuned, stack, routes, extra
+        self.tuned, self.extra = tuned, extra
         self._rows = [(g, row) for g, group in enumerate(rows) for row in group]
         self._counts = [len(group) for group in rows]
         device = tuned.lm.device
         self.sizes = torch.tensor(self._counts, device=device, dtype=torch.float64)
         self._parts: list[_Part] = []
         self._made_for: tuple[bool, ...] = ()
-
-    def _route(self, owner: Sequence[int]) -> None:
-        if self.stack is not None:
-            self.stack.route([self.routes[g] if self.routes is not None else 0 for g in owner])
 
     @torch.no_grad()
     def _arrange(self, running: tuple[bool, ...]) -> None:
@@ -179,15 +171,11 @@ class TuningRows:
         lm = self.tuned.lm
         live = [(g, row) for g, row in self._rows if running[g]]
         below = self.tuned.lowest - 1
-        if self.stack is not None:
-            self.stack.route([-1])
-        _ = lm.block_returns_tuple  # established by a trial run, on the base model
         self._parts = []
         for index in bucket([row for _, row in live], lm.max_tokens, range(len(live))):
             owner = tuple(live[i][0] for i in index)
             rows = [live[i][1] for i in index]
             batch = lm.batch(rows, range(len(rows)))
-            self._route(owner)
             hidden = None
             if below >= 0:
                 _, (hidden,) = capture(lm, batch, outputs=[module_at(lm, below, "block")])
@@ -257,7 +245,6 @@ class TuningRows:
 
     def _loss(self, part: _Part, leaves: Sequence[Tensor]) -> Float[Tensor, " G"]:
         lm = self.tuned.lm
-        self._route(part.owner)
         with ExitStack() as context:
             if part.hidden is not None:
                 context.enter_context(reuse_below(lm, self.tuned.lowest - 1, part.hidden))
@@ -265,8 +252,8 @@ class TuningRows:
                 self.tuned.installed(part.owner, leaves, part.batch, part.prompts)
             )
             logits = wide(lm.logits(part.batch, part.at))
-        own = logits.gather(1, part.labels[:, None])[:, 0]
-        nll = (logits.logsumexp(-1) - own) * part.weights
+        label_logits = logits.gather(1, part.labels[:, None])[:, 0]
+        nll = (logits.logsumexp(-1) - label_logits) * part.weights
         return nll.new_zeros(leaves[0].shape[0]).index_add(0, part.label_owner, nll)
 
 

@@ -17,7 +17,7 @@ from errata.editors.grace.training import Asked, Work
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM
 from errata.model.spec import Site
-from errata.model.tokens import Row, bucket
+from errata.model.tokens import Row, bucket, patched
 from errata.patch import Module, Patch
 from errata.store.digest import seed_of
 
@@ -148,14 +148,13 @@ class Grace(Editor):
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
             members = [g for g, group in enumerate(groups) if len(group) > position]
-            for numbers, stack, routes in under(lm, [bare[g] for g in members]):
+            for numbers, patches in under(lm, [bare[g] for g in members]):
                 here = [members[i] for i in numbers]
                 edits = [groups[g][position] for g in here]
-                rows = [lm.row(edit.prompt, edit.target) for edit in edits]
+                rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
                 for index in bucket(rows, lm.max_tokens):
                     self._write(
-                        Work(lm, layer, site, stack, [routes[i] if routes else 0 for i in index]),
-                        [rows[i] for i in index], [edits[i] for i in index],
+                        Work(lm, layer, site), [rows[i] for i in index], [edits[i] for i in index],
                         [here[i] for i in index], books, own,
                     )  # fmt: skip
         change = self.config.replacement

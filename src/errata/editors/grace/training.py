@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from errata.editors.grace.codebook import Codebook
-from errata.model.passes import capture, first, hooks, reuse_below, wide, with_first
+from errata.model.hooks import after, hooked
+from errata.model.passes import capture, first, reuse_below, wide, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, positions_of
 from errata.progress import tracked
@@ -20,7 +21,6 @@ from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 
 @dataclass
@@ -46,18 +46,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of several groups at the layer, each under its group's other changes."""
+    """Rows of several groups at the layer; they name their group's other changes."""
 
     lm: LM
     layer: int
     site: Site
-    stack: Stack | None
-    routes: Sequence[int]
-
-    def route(self, numbers: Sequence[int]) -> None:
-        """Say under whose patches the rows of the next pass run."""
-        if self.stack is not None:
-            self.stack.route([self.routes[i] for i in numbers])
 
     @property
     def module(self) -> nn.Module:
@@ -68,7 +61,6 @@ class Work:
     def read(self, rows: Sequence[Row]) -> list[Asked]:
         """Return the layer's input at all tokens of each row and its output where a key decides."""
         batch = self.lm.batch(rows, range(len(rows)))
-        self.route(batch.index)
         (given,), (output,) = capture(self.lm, batch, inputs=[self.module], outputs=[self.module])
         given, output = (wide(t.reshape(len(rows), -1, t.shape[-1])) for t in (given, output))
         return [
@@ -93,7 +85,7 @@ class Work:
         Training sees what use sees: every token that any key answers for is replaced.
 
         Args:
-            asked: What was read of the rows, in the order of `routes`.
+            asked: What was read of the rows.
             books: Each row's codebook.
             lr: Learning rate of Adam.
             steps: Updates at most.
@@ -111,7 +103,7 @@ class Work:
                 break
             if pass_ is None or len(now) <= len(live) // 2:  # leave out the rows that are done
                 live = now
-                pass_ = self._arranged([asked[i] for i in live], [books[i] for i in live], live)
+                pass_ = self._arranged([asked[i] for i in live], [books[i] for i in live])
             mine = torch.tensor(live, device=values.device)
             leaf = values[mine].requires_grad_()
             with torch.enable_grad():  # callers may have switched gradients off
@@ -127,17 +119,11 @@ class Work:
         return values
 
     @torch.no_grad()
-    def _arranged(
-        self, asked: Sequence[Asked], books: Sequence[Codebook], numbers: Sequence[int]
-    ) -> _Pass:
+    def _arranged(self, asked: Sequence[Asked], books: Sequence[Codebook]) -> _Pass:
         """Lay out rows for training, and compute what lies below the block once."""
         lm, rows = self.lm, [one.row for one in asked]
         batch = lm.batch(rows, range(len(rows)))
         hidden = None
-        if self.stack is not None:
-            self.stack.route([-1])
-        _ = lm.block_returns_tuple  # established by a trial run, on the base model
-        self.route(numbers)
         if self.layer > 0:
             below = lm.module(lm.spec.blocks[self.layer - 1])
             _, (hidden,) = capture(lm, batch, outputs=[below])
@@ -171,8 +157,7 @@ class _Pass:
         with ExitStack() as context:
             if self.hidden is not None:
                 context.enter_context(reuse_below(lm, self.work.layer - 1, self.hidden))
-            handle = self.work.module.register_forward_hook(self._replace(values))
-            context.enter_context(hooks(handle))
+            context.enter_context(hooked(lm, after(self.work.module, self._replace(values))))
             logits = wide(lm.logits(self.batch, at))
         nll = logits.logsumexp(-1) - logits.gather(1, labels[:, None])[:, 0]
         return nll.new_zeros(len(sizes)).index_add(0, at[:, 0], nll) / sizes

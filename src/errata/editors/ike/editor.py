@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -111,10 +110,6 @@ class Ike(Editor):
     }
     config: IkeConfig
 
-    def __init__(self, config: EditorConfig | None = None) -> None:
-        super().__init__(config)
-        self._demos: WeakKeyDictionary[LM, Demos] = WeakKeyDictionary()
-
     @property
     def form(self) -> Form:
         """How facts are stated."""
@@ -136,13 +131,15 @@ class Ike(Editor):
             DataError: If it cannot be read.
             ModelError: If there is no such encoder.
         """
-        if lm not in self._demos:
-            own = self.config
-            self._demos[lm] = make_demos(
-                lm, self.form, source=own.demos, retrieve=own.retrieve, count=own.demo_count,
-                pool=own.pool, encoder=own.encoder, seed=own.seed,
-            )  # fmt: skip
-        return self._demos[lm]
+        return lm.once("demonstrations", lambda: self._made_demos(lm), owner=self)
+
+    def _made_demos(self, lm: LM) -> Demos:
+        settings = self.config
+        return make_demos(
+            lm, self.form, source=settings.demos, retrieve=settings.retrieve,
+            count=settings.demo_count, pool=settings.pool, encoder=settings.encoder,
+            seed=settings.seed,
+        )  # fmt: skip
 
     def check_together(self, group: Sequence[Edit]) -> None:
         """Refuse two answers to one prompt: the model would read both.

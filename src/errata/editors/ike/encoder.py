@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from errata.errors import ModelError
 from errata.model.loading import quiet_transformers
-from errata.model.passes import run_until, wide
+from errata.model.passes import capture, wide
 from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _own(lm: LM, texts: Sequence[str]) -> Float[Tensor, "n d"]:
     head = lm.module(lm.spec.head)
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in lm.batches(rows):
-        (hidden,) = run_until(lm, batch, [head])
+        (hidden,), _ = capture(lm, batch, inputs=[head])
         for i, vector in zip(batch.index, _mean(hidden, batch.attention_mask.bool()), strict=True):
             found[i] = vector
     return torch.stack(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -129,11 +130,10 @@ class Lemoe(Editor):
         at_once = max(1, int(self.config.memory_gb * 1e9 / (STATE_COPIES * each)))
         for first in range(0, len(groups), at_once):
             chunk = range(first, min(first + at_once, len(groups)))
-            for numbers, stack, routes in under(lm, [bare[g] for g in chunk]):
+            for numbers, patches in under(lm, [bare[g] for g in chunk]):
                 members = [chunk[i] for i in numbers]
-                own = [0] * len(members) if routes is None else routes
                 grown = self._grow(
-                    Work(lm, layer, stack, own), [groups[g] for g in members],
+                    Work(lm, layer), [groups[g] for g in members], patches,
                     [memories[g] for g in members],
                 )  # fmt: skip
                 for g, memory in zip(members, grown, strict=True):
@@ -170,12 +170,22 @@ class Lemoe(Editor):
         return each
 
     def _grow(
-        self, work: Work, groups: Sequence[Sequence[Edit]], memories: Sequence[Memory]
+        self,
+        work: Work,
+        groups: Sequence[Sequence[Edit]],
+        patches: Sequence[int],
+        memories: Sequence[Memory],
     ) -> list[Memory]:
-        """Return the memories with one more expert for each batch of edits."""
+        """Return the memories with one more expert for each batch of edits.
+
+        `patches` says under which patch of the active stack each group's rows run.
+        """
         config, lm = self.config, work.lm
         memories = list(memories)
-        rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
+        rows = [
+            [replace(lm.row(edit.prompt, edit.target), patch=patch) for edit in group]
+            for group, patch in zip(groups, patches, strict=True)
+        ]
         means: list[Tensor] = [lm.embedding[:0]] * len(groups)
         if config.top_k == 1 or config.order == "clustered":
             means = work.read(rows, config.route_on)
@@ -188,7 +198,7 @@ class Lemoe(Editor):
                 self._drawn(lm, work.layer, [groups[g][i] for i in mine], len(experts))
                 for g, mine, experts in zip(live, taken, old, strict=True)
             ]
-            trained = work.only(live).train(
+            trained = work.train(
                 old, {name: torch.stack([one[name] for one in drawn]) for name in NAMES},
                 [[rows[g][i] for i in mine] for g, mine in zip(live, taken, strict=True)],
                 route_on=config.route_on, top_k=config.top_k,

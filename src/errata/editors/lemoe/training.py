@@ -21,7 +21,6 @@ from errata.tuning.rows import TuningRows
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 NEVER = float("-inf")
 """Logit of an expert that a group does not have."""
@@ -160,23 +159,15 @@ def by_group(
 
 @dataclass(frozen=True)
 class Work:
-    """Groups at one block, each under its other changes.
+    """One block's FFN, and what is done there for groups whose rows name their other changes.
 
     Attributes:
         lm: The model.
         layer: Block of the FFN.
-        stack: Active stack of other changes, if there are any.
-        routes: For each group, its patch in the stack.
     """
 
     lm: LM
     layer: int
-    stack: Stack | None
-    routes: Sequence[int]
-
-    def only(self, groups: Sequence[int]) -> Work:
-        """Return the same for some of the groups."""
-        return replace(self, routes=[self.routes[g] for g in groups])
 
     @torch.no_grad()
     def read(
@@ -184,14 +175,11 @@ class Work:
     ) -> list[Float[Tensor, "n d_in"]]:
         """Return what routes each row of each group: the mean of what the FFN is given."""
         lm, flat = self.lm, [row for group in rows for row in group]
-        owner = [g for g, group in enumerate(rows) for _ in group]
         source = lm.module(lm.spec.ffn_in[self.layer][0].path)
         found: list[Tensor] = [lm.embedding] * len(flat)
         for batch in lm.batches(flat):
-            if self.stack is not None:
-                self.stack.route([self.routes[owner[i]] for i in batch.index])
-            (given,), _ = capture(lm, batch, inputs=[source])
-            x = wide(given.reshape(len(batch), -1, given.shape[-1]))
+            (inputs,), _ = capture(lm, batch, inputs=[source])
+            x = wide(inputs.reshape(len(batch), -1, inputs.shape[-1]))
             counted = batch.attention_mask.bool()
             if route_on == "prompt":
                 ends = torch.tensor([flat[i].prompt_length for i in batch.index], device=lm.device)
@@ -234,7 +222,7 @@ class Work:
         values = [start[name].clone() for name in names]
         network = Newcomers(old, start["keys"], route_on, top_k)
         branch = Branch(self.lm, self.layer, values, network)
-        update = TuningRows(branch, rows, self.stack, self.routes)
+        update = TuningRows(branch, rows)
         adam = RowAdam(values, lr)
         running = torch.ones(len(rows), dtype=torch.bool, device=self.lm.device)
         for _ in tracked(range(steps), "training experts, step"):

@@ -198,7 +198,7 @@ class Serac(NetworkEditor):
         """Return the keys of every group's edits; the encoder sees the model's words as patched."""
         encoder = self.network(lm).encoder
         keys: dict[int, Tensor] = {}
-        for numbers, _, _ in under(lm, bare):
+        for numbers, _ in under(lm, bare):
             texts = [stored_text(row, self.config.route_on) for g in numbers for row in rows[g]]
             parts = embed(lm, encoder, texts).split([len(rows[g]) for g in numbers])
             keys.update(zip(numbers, parts, strict=True))

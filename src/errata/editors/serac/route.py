@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -152,12 +151,14 @@ class Rule:
 
 # ---------------------------------------------------------------------- networks, one copy each
 
-_known: WeakKeyDictionary[Any, dict[str, SeracNetwork]] = WeakKeyDictionary()
+
+def _shared(lm: LM) -> dict[str, SeracNetwork]:
+    return lm.once("SERAC's networks", dict)
 
 
 def share(lm: LM, network: SeracNetwork, fingerprint: str) -> None:
     """Let the patches of this model use these networks, as long as the model lives."""
-    _known.setdefault(lm.model, {})[fingerprint] = network
+    _shared(lm)[fingerprint] = network
 
 
 def networks_of(lm: LM, rule: Rule) -> SeracNetwork:
@@ -166,7 +167,7 @@ def networks_of(lm: LM, rule: Rule) -> SeracNetwork:
     Raises:
         PatchError: If they are not where the patch says, or others are.
     """
-    known = _known.get(lm.model, {})
+    known = _shared(lm)
     if rule.fingerprint in known:
         return known[rule.fingerprint]
     wanted = f"the networks {rule.fingerprint[:12]} of this SERAC patch"
@@ -187,12 +188,12 @@ def networks_of(lm: LM, rule: Rule) -> SeracNetwork:
             f"Put its counterfactual model back to {rule.networks}, or edit again with networks "
             "that are there: --set weights=DIR.",
         ) from None
-    if rule.fingerprint not in _known[lm.model]:
+    if rule.fingerprint not in known:
         raise PatchError(
             f"{wanted} are not those in {rule.networks}: they were trained anew since",
             "Edit again, or put the earlier networks back.",
         )
-    return _known[lm.model][rule.fingerprint]
+    return known[rule.fingerprint]
 
 
 # ---------------------------------------------------------------------- the router

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +27,7 @@ from errata.editors.t_patcher.training import Schedule, Start, Work
 from errata.editors.t_patcher.units import KIND
 from errata.errors import EditError
 from errata.model.lm import LM
-from errata.model.tokens import Row
+from errata.model.tokens import Row, patched
 from errata.nets.ffn import ffn_form
 from errata.patch import Module, Patch
 from errata.store.digest import seed_of
@@ -214,16 +213,16 @@ class TPatcher(Editor):
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
             members = [g for g, group in enumerate(groups) if len(group) > position]
-            for numbers, stack, routes in under(lm, [bare[g] for g in members]):
-                here = [(members[i], routes[i] if routes else 0) for i in numbers]
-                for chunk in self._chunks(place, [state[g] for g, _ in here]):
-                    owners, own = zip(*(here[i] for i in chunk), strict=True)
-                    work = Work(lm, place.layer, place.form, stack, own)
-                    edits = [groups[g][position] for g in owners]
+            for numbers, patches in under(lm, [bare[g] for g in members]):
+                for chunk in self._chunks(place, [state[members[i]] for i in numbers]):
+                    here = [members[numbers[i]] for i in chunk]
+                    edits = [groups[g][position] for g in here]
                     added = self._units(
-                        work, place, edits, [state[g] for g in owners], [bare[g] for g in owners]
-                    )
-                    for g, new in zip(owners, added, strict=True):
+                        Work(lm, place.layer, place.form), place, edits,
+                        [patches[i] for i in chunk],
+                        [state[g] for g in here], [bare[g] for g in here],
+                    )  # fmt: skip
+                    for g, new in zip(here, added, strict=True):
                         state[g] = new
         return [
             self.make_patch(
@@ -257,12 +256,13 @@ class TPatcher(Editor):
         work: Work,
         place: Place,
         edits: Sequence[Edit],
+        patches: Sequence[int],
         held: Sequence[Held],
         below: Sequence[Patch],
     ) -> list[Held]:
-        """Add one edit to each of some groups."""
+        """Add one edit to each of some groups, each under its patch in the active stack."""
         lm, settings = work.lm, self.config
-        rows = [lm.row(edit.prompt, edit.target) for edit in edits]
+        rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
         if settings.form == "unit_per_edit":
             places = [[row.prompt_length - 1] for row in rows]
         else:
@@ -279,7 +279,6 @@ class TPatcher(Editor):
                     f"is {settings.max_units}",
                     f"Example: --set max_units={settings.max_units * 2}", edits=[edits[i]],
                 )  # fmt: skip
-        work = replace(work, routes=[work.routes[i] for i in live])
         rows, mine = [rows[i] for i in live], [held[i] for i in live]
         own = [t.to(mine[0].units.values.dtype) for t in work.inputs(rows)]
         start = self._start(place, [edits[i] for i in live], own, [places[i] for i in live])
@@ -342,7 +341,7 @@ class TPatcher(Editor):
         settings = self.config
         weights = settings.of_form("activation_weight"), settings.of_form("memory_weight")
         memory, which = memories(
-            work.lm, work.layer, self._text(), below, work.stack, work.routes
+            work.lm, work.layer, self._text(), below, [row.patch for row in rows]
         )  # fmt: skip
         if settings.form == "unit_per_edit":
             everywhere = settings.fires_at == "all"

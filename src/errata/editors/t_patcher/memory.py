@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -16,21 +15,17 @@ from torch import Tensor
 from errata.data.corpus import load_corpus
 from errata.errors import DataError
 from errata.model.passes import capture, wide
-from errata.model.tokens import Row, bucket
+from errata.model.tokens import Row, bucket, patched
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.patch import Patch
-    from errata.patch.stack import Stack
 
 HEADING = re.compile(r"^\s*=|=\s*$")
 """A line of wikitext that is no text."""
 
 SPARE = 4
 """Documents asked for per paragraph wanted: of wikitext's lines many are headings or short."""
-
-
-_rows: WeakKeyDictionary[Any, tuple[Text, list[Row]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -54,14 +49,10 @@ class Text:
     def rows(self, lm: LM) -> list[Row]:
         """Return the paragraphs, tokenised, as many as wanted or as there are.
 
-        Those last asked for are kept with the model.
-
         Raises:
             DataError: If the text cannot be read, or holds no paragraph that is long enough.
         """
-        if _rows.get(lm.model, (None,))[0] != self:
-            _rows[lm.model] = (self, self._read(lm))
-        return _rows[lm.model][1]
+        return lm.once(("T-Patcher's paragraphs", self), lambda: self._read(lm))
 
     def _read(self, lm: LM) -> list[Row]:
         corpus = load_corpus(lm.name, self.source, SPARE * self.count)
@@ -79,12 +70,7 @@ class Text:
         return lm.text_rows(texts[: self.count], self.length)
 
 
-_kept: WeakKeyDictionary[Any, dict[Any, list[Tensor]]] = WeakKeyDictionary()
-
-
-def base_memory(
-    lm: LM, layer: int, text: Text, stack: Stack | None = None
-) -> list[Float[Tensor, "T d"]]:
+def base_memory(lm: LM, layer: int, text: Text) -> list[Float[Tensor, "T d"]]:
     """Return the FFN's inputs at the tokens of each paragraph, in the model without any patch.
 
     They are kept with the model for as long as no weight is written to: an editor needs them for
@@ -94,42 +80,25 @@ def base_memory(
         lm: The model.
         layer: Block of the FFN.
         text: The paragraphs.
-        stack: An active stack, which has to let these rows alone.
     """
     weights = tuple((id(p), p._version) for p in lm.model.parameters())  # counts in-place writes
     key = (layer, text, weights)
-    known = _kept.setdefault(lm.model, {})
+    known: dict[Any, list[Tensor]] = lm.once("T-Patcher's memory", dict)
     if key not in known:
-        known.clear()
-        known[key] = inputs_of(lm, layer, text.rows(lm), stack)
+        known.clear()  # large, and of no use once weights were written to
+        known[key] = inputs_of(lm, layer, text.rows(lm))
     return known[key]
 
 
 @torch.no_grad()
-def inputs_of(
-    lm: LM,
-    layer: int,
-    rows: Sequence[Row],
-    stack: Stack | None = None,
-    routes: Sequence[int] | None = None,
-) -> list[Float[Tensor, "T d"]]:
-    """Return the input of a block's FFN at every token of each row.
-
-    Args:
-        lm: The model.
-        layer: The block.
-        rows: The rows.
-        stack: An active stack of patches, if there is one.
-        routes: For each row, its patch in the stack; default: none.
-    """
+def inputs_of(lm: LM, layer: int, rows: Sequence[Row]) -> list[Float[Tensor, "T d"]]:
+    """Return the input of a block's FFN at every token of each row, under the row's patch."""
     found: list[Tensor | None] = [None] * len(rows)
     module = lm.module(lm.spec.ffn_in[layer][0].path)
     for index in bucket(rows, lm.max_tokens):
-        if stack is not None:
-            stack.route([routes[i] if routes is not None else -1 for i in index])
-        (given,), _ = capture(lm, lm.batch(rows, index), inputs=[module])
-        given = wide(given).reshape(len(index), -1, given.shape[-1])  # some models join the rows
-        for i, states in zip(index, given, strict=True):
+        (inputs,), _ = capture(lm, lm.batch(rows, index), inputs=[module])
+        inputs = wide(inputs).reshape(len(index), -1, inputs.shape[-1])  # some models join the rows
+        for i, states in zip(index, inputs, strict=True):
             found[i] = states[: len(rows[i].ids)].clone()
     return [states for states in found if states is not None]
 
@@ -139,8 +108,7 @@ def memories(
     layer: int,
     text: Text,
     patches: Sequence[Patch],
-    stack: Stack | None,
-    routes: Sequence[int],
+    places: Sequence[int],
 ) -> tuple[list[list[Float[Tensor, "T d"]]], Int[Tensor, " G"] | None]:
     """Return the text's states in every different model that some groups have below a block's FFN.
 
@@ -149,8 +117,8 @@ def memories(
         layer: The block.
         text: The paragraphs.
         patches: What each group has at work; most change nothing below.
-        stack: An active stack of these patches; None: there are none, or one is applied in place.
-        routes: For each group, its patch in the stack.
+        places: For each group, its patch in the active stack; -1: it has none, or it is applied in
+            place.
 
     Returns:
         For each model the states of every paragraph; for each group its model, None if there is
@@ -160,15 +128,15 @@ def memories(
     known: dict[int, int] = {}
     found: list[list[Tensor]] = []
     which: list[int] = []
-    for patch, route in zip(patches, routes, strict=True):
+    for patch, place in zip(patches, places, strict=True):
         moved = any(change.moves_input(lm, layer, inner) for change in patch.changes)
         key = id(patch) if moved else 0
         if key not in known:
             known[key] = len(found)
             if moved:
                 rows = text.rows(lm)
-                found.append(inputs_of(lm, layer, rows, stack, [route] * len(rows)))
+                found.append(inputs_of(lm, layer, patched(rows, [place] * len(rows))))
             else:
-                found.append(base_memory(lm, layer, text, stack))
+                found.append(base_memory(lm, layer, text))
         which.append(known[key])
     return found, torch.tensor(which, device=lm.device) if len(found) > 1 else None

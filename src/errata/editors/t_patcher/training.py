@@ -22,7 +22,6 @@ from errata.tuning.rows import TuningRows
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,15 @@ class Start:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of several groups, one each, under the groups' other changes."""
+    """A block's FFN and rows of several groups, one each, which name their other changes."""
 
     lm: LM
     layer: int
     form: FfnForm
-    stack: Stack | None
-    routes: Sequence[int]
 
     def inputs(self, rows: Sequence[Row]) -> list[Float[Tensor, "T d"]]:
         """Return the FFN's input at all tokens of each row."""
-        return inputs_of(self.lm, self.layer, rows, self.stack, self.routes)
+        return inputs_of(self.lm, self.layer, rows)
 
     @torch.no_grad()
     def wrong(self, rows: Sequence[Row], frozen: Sequence[Units]) -> list[list[int]]:
@@ -83,17 +80,15 @@ class Work:
         found: list[list[int]] = [[] for _ in rows]
         for index in bucket(rows, self.lm.max_tokens):
             batch = self.lm.batch(rows, index)
-            if self.stack is not None:
-                self.stack.route([self.routes[i] for i in index])
             branch = Branch(self.lm, self.layer, [], _network(self.form, frozen, None))
             at = positions_of(rows, index, self.lm.device)
             prompts = torch.tensor([rows[i].prompt_length for i in index])
             like = [frozen[0].values]
             with branch.installed(index, like, batch, prompts):
                 best = self.lm.logits(batch, at).argmax(-1).tolist()
-            asked = [(i, p, n) for i in index
-                     for p, n in zip(rows[i].positions, rows[i].labels, strict=True)]  # fmt: skip
-            for (i, position, label), token in zip(asked, best, strict=True):
+            wanted = [(i, p, n) for i in index
+                      for p, n in zip(rows[i].positions, rows[i].labels, strict=True)]  # fmt: skip
+            for (i, position, label), token in zip(wanted, best, strict=True):
                 if token != label:
                     found[i].append(position)
         return found
@@ -133,7 +128,7 @@ class Work:
 
         network = _network(self.form, frozen, unpacked)
         branch = Branch(self.lm, self.layer, values, network)
-        tuning = TuningRows(branch, [[row] for row in rows], self.stack, self.routes, extra)
+        tuning = TuningRows(branch, [[row] for row in rows], extra)
         adam = RowAdam(values, schedule.lr, schedule.weight_decay)
         running = torch.ones(len(rows), dtype=torch.bool, device=values[0].device)
         for step in tracked(range(schedule.steps), "training units, step"):

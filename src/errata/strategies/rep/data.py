@@ -27,12 +27,11 @@ from errata.locate.perturb import (
     with_subject,
 )
 from errata.model.passes import capture, module_at, wide
-from errata.model.tokens import Row, find_subject
+from errata.model.tokens import Row, find_subject, patched
 from errata.store.digest import seed_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.patch.stack import Stack
 
 log = logging.getLogger(__name__)
 
@@ -218,30 +217,24 @@ def keys_at(
     rows: Sequence[Row],
     at: Sequence[Sequence[int]],
     layer: int,
-    stack: Stack | None = None,
-    groups: Sequence[int] | None = None,
 ) -> list[Float[Tensor, "p f"]]:
     """Read the keys of one block at some positions of each row.
 
     Args:
         lm: The model.
-        rows: Tokenised prompts.
+        rows: Tokenised prompts, each under the patch that it names.
         at: For each row, its positions; nothing after the last of them is run.
         layer: Block number.
-        stack: Active stack of patches, if rows run under patches.
-        groups: For each row, its patch in the stack.
 
     Returns:
         For each row, its keys in the order of its positions.
     """
     cut = [
-        Row(row.ids[: max(positions, default=0) + 1], (), (), 0)
+        Row(row.ids[: max(positions, default=0) + 1], (), (), 0, patch=row.patch)
         for row, positions in zip(rows, at, strict=True)
     ]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in lm.batches(cut):
-        if stack is not None:
-            stack.route([groups[i] if groups is not None else 0 for i in batch.index])
         (keys,), _ = capture(lm, batch, [module_at(lm, layer, "ffn")])
         for row, i in enumerate(batch.index):
             found[i] = wide(keys[row, torch.tensor(at[i], dtype=torch.long, device=lm.device)])
@@ -269,32 +262,28 @@ def read_forms(
     forms: Sequence[Forms],
     layer: int,
     settings: RepSettings,
-    stack: Stack | None,
-    groups: Sequence[int] | None,
+    patches: Sequence[int],
 ) -> list[Keys]:
-    """Read the keys of all rows of some edits at one block."""
+    """Read the keys of all rows of some edits at one block, each edit's under its patch."""
     rows: list[Row] = []
     at: list[list[int]] = []
-    owners: list[int] = []
-    for number, (edit, form) in enumerate(zip(edits, forms, strict=True)):
-        own = (form.original, *form.perturbed)
-        places = [[row.subject_last] for row in own]
+    for edit, form, patch in zip(edits, forms, patches, strict=True):
+        forms_rows = (form.original, *form.perturbed)
+        places = [[row.subject_last] for row in forms_rows]
         if settings.looks_elsewhere:
             # a long context may tell of the subject: its tokens do not count as others
             spots = [
                 (i, p)
-                for i, row in enumerate(own[: len(own) - form.long])
+                for i, row in enumerate(forms_rows[: len(forms_rows) - form.long])
                 for p in range(len(row.ids))
                 if p != row.subject_last
             ]
             generator = generator_for(edit, settings.rep_data_seed, -1)
             for pick in torch.randperm(len(spots), generator=generator)[:OTHER_TOKENS].tolist():
                 places[spots[pick][0]].append(spots[pick][1])
-        rows += own
+        rows += patched(forms_rows, [patch] * len(forms_rows))
         at += places
-        owners += [number] * len(own)
-    routes = None if groups is None else [groups[number] for number in owners]
-    found = keys_at(lm, rows, at, layer, stack, routes)
+    found = keys_at(lm, rows, at, layer)
     keys = []
     done = 0
     for form in forms:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -18,14 +17,13 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.data.corpus import load_corpus
-from errata.editors.base import EditorConfig, under
+from errata.editors.base import under
 from errata.editors.base_located import LocateConfig, LocateEditor
 from errata.locate.contexts import Contexts, ContextSettings, get_contexts
 from errata.locate.keys import edit_keys
 from errata.locate.solve import unit, whiten
 from errata.model.lm import LM
 from errata.patch import Module, Patch
-from errata.patch.stack import Stack
 from errata.strategies.base import Strategy
 from errata.strategies.rep.adapter import merge, split
 from errata.strategies.rep.data import (
@@ -85,11 +83,6 @@ class Rep(Strategy, LocateEditor):
     }
     config: RepConfig
 
-    def __init__(self, config: EditorConfig | None = None) -> None:
-        super().__init__(config)
-        self._materials: WeakKeyDictionary[LM, _Material] = WeakKeyDictionary()
-        self._ordinary: WeakKeyDictionary[LM, dict[int, Ordinary]] = WeakKeyDictionary()
-
     def prepare(self, lm: LM) -> None:
         """Prepare the host, sample contexts and read texts."""
         super().prepare(lm)
@@ -98,27 +91,28 @@ class Rep(Strategy, LocateEditor):
     # ------------------------------------------------------------------ what adapters learn from
 
     def _material(self, lm: LM) -> _Material:
-        if lm not in self._materials:
-            settings = self.config
-            contexts = get_contexts(
-                lm, ContextSettings(contexts=settings.rep_contexts, seed=settings.seed)
-            )
-            texts: tuple[str, ...] = ()
-            words = settings.rep_words
-            if (settings.rep_long and settings.rep_compat == "none") or settings.rep_cls:
-                source = settings.rep_text or settings.moments_text
-                texts = load_corpus(lm.name, source, settings.rep_documents).texts
-                words = enough_words(texts, words)
-            self._materials[lm] = _Material(contexts, texts, words)
-        return self._materials[lm]
+        return lm.once("REP's material", lambda: self._made_material(lm), owner=self)
+
+    def _made_material(self, lm: LM) -> _Material:
+        settings = self.config
+        contexts = get_contexts(
+            lm, ContextSettings(contexts=settings.rep_contexts, seed=settings.seed)
+        )
+        texts: tuple[str, ...] = ()
+        words = settings.rep_words
+        if (settings.rep_long and settings.rep_compat == "none") or settings.rep_cls:
+            source = settings.rep_text or settings.moments_text
+            texts = load_corpus(lm.name, source, settings.rep_documents).texts
+            words = enough_words(texts, words)
+        return _Material(contexts, texts, words)
 
     def _ordinary_at(self, lm: LM, layer: int) -> Ordinary | None:
         if not self.config.rep_cls:
             return None
-        by_layer = self._ordinary.setdefault(lm, {})
-        if layer not in by_layer:
-            by_layer[layer] = Ordinary.read(lm, self._material(lm).texts[:ORDINARY_TEXTS], layer)
-        return by_layer[layer]
+        texts = self._material(lm).texts[:ORDINARY_TEXTS]
+        return lm.once(
+            ("REP's ordinary text", layer), lambda: Ordinary.read(lm, texts, layer), owner=self
+        )
 
     def _targets(
         self, lm: LM, edits: Sequence[Edit], layer: int, mean_key: Float[Tensor, "n f"]
@@ -205,12 +199,11 @@ class Rep(Strategy, LocateEditor):
         """Return the mean key of each edit as the host saw it when it wrote this block."""
         parts: list[Tensor] = []
         order: list[int] = []
-        for numbers, stack, routes in _spread(lm, sizes, patches):
+        for numbers, places in _spread(lm, sizes, patches):
             contexts = self.prepared(lm).contexts
             found = edit_keys(
-                lm, [edits[i] for i in numbers], contexts, [layer],
-                mean=self.mean, stack=stack, groups=routes,
-            )  # fmt: skip
+                lm, [edits[i] for i in numbers], contexts, [layer], mean=self.mean, patches=places
+            )
             parts.append(found[layer].mean_key)
             order += numbers
         return torch.cat(parts)[torch.tensor(order).argsort().to(lm.device)]
@@ -226,11 +219,9 @@ class Rep(Strategy, LocateEditor):
     ) -> list[Keys]:
         """Return the keys that each edit's adapter is trained on."""
         found: dict[int, Keys] = {}
-        for numbers, stack, routes in _spread(lm, sizes, patches):
+        for numbers, places in _spread(lm, sizes, patches):
             some = [edits[i] for i in numbers]
-            keys = read_forms(
-                lm, some, [forms[i] for i in numbers], layer, self.config, stack, routes
-            )
+            keys = read_forms(lm, some, [forms[i] for i in numbers], layer, self.config, places)
             found |= dict(zip(numbers, keys, strict=True))
         return [found[i] for i in range(len(edits))]
 
@@ -249,19 +240,14 @@ class Rep(Strategy, LocateEditor):
 
 def _spread(
     lm: LM, sizes: Sequence[int], patches: Sequence[Patch]
-) -> Iterator[tuple[list[int], Stack | None, list[int] | None]]:
+) -> Iterator[tuple[list[int], list[int]]]:
     """Put the model under one patch per group, as `under` does.
 
     Yields:
-        Numbers of edits, counted over all groups, the active stack and each edit's patch in it.
+        Numbers of edits, counted over all groups, and each edit's patch in the active stack.
     """
     ends = torch.tensor(sizes).cumsum(0).tolist()
-    own = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    for groups, stack, routes in under(lm, patches):
-        edits = [edit for group in groups for edit in own[group]]
-        owners = None
-        if routes is not None:
-            owners = [
-                route for group, route in zip(groups, routes, strict=True) for _ in own[group]
-            ]
-        yield edits, stack, owners
+    edits_of = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    for groups, places in under(lm, patches):
+        pairs = [(edit, p) for g, p in zip(groups, places, strict=True) for edit in edits_of[g]]
+        yield [edit for edit, _ in pairs], [patch for _, patch in pairs]

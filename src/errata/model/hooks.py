@@ -1,0 +1,122 @@
+"""What stands around a model while it runs, and the one way to hook it.
+
+```
+            Installed, one per model          whoever installs something writes it here,
+            ├─ stack    patches side by side  and takes it back; the LM only reads it
+            ├─ wholes   contexts, routes
+            └─ batch, at: the pass that runs
+
+ hooked(lm, before(module, f), after(module, g))
+    1  lm.probe()         trial passes over the model are made before the first hook is there
+    2  f and g work at the present depth only
+ bare(model)              depth + 1: everything that was installed is silent until it is left
+```
+
+Every hook of errata goes through `hooked`. So no trial pass (where are the blocks? does a cached
+prefix continue exactly?) ever meets one: it runs first, and if it runs later, it runs `bare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+    from errata.model.tokens import Batch
+    from errata.patch.around import Whole
+    from errata.patch.stack import Stack
+
+
+@dataclass
+class Installed:
+    """What is installed on one model.
+
+    Attributes:
+        stack: The active patches side by side, if there are any.
+        wholes: Contexts, routes and networks that have to see whole rows: no prefix may be cached.
+        batch: The batch that runs, if it is known.
+        at: The (row, position) pairs whose logits it computes; None: all.
+        depth: How many times everything has been lifted.
+    """
+
+    stack: Stack | None = None
+    wholes: list[Whole] = field(default_factory=list)
+    batch: Batch | None = None
+    at: Tensor | None = None
+    depth: int = 0
+
+    @contextmanager
+    def running(self, **known: Any) -> Iterator[None]:
+        """Note what is known of a pass (`batch`, `at`) while it runs."""
+        earlier = {name: getattr(self, name) for name in known}
+        vars(self).update(known)
+        try:
+            yield
+        finally:
+            vars(self).update(earlier)
+
+
+_on: WeakKeyDictionary[nn.Module, Installed] = WeakKeyDictionary()
+
+
+def installed_on(model: nn.Module) -> Installed:
+    """Return what is installed on a model, for whoever wraps it: there is one for each model."""
+    return _on.setdefault(model, Installed())
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """Lift everything that is installed on a model, so that a trial pass sees the model itself."""
+    installed = installed_on(model)
+    lifted = replace(installed)
+    vars(installed).update(vars(Installed(depth=installed.depth + 1)))
+    try:
+        yield
+    finally:
+        for name in fields(lifted):
+            setattr(installed, name.name, getattr(lifted, name.name))
+
+
+class Hook(NamedTuple):
+    """A function that is called in front of a module or behind it, as torch calls hooks."""
+
+    module: nn.Module
+    call: Callable[..., Any]
+    ahead: bool
+    with_kwargs: bool
+
+
+def before(module: nn.Module, call: Callable[..., Any], *, with_kwargs: bool = False) -> Hook:
+    """Return a hook in front of a module."""
+    return Hook(module, call, True, with_kwargs)
+
+
+def after(module: nn.Module, call: Callable[..., Any], *, with_kwargs: bool = False) -> Hook:
+    """Return a hook behind a module."""
+    return Hook(module, call, False, with_kwargs)
+
+
+@contextmanager
+def hooked(lm: LM, *hooks: Hook) -> Iterator[None]:
+    """Hook modules of the model inside a `with` block; all hooks of errata are installed here."""
+    lm.probe()
+    with ExitStack() as handles:
+        for hook in hooks:
+            call = _at_depth(lm.installed, hook.call)
+            put = hook.module.register_forward_hook
+            if hook.ahead:
+                put = hook.module.register_forward_pre_hook
+            handles.callback(put(call, with_kwargs=hook.with_kwargs).remove)
+        yield
+
+
+def _at_depth(installed: Installed, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a hook work only while nothing lifts it; to torch None means that nothing changes."""
+    depth = installed.depth
+    return lambda *given: call(*given) if installed.depth == depth else None
