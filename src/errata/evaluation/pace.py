@@ -17,7 +17,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SECONDS = 5.0
+SECONDS = 10.0
 """What a group of units may take."""
 
 
