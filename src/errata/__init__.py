@@ -34,6 +34,7 @@ _EXPORTS = {
     "Context": "errata.patch",
     "Stack": "errata.patch.stack",
     "Editor": "errata.editors",
+    "EditorConfig": "errata.editors",
     "get_editor": "errata.editors",
     "edit": "errata.api",
     "evaluate": "errata.evaluation",
@@ -54,6 +55,7 @@ __all__ = [
     "Dense",
     "Edit",
     "Editor",
+    "EditorConfig",
     "ErrataError",
     "LowRank",
     "Module",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from errata.data import load_edits as load_edits
     from errata.data import save_cases as save_cases
     from errata.editors import Editor as Editor
+    from errata.editors import EditorConfig as EditorConfig
     from errata.editors import get_editor as get_editor
     from errata.errors import ErrataError as ErrataError
     from errata.evaluation import Protocol as Protocol

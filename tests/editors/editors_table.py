@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from errata.cli.ls import What, address, rows_of
+from errata.editors import editors
+from errata.strategies import strategies
 
 BLOCK = re.compile(r"(<!-- editors -->\n)(.*?)(<!-- end of editors -->)", re.DOTALL)
 
@@ -21,12 +23,16 @@ def table() -> str:
     """Return all editors, then all strategies, as two tables."""
     lines = ["| editor | what it is | needs | strategies | paper |", "|---|---|---|---|---|"]
     for row in rows_of(What.editors):
+        if not editors.entry(row["name"]).is_own:
+            continue
         needs = ", ".join(row.get("needs", ())) or "–"
         on_top = ", ".join(f"`+{name}`" for name in row["strategies"]) or "–"
         cells = (f"`{row['name']}`", row["summary"], needs, on_top, linked(row.get("paper", "")))
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| strategy | what it is | works on | paper |", "|---|---|---|---|"]
     for row in rows_of(What.strategies):
+        if not strategies.entry(row["name"]).is_own:
+            continue
         hosts = ", ".join(f"`{host}`" for host in row["hosts"])
         cells = (f"`+{row['name']}`", row["summary"], hosts, linked(row.get("paper", "")))
         lines.append(f"| {' | '.join(cells)} |")

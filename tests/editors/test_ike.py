@@ -355,7 +355,7 @@ def test_patches_of_other_versions_are_refused(tiny: Tiny, make: Make, tmp_path:
         editor.edit_one(lm, [ANNA], replace(patch, changes=()))
 
 
-@pytest.mark.parametrize("name", list(editors.entries))
+@pytest.mark.parametrize("name", [e.name for e in editors.entries.values() if e.is_own])
 def test_every_editor_edits_behind_a_context(name: str, tiny: Tiny, make: Make) -> None:
     lm = tiny("qwen3")
     after = bare(make).edit_one(lm, [Edit("Max lives in", "Bern")])

@@ -45,9 +45,11 @@ class EditorConfig(Settings):
 class Editor(ABC):
     """Turns edits into patches; the model is bit-identical afterwards.
 
-    A new editor is one file in this folder with one class that sets the attributes below as
-    literals and implements `edit_groups`. Checks, composition with earlier patches and the refusal
-    of NaN are done here.
+    A new editor is one class that sets the attributes below as literals and overrides one method,
+    `edit_groups`; that method builds its patches with `make_patch`. Checks, composition with
+    earlier patches and the refusal of NaN are done here. Further methods may be overridden:
+    `prepare`, `made_of`, `check`, `check_together`. It is one file (or folder) beside this one, or
+    a file of another distribution: docs/plugins.md. `errata.testing` tests what it owes.
 
     Attributes:
         name: Name on the command line.

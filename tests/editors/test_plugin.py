@@ -1,0 +1,116 @@
+"""The example of docs/plugins.md: installed as it says, it is an editor like any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.editors.editors_table import table
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "plugin"
+PROJECT = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))
+FACT = ("--prompt", "The capital of France is", "--target", "Rome", "--subject", "France")
+
+Run = Callable[..., str]
+
+
+def install(folder: Path) -> None:
+    """Put a distribution where Python looks for one, as pip would."""
+    project = PROJECT["project"]
+    for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["include"]:
+        shutil.copy(EXAMPLE / name, folder)
+    name = project["name"].replace("-", "_")
+    info = folder / f"{name}-{project['version']}.dist-info"
+    info.mkdir()
+    header = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(header)
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run Python where the plug-in is installed."""
+    site, work = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("work")
+    install(site)
+    path = os.pathsep.join([str(site), str(ROOT / "src"), *sys.path])
+    environ = {**os.environ, "PYTHONPATH": path, "ERRATA_CACHE": str(work / "cache")}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=work, env=environ,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_it_passes_the_contract_it_advertises(run: Run) -> None:
+    """With warnings as errors, outside of this repository's settings."""
+    test = EXAMPLE / "test_errata_nudge.py"
+    out = run(
+        "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull,
+        "--rootdir", ".", str(test),
+    )  # fmt: skip
+    assert int(re.findall(r"(\d+) passed", out)[0]) >= 30
+
+
+def test_it_is_listed_as_it_describes_itself(run: Run) -> None:
+    entries = json.loads(run("-m", "errata", "ls", "editors", "--json"))["entries"]
+    (row,) = [row for row in entries if row["name"] == "nudge"]
+    assert row["summary"].startswith("Let the last FFN answer")
+    assert (row["needs"], row["exports"], row["title"]) == ([], ["lora", "merged"], "Nudge")
+    assert "nudge" not in table()  # the tables of the README are of errata's own
+
+
+def test_it_edits_and_its_patch_goes_out(run: Run) -> None:
+    edited = run("-m", "errata", "edit", "--editor", "nudge", *FACT, "--out", "rome", "--json")
+    assert json.loads(edited)["patch"]["editor"] == "nudge"
+    run("-m", "errata", "export", "rome", "--to", "lora", "--out", "lora")
+    asked = run(
+        "-c",
+        "import errata; lm = errata.load('pocket')\n"
+        "with errata.Patch.load('rome').applied(lm):\n"
+        "    print(lm.generate(['The capital of France is'], max_new_tokens=1))",
+    )
+    assert "Rome" in asked
+
+
+def test_it_is_evaluated_and_swept(run: Run, tmp_path: Path) -> None:
+    words = ("--editor", "nudge", "--data", "world", "--limit", "2", "--json")
+    result = json.loads(run("-m", "errata", "eval", *words))
+    assert "nudge" in json.dumps(result)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'name = "small"\nseeds = [0]\n[models.pocket]\nid = "pocket"\n'
+        '[data.world]\nspec = "world"\nlimit = 2\n[editors.nudge]\neditor = "nudge"\n'
+    )
+    run("-m", "errata", "sweep", str(recipe), "--out", str(tmp_path / "sweep"))
+    assert list((tmp_path / "sweep").rglob("summary.json"))
+
+
+def test_the_page_shows_what_the_example_says() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    points = tomllib.loads(snippet)["project"]["entry-points"]
+    assert points["errata.editors"] == PROJECT["project"]["entry-points"]["errata.editors"]
+    from errata.data import datasets
+    from errata.editors import editors
+    from errata.patch.changes.kinds import PLUG_INS
+    from errata.strategies import strategies
+
+    groups = {registry.group for registry in (editors, strategies, datasets)}
+    assert points.keys() == {*groups, PLUG_INS}
