@@ -122,7 +122,8 @@ def _edits(patch: Patch) -> list[str]:
         if measured:
             own = result or {}
             cells += [_share(own.get("p_before")), _share(own.get("p_after"))]
-            cells.append({True: "✓", False: "✗"}.get(own.get("taken"), "–"))  # pyright: ignore[reportArgumentType]
+            taken = own.get("taken")
+            cells.append("–" if taken is None else "✓" if taken else "✗")
         lines.append(f"| {' | '.join(cells)} |")
     left = len(patch.edits) - SHOWN
     return [*lines, "", f"… and {counted(left, 'more edit')} in `{RECORD_NAME}`."][
