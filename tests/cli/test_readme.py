@@ -1,4 +1,4 @@
-"""The code in README.md runs."""
+"""The Python in README.md and in the pages of docs/ runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,43 @@ import pytest
 
 from errata.errors import DataError
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("docs/api.md", "docs/patches.md")
+"""Pages whose blocks run one after another, each page on a fresh set of names."""
+
+GIVEN = """
+import errata
+lm = errata.load("pocket")
+other = errata.edit(lm, "The capital of Italy is the city named", "Oslo", subject="Italy")
+patch_a, patch_b = other, other
+rows = [lm.row("The capital of Italy is the city named", "Oslo")] * 3
+"""
+"""Names that pages use without making them."""
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_run(here: Path, page: str) -> None:
+    from errata.world import pocket_path
+
+    try:
+        pocket_path()
+    except DataError:
+        pytest.skip("the pocket model is not in this checkout")
+    names: dict[str, Any] = {}
+    exec(GIVEN, names)
+    found = blocks((ROOT / page).read_text(encoding="utf-8"))
+    assert found
+    for code in found:
+        exec(code, names)
 
 
 def block(containing: str) -> str:
-    (found,) = (
-        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in code
-    )
+    (found,) = (code for code in blocks(README) if containing in code)
     return found
 
 

@@ -16,7 +16,7 @@ import typer
 
 from errata import __version__
 from errata.cli import _output, _views
-from errata.cli._options import JsonFlag, LoadOptions, expand
+from errata.cli._options import JsonFlag, LoadOptions, expand, model_names
 from errata.errors import ErrataError, ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def doctor(
     load: LoadOptions,
     model: Annotated[
         str | None,
-        typer.Argument(help="Look at this model too: pocket, a folder or a Hub id."),
+        typer.Argument(
+            help="Look at this model too: pocket, a folder or a Hub id.",
+            autocompletion=model_names,
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:

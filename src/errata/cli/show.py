@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _targets
+from errata.cli import _output, _targets, _views
 from errata.cli._options import JsonFlag
 from errata.errors import PatchError
 
@@ -217,11 +217,12 @@ def _list(console: Any, edits: Sequence[Mapping[str, Any]]) -> None:
     from rich.text import Text
 
     console.print(f"{_output.counted(len(edits), 'edit')}{':' if edits else ' named'}")
-    marks = {None: ("  ", ""), True: ("✓ ", "green"), False: ("✗ ", "bold red")}
     for edit in edits[:SHOWN]:
         result = edit.get("result") or {}
-        mark = marks[result.get("taken")]
-        text = Text.assemble(mark, edit["prompt"], " → ", (edit["target"].strip(), "bold"))
+        mark = _views.mark(result.get("taken"))
+        text = Text.assemble(
+            mark if mark[0] else "  ", edit["prompt"], " → ", (edit["target"].strip(), "bold")
+        )
         if "p_before" in result:
             text.append(f"  {result['p_before']:.4f} → {result['p_after']:.4f}")
         console.print(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import _heatmap, _output, _views
-from errata.cli._options import ForceFlag, JsonFlag, LoadOptions, expand
+from errata.cli._options import ForceFlag, JsonFlag, LoadOptions, expand, model_names
 from errata.errors import RunError
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class Kind(StrEnum):
 @expand
 def trace(
     load: LoadOptions,
-    model: Annotated[str, typer.Argument(help="pocket, a local folder, or a Hub id.")] = "pocket",
+    model: Annotated[
+        str,
+        typer.Argument(help="pocket, a local folder, or a Hub id.", autocompletion=model_names),
+    ] = "pocket",
     data: Annotated[
         str | None,
         typer.Option(

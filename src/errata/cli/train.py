@@ -18,6 +18,7 @@ from errata.cli._options import (
     JsonFlag,
     ModelOptions,
     SkipBad,
+    editor_names,
     expand,
     key_values,
 )
@@ -43,7 +44,12 @@ _DATA, _EDITOR, _RUN = "Data", "Editor", "Run"
 
 @expand
 def train(
-    editor: Annotated[str, typer.Argument(help="A trained editor; see `errata ls editors`.")],
+    editor: Annotated[
+        str,
+        typer.Argument(
+            help="A trained editor; see `errata ls editors`.", autocompletion=editor_names
+        ),
+    ],
     model: ModelOptions,
     data: Annotated[
         str,
