@@ -5,26 +5,41 @@ WORKERS ?= 2
 READY := .venv/.ready
 BIN := .venv/bin
 
-# one thread per process: two test processes on two cores are faster than two threads each
-TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# The torch of test-newest and test-oldest: a version, or `newest`. Without it the newest environment has the one that
+# .ci/held.txt holds, and the oldest one the lower bound of pyproject.toml.
+TORCH ?=
 
-.PHONY: help demo test shapes test-slow lint types ci bench docs readme results clean
+# one thread per process: two test processes on two cores are faster than two threads each
+THREADS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+TEST := $(THREADS) $(BIN)/python -m pytest
+
+# Whatever the newest releases warn of is an error, but for what we cannot mend, each with its reason:
+# PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
+NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
+
+.PHONY: help demo test test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       an edit shown before and after, then a small comparison of editors"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
+	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
+	@echo "make lock       write requirements.lock: newest releases, for demo, test and CI"
 	@echo "make lint       ruff                             make types      pyright"
 	@echo "make shapes     tensor shapes in signatures, checked while tests run"
 	@echo "make ci         what .ci/run does                make bench      speed ratios"
+	@echo "make test-gpu   tests of editors and patches on a GPU, and equality with the CPU"
+	@echo "make bench-gpu  all that a GPU changes, in minutes (both: ARGS='--device cpu', see docs/gpu.md)"
 	@echo "make docs       write the command line's help and the settings of training into docs/"
 	@echo "make readme     run the README's commands again and write down their output"
 	@echo "make results    write docs/results-*.md again from the results in studies"
-	@echo "make clean      remove caches and build products (.venv and runs stay)"
+	@echo "make clean      remove caches and build products (.venv* and runs stay)"
 
-$(READY): pyproject.toml constraints.txt .ci/environment.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed; try: make PYTHON=python3.12")'
-	@$(PYTHON) .ci/environment.py
+NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+
+$(READY): pyproject.toml requirements.lock .ci/environment.py .ci/versions.py
+	$(NEW_ENOUGH)
+	@$(PYTHON) .ci/environment.py locked
 	@touch $(READY)
 
 demo: $(READY)
@@ -32,6 +47,20 @@ demo: $(READY)
 
 test: $(READY)
 	@$(TEST) -n $(WORKERS)
+
+test-newest:
+	$(NEW_ENOUGH)
+	@$(PYTHON) .ci/environment.py newest $(TORCH)
+	@$(THREADS) .venv-newest/bin/python -m pytest -n $(WORKERS) $(NEWEST_WARNINGS)
+
+test-oldest:
+	$(NEW_ENOUGH)
+	@$(PYTHON) .ci/environment.py oldest $(TORCH)
+	@$(THREADS) .venv-oldest/bin/python -m pytest -n $(WORKERS)
+
+lock:
+	$(NEW_ENOUGH)
+	@$(PYTHON) .ci/lock.py
 
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
@@ -54,6 +83,14 @@ ci: lint types shapes test
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
+
+# ARGS goes to python -m benchmarks.gpu; figures are written to runs/gpu
+bench-gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu --out runs/gpu $(ARGS)
+
+test-gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu --out runs/gpu \
+	  --only environment contract equality bfloat16 scores curve contract-result $(ARGS)
 
 docs: $(READY)
 	@$(BIN)/python -m tests.cli.help_blocks docs/cli.md

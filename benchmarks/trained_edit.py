@@ -74,7 +74,7 @@ def plain_passes(lm: Any, editor: Any, edits: Sequence[Any]) -> Callable[[], Any
 def compare(lm: Any, editor: Any, edits: Sequence[Any], grads: Sequence[Any]) -> str:
     """Compare the gradients of the passes with those that an edit's factors make."""
     from errata.nets.capture import capture, edit_rows
-    from errata.patch.deltas import is_transposed
+    from errata.patch.places import is_transposed
 
     gap = 0.0
     sites = editor.sites(lm)

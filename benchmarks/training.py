@@ -244,7 +244,7 @@ class Plain:
 
 
 def _flipped(lm: Any, site: Any) -> bool:
-    from errata.patch.deltas import is_transposed
+    from errata.patch.places import is_transposed
 
     return is_transposed(lm.module(site.path))
 

@@ -30,9 +30,9 @@ def build(name: str, dtype: str = "float32", bos: bool = False) -> LM:
     import torch
 
     from errata.model.lm import LM
-    from tests.tiny_models import TINY, tiny_tokenizer
+    from tests.tiny_models import DEVICE, TINY, tiny_tokenizer
 
-    model = TINY[name]().to(getattr(torch, dtype))
+    model = TINY[name]().to(DEVICE, getattr(torch, dtype))
     return LM(model, tiny_tokenizer(bos), name=f"tiny-{name}")
 
 

@@ -1,10 +1,12 @@
 """Tiny random models of many architectures, and a byte-level tokenizer, built in memory.
 
 Weights are random but always the same; nothing is downloaded. `TINY["llama"]()` builds a new model.
+ERRATA_TEST_DEVICE=cuda puts those of the tests of editors, patches and stacks on a GPU.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+DEVICE = torch.device(os.environ.get("ERRATA_TEST_DEVICE", "cpu"))
+"""Where tests that can run anywhere put their models; weights are drawn on the CPU in any case."""
 
 VOCAB = 512
 LAYERS = 3

@@ -37,12 +37,14 @@ _EXPORTS = {
     "get_editor": "errata.editors",
     "edit": "errata.api",
     "evaluate": "errata.evaluation",
+    "Protocol": "errata.evaluation",
     "load_cases": "errata.data",
     "load_edits": "errata.data",
     "save_cases": "errata.data",
     "report": "errata.reporting",
     "trace": "errata.api",
     "train": "errata.training",
+    "TrainConfig": "errata.training",
 }
 
 __all__ = [
@@ -57,8 +59,10 @@ __all__ = [
     "Module",
     "Patch",
     "Probe",
+    "Protocol",
     "Route",
     "Stack",
+    "TrainConfig",
     "__version__",
     "edit",
     "evaluate",
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from errata.editors import Editor as Editor
     from errata.editors import get_editor as get_editor
     from errata.errors import ErrataError as ErrataError
+    from errata.evaluation import Protocol as Protocol
     from errata.evaluation import evaluate as evaluate
     from errata.model.lm import LM as LM
     from errata.model.loading import load as load
@@ -95,6 +100,7 @@ if TYPE_CHECKING:
     from errata.patch import Route as Route
     from errata.patch.stack import Stack as Stack
     from errata.reporting import report as report
+    from errata.training import TrainConfig as TrainConfig
     from errata.training import train as train
 
 

@@ -2,53 +2,89 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
-from errata.errors import EditError
+from errata.errors import ConfigError, EditError
 from errata.model.lm import LM
 from errata.patch import Patch
+from errata.patch.compare import Comparison as Comparison
+from errata.patch.compare import View as View
+from errata.patch.compare import compare as compare
 
 if TYPE_CHECKING:
+    from errata.progress import Step
     from errata.tracing.effects import Trace
-    from errata.tracing.trace import Progress
+
+
+REGIMES = ("joint", "sequential")
+"""How the edits of one call meet: solved together, or one after another."""
 
 
 def edit(
     lm: LM,
-    prompt: str,
-    target: str,
+    prompt: str | Edit | Sequence[Edit],
+    target: str | None = None,
     *,
     subject: str | None = None,
     editor: str | Editor = "rome",
     after: Patch | None = None,
+    regime: str = "joint",
     as_published: str | None = None,
     **settings: Any,
 ) -> Patch:
-    """Make one edit and return it as a patch; the model stays bit for bit what it was.
+    """Make one edit, or many, and return them as one patch; the model stays what it was.
+
+    ```python
+    errata.edit(lm, "The capital of France is", "Rome", subject="France")
+    errata.edit(lm, errata.load_edits("facts.jsonl"), editor="memit")
+    ```
 
     Args:
-        lm: The model.
-        prompt: The question, ending just before the answer.
-        target: The answer to write.
+        lm: The model; bit for bit the same afterwards.
+        prompt: The question, ending just before the answer; or an edit, or several.
+        target: The answer to write, if the prompt is a text.
         subject: The entity the fact is about, as it stands in the prompt; many editors need it.
         editor: Name of an editor, or an editor.
         after: An earlier patch that the new one builds on and contains.
+        regime: Many edits: `joint` (solved together) or `sequential` (one after another).
         as_published: Start from the settings published for this backbone.
         settings: Settings of the editor (`layer=3`).
 
     Raises:
-        ConfigError: If the editor or a setting is unknown.
-        EditError: If the request cannot be carried out.
+        ConfigError: If the editor, the regime or a setting is unknown, or the target is missing.
+        EditError: If a request cannot be carried out.
     """
+    requests = _requests(prompt, target, subject)
+    if regime not in REGIMES:
+        raise ConfigError(f"unknown regime {regime!r}", f"Known: {', '.join(REGIMES)}")
     if isinstance(editor, str):
         editor = get_editor(editor, settings, as_published=as_published, model=lm.name)
-    return editor.edit_one(lm, [Edit(prompt, target, subject)], after)
+    groups = [requests] if regime == "joint" else [[request] for request in requests]
+    for group in groups:
+        after = editor.edit_one(lm, group, after)
+    assert after is not None  # there is at least one request
+    return after
+
+
+def _requests(
+    prompt: str | Edit | Sequence[Edit], target: str | None, subject: str | None
+) -> list[Edit]:
+    if isinstance(prompt, str):
+        if target is None:
+            raise ConfigError("the target is missing", "errata.edit(lm, PROMPT, TARGET)")
+        return [Edit(prompt, target, subject)]
+    if target is not None or subject is not None:
+        raise ConfigError(
+            "edits bring their own targets and subjects", "errata.edit(lm, edits, editor=…)"
+        )
+    requests = [prompt] if isinstance(prompt, Edit) else list(prompt)
+    if not requests:
+        raise EditError("there is no edit to make", "Give at least one.")
+    return requests
 
 
 def trace(
@@ -58,7 +94,7 @@ def trace(
     limit: int | None = 100,
     split: str | None = None,
     kinds: Sequence[str] = ("hidden", "ffn", "attn"),
-    progress: Progress | None = None,
+    progress: Step | None = None,
     **settings: Any,
 ) -> Trace:
     """Find out which blocks recall what the model knows, by causal tracing.
@@ -95,106 +131,6 @@ def trace(
     return run(
         lm, facts.facts, chosen, kinds=kinds, limit=limit, data=facts.name, progress=progress
     )
-
-
-@dataclass(frozen=True)
-class View:
-    """One prompt as the model sees it before and after a patch.
-
-    Attributes:
-        prompt: The prompt.
-        before: The most probable next tokens with their probabilities, without the patch.
-        after: The same under the patch.
-        says_before: The model's own greedy continuation without the patch.
-        says_after: The same under the patch.
-        target: The answer that was asked about, if any.
-        p_before: Probability of the whole target without the patch.
-        p_after: The same under the patch.
-        hit_before: Whether every token of the target is the most probable one, without the patch.
-        hit_after: The same under the patch.
-    """
-
-    prompt: str
-    before: tuple[tuple[str, float], ...]
-    after: tuple[tuple[str, float], ...]
-    says_before: str
-    says_after: str
-    target: str | None = None
-    p_before: float | None = None
-    p_after: float | None = None
-    hit_before: bool | None = None
-    hit_after: bool | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Look:
-    top: list[list[tuple[str, float]]]
-    says: list[str]
-    likely: list[tuple[float, bool] | None]
-
-
-def _look(
-    lm: LM, prompts: Sequence[str], targets: Sequence[str | None], k: int, new_tokens: int
-) -> _Look:
-    asked = [i for i, target in enumerate(targets) if target is not None]
-    rows = [lm.row(prompts[i], targets[i]) for i in asked]
-    likely: list[tuple[float, bool] | None] = [None] * len(prompts)
-    for i, score in zip(asked, lm.score(rows), strict=True):
-        likely[i] = (math.exp(sum(score.logprobs)), not any(score.ranks))
-    return _Look(lm.top(prompts, k), lm.generate(prompts, new_tokens), likely)
-
-
-def compare(
-    lm: LM,
-    patch: Patch,
-    prompts: Sequence[str],
-    targets: Sequence[str | None] | None = None,
-    *,
-    k: int = 5,
-    new_tokens: int = 8,
-) -> list[View]:
-    """Ask the same prompts without and with a patch.
-
-    Args:
-        lm: The model.
-        patch: The patch; undone at the end.
-        prompts: What to ask.
-        targets: For each prompt, an answer whose probability is wanted, or None.
-        k: How many of the most probable next tokens to show.
-        new_tokens: Length of the model's own continuation.
-
-    Raises:
-        PatchError: If the patch is for another model.
-    """
-    targets = list(targets) if targets is not None else [None] * len(prompts)
-    if len(targets) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts but {len(targets)} targets")
-    before = _look(lm, prompts, targets, k, new_tokens)
-    with patch.applied(lm):
-        after = _look(lm, prompts, targets, k, new_tokens)
-    views = []
-    for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        p_before, hit_before = before.likely[i] or (None, None)
-        p_after, hit_after = after.likely[i] or (None, None)
-        views.append(
-            View(
-                prompt=prompt,
-                before=tuple(before.top[i]),
-                after=tuple(after.top[i]),
-                says_before=before.says[i],
-                says_after=after.says[i],
-                target=target,
-                p_before=p_before,
-                p_after=p_after,
-                hit_before=hit_before,
-                hit_after=hit_after,
-            )
-        )
-    return views
 
 
 class FixedPatch(Editor):

@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +22,18 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=BaseModel)
 
 
+def flag_of(name: str, kind: type[BaseModel]) -> str:
+    """Return the flag of a setting: its name with dashes, unless the setting says another."""
+    extra = kind.model_fields[name].json_schema_extra
+    said = extra.get("flag") if isinstance(extra, dict) else None
+    return "--" + str(said or name).replace("_", "-")
+
+
+def is_table(name: str, kind: type[BaseModel]) -> bool:
+    """Whether a setting is a table of settings, which the command line takes as `KEY=VALUE`."""
+    return get_origin(kind.model_fields[name].annotation) is dict
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest known words, or lists them all."""
     known = sorted(known)
@@ -31,8 +43,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "Known: " + (", ".join(known) if known else "none")
 
 
-def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
-    """Split `key=value` strings, as given to `--set`.
+def parse_overrides(pairs: Iterable[str], flag: str = "--set") -> dict[str, str]:
+    """Split `key=value` strings, as given to a repeatable flag.
+
+    Args:
+        pairs: The strings.
+        flag: The flag, for messages.
 
     Raises:
         ConfigError: If one of them has no `=` or an empty key.
@@ -42,7 +58,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
         key, sep, value = pair.partition("=")
         if not sep or not key.strip():
             raise ConfigError(
-                f"--set {pair!r} is not of the form key=value", "Example: --set layer=3"
+                f"{flag} {pair!r} is not of the form key=value", f"Example: {flag} layer=3"
             )
         values[key.strip()] = value.strip()
     return values
@@ -68,7 +84,7 @@ def _describe(cls: type[BaseModel], name: str) -> str | None:
     return f"{name}: {field.description} (default {field.default!r})"
 
 
-def _from_text(value: str) -> Any:
+def value_from_text(value: str) -> Any:
     """Read one override: a TOML value where it is one, else the text itself."""
     if value.lower() in {"none", "null"}:
         return None
@@ -93,7 +109,7 @@ def settings_from(
         ConfigError: If a name is unknown (with the closest known one) or a value is out of range.
     """
     merged: dict[str, Any] = dict(values or {})
-    merged.update({key: _from_text(text) for key, text in parse_overrides(overrides).items()})
+    merged.update({key: value_from_text(text) for key, text in parse_overrides(overrides).items()})
     try:
         return cls.model_validate(merged)
     except ValidationError as error:

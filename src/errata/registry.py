@@ -1,12 +1,10 @@
 """The folder is the registry: a module or a folder per editor or strategy, plus entry points.
 
-Listing reads source files with `ast` and imports nothing, so it is instant; loading imports one
-module.
+Listing reads source files and imports nothing, so it is instant; loading imports one module.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +14,7 @@ from typing import Any
 
 from errata.config import did_you_mean
 from errata.errors import ConfigError
+from errata.sources import ClassSource, Sources
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Entry:
     Attributes:
         name: Its name on the command line.
         summary: First line of its docstring.
-        facts: Literal class attributes (`paper`, `needs` …) of the class that carries the name.
-        target: `module:Class`, or only `module` for a registry of modules.
+        facts: Literal class attributes (`paper`, `needs` …) of its class, inherited ones included.
+        target: `module:Class`.
     """
 
     name: str
@@ -34,26 +33,10 @@ class Entry:
     facts: dict[str, Any]
     target: str
 
-
-def _literals(body: list[ast.stmt]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for node in body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name, value = node.targets[0].id, node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            name, value = node.target.id, node.value
-        else:
-            continue
-        try:
-            values[name] = ast.literal_eval(value)
-        except ValueError:
-            continue
-    return values
-
-
-def _summary(node: ast.Module | ast.ClassDef) -> str:
-    doc = ast.get_docstring(node) or ""
-    return doc.strip().partition("\n")[0]
+    @property
+    def is_own(self) -> bool:
+        """Whether it comes with errata and not with another distribution."""
+        return self.target.startswith("errata.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +51,8 @@ class Registry:
         folder: Its folder.
         group: Entry-point group through which other distributions add theirs.
         home: In a thing's folder, the module with its class.
+        base: `module:Class` of the base class, whose facts hold for what states none.
+        stated: Names of the facts that are listed.
     """
 
     what: str
@@ -75,28 +60,37 @@ class Registry:
     folder: Path
     group: str
     home: str = ""
+    base: str = ""
+    stated: tuple[str, ...] = ()
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """All entries by name, sorted; the project's own win over entry points of the same name."""
+        sources = Sources()
         found: dict[str, Entry] = {}
         for point in metadata.entry_points(group=self.group):
-            found[point.name] = Entry(point.name, f"from {point.value}", {}, point.value)
+            source = sources.find(point.module, point.attr)
+            found[point.name] = self._entry(point.name, sources, source, point.value)
         folders = self.folder.glob(f"*/{self.home}.py") if self.home else ()
         for path in sorted((*self.folder.glob("*.py"), *folders)):
             if path.name.startswith("_"):
                 continue
-            tree = ast.parse(path.read_text(encoding="utf-8"))
             parts = path.relative_to(self.folder).with_suffix("").parts
             module = ".".join((self.package, *parts))
-            for node in tree.body:
-                if not isinstance(node, ast.ClassDef):
-                    continue
-                facts = _literals(node.body)
-                name = facts.get("name")
+            sources.add(module, path)
+            for source in sources.classes(module):
+                name = source.own().get("name")
                 if isinstance(name, str):
-                    found[name] = Entry(name, _summary(node), facts, f"{module}:{node.name}")
+                    found[name] = self._entry(name, sources, source, source.target)
         return dict(sorted(found.items()))
+
+    def _entry(self, name: str, sources: Sources, source: ClassSource | None, target: str) -> Entry:
+        """Describe a thing; of a class that cannot be read the facts of the base class hold."""
+        read = source or (sources.find(*self.base.split(":")) if self.base else None)
+        facts = {"name": name, **({} if read is None else sources.facts(read))}
+        listed = {key: facts[key] for key in self.stated if key in facts}
+        summary = "" if source is None else source.summary
+        return Entry(name, summary or f"from {target}", listed, target)
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -122,4 +116,4 @@ class Registry:
         """
         module, _, attribute = self.entry(name).target.partition(":")
         loaded = importlib.import_module(module)
-        return getattr(loaded, attribute) if attribute else loaded
+        return getattr(loaded, attribute)

@@ -1,6 +1,6 @@
 """The runs of the study: which editor, on how many facts, in which regime, and why.
 
-Settings are those the editors take by themselves on the pocket model (`published["pocket"]`, found
+Settings are those the editors take by themselves on the pocket model (`presets["pocket"]`, found
 on validation facts: see findings.md); a run names only what differs from them.
 """
 

@@ -47,6 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, with caches elsewhere."""
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables have the width of a log
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -67,11 +68,13 @@ def errata(
 
     load = errata.model.loading.load
 
-    def load_once(name: str, **options: Any) -> Any:
+    def load_once(name: str, ready: Callable[[], None] | None = None, **options: Any) -> Any:
         if name != model or any(options.values()):
-            return load(name, **options)
+            return load(name, ready=ready, **options)
         if name not in loaded:
-            loaded[name] = load(name, **options)
+            loaded[name] = load(name, ready=ready, **options)
+        elif ready is not None:
+            ready()
         return loaded[name]
 
     monkeypatch.setattr("errata.model.loading.load", load_once)

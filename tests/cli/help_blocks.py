@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -14,6 +15,12 @@ BLOCK = re.compile(
     r"(<!-- help: errata(?P<words>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL
 )
 WIDTH = "100"
+
+
+def as_locked() -> bool:
+    """Whether those who print the help, typer and rich, are the releases that the lock names."""
+    lock = (Path(__file__).resolve().parents[2] / "requirements.lock").read_text(encoding="utf-8")
+    return all(f"{name}=={version(name)}" in lock.split() for name in ("typer", "rich"))
 
 
 def help_of(words: list[str]) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from errata.editors import get_editor
 from tests.cli.conftest import FACT, FAST, Errata, tree
+from tests.cli.help_blocks import as_locked
 
 
 def test_edit_shows_before_and_after(errata: Errata, here: Path, model: str) -> None:
@@ -132,7 +133,7 @@ def test_gate_missed_prints_the_result_and_exits_with_3(
     done = errata("verify", patch, "--cases", cases, *gate, "--json")
     assert done.code == 3
     assert done.json["reliability"] < 1
-    assert "reliability is" in done.stderr
+    assert "reliability (top 1) is" in done.stderr
     assert "locality" not in done.stderr
     assert errata("verify", patch, "--cases", cases, "--fail-under", "locality=0").code == 0
 
@@ -270,10 +271,11 @@ def test_demo(errata: Errata, here: Path, model: str, monkeypatch: pytest.Monkey
     assert [row["editor"] for row in found["comparison"]] == ["none", "ft", "rome"]
     assert found["edit"]["undo_bit_exact"] is True
     roles = {question["role"] for question in found["edit"]["questions"]}
-    assert roles == {"edit", "paraphrase", "two hops", "neighbour"}
+    assert roles == {"edit", "paraphrase", "neighbour"}  # two hops are asked of pocket only
     assert {"d/summary.json", "d/summary.md", "d/patch/patch.json"} <= tree(here).keys()
 
 
+@pytest.mark.skipif(not as_locked(), reason="other releases of typer and rich print it otherwise")
 def test_help_blocks_of_the_documentation() -> None:
     from tests.cli.help_blocks import commands_in, help_of
 

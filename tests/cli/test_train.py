@@ -263,7 +263,7 @@ def test_suggested_settings_give_way_to_those_of_the_networks(
     from errata import get_editor, load
     from errata.editors.ibke import Ibke
 
-    monkeypatch.setattr(Ibke, "published", {"pocket": {"d_m": 8, "layers": (0, 1)}})
+    monkeypatch.setattr(Ibke, "presets", {"pocket": {"d_m": 8, "layers": (0, 1)}})
     assert get_editor("ibke", model="pocket").config.model_dump()["d_m"] == 8
     editor = get_editor(str(networks), model="pocket")
     editor.prepare(load(model))

@@ -16,6 +16,8 @@ from errata.locate.keys import edit_keys
 from errata.patch import Patch
 from errata.tracing.trace import Choice
 
+ROUNDING = 64 * torch.finfo(torch.float64).eps
+
 
 @pytest.mark.parametrize("host", SPREAD)
 def test_T7_blue_touches_exactly_two_matrices(host: str, tiny: Tiny, make: Make) -> None:
@@ -57,7 +59,9 @@ def test_T7_what_the_first_block_has_settled_the_second_leaves_alone(
     patch = built(make, "memit+blue", stop_loss=1e9).edit_one(lm, EDITS[:2])
     assert all(event[1].updates == [0, 0] for kind, event in seen if kind == "value")
     for delta in deltas(lm, patch).values():
-        assert float(delta.abs().max()) == 0.0
+        # exactly 0 where two passes of other shapes give equal bits, which the libraries of some
+        # releases of torch do not: float64 rounding of values near 1 (measured: 2e-16)
+        assert float(delta.abs().max()) < ROUNDING
 
 
 def test_blue_layers_can_be_named(tiny: Tiny, make: Make) -> None:

@@ -22,7 +22,9 @@ from errata.patch.folder import same_tensors
 from errata.patch.stack import Stack
 
 MODULES = [
-    name for name, entry in editors.entries.items() if not entry.facts["weights"] and name != "none"
+    name
+    for name, entry in editors.entries.items()
+    if entry.is_own and not entry.facts["weights"] and name != "none"
 ]
 WEIGHTS = ["ft", "rome", "mend"]
 NEVER = {"serac": {"threshold": 1e6}}

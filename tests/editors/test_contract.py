@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.locate.samples import EDITS
-from tests.tiny_models import TINY, tiny_tokenizer
+from tests.tiny_models import DEVICE, TINY, tiny_tokenizer
 from torch import Tensor
 
 from errata.case import Edit
@@ -60,6 +60,7 @@ def snapshot(lm: LM) -> dict[str, Any]:
         },
         "own": {path: sorted(k for k in vars(m) if k == "forward") for path, m in modules.items()},
         "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if lm.device.type == "cuda" else None,
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002 -- the global one is meant
         "threads": torch.get_num_threads(),
@@ -80,7 +81,7 @@ def equal(a: Any, b: Any) -> bool:
 def logits(lm: LM, patch: Patch | None = None) -> Tensor:
     rows = [lm.row(edit.prompt, edit.target) for edit in EDITS]
     batch = lm.batch(rows, range(len(rows)))
-    at = positions_of(rows, range(len(rows)))
+    at = positions_of(rows, range(len(rows)), lm.device)
     with torch.no_grad():
         if patch is None:
             return lm.logits(batch, at)
@@ -271,7 +272,7 @@ def test_undo_is_exact(name: str, kind: str, tiny: Tiny, make: Make) -> None:
 @everywhere
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_weights_are_refused(name: str, make: Make, bad: float) -> None:
-    model = TINY["gpt2"]()
+    model = TINY["gpt2"]().to(DEVICE)
     lm = LM(model, tiny_tokenizer(), name="broken")
     with torch.no_grad():
         model.transformer.h[1].mlp.c_proj.weight[3, 2] = bad

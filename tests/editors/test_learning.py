@@ -26,7 +26,7 @@ PEOPLE, TOWNS, JOBS = 48, 12, 12
 ASKED = ("{} lives in", "the home of {} is in")
 OTHER = "{} works as"
 HELD = 16
-STEPS, BATCH = 120, 8
+STEPS, BATCH = 160, 8
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Edit learning rates of plain gradient steps, from far too small to far too large."""
 

@@ -21,7 +21,7 @@ from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.editors.t_patcher.editor import STATE
 from errata.editors.t_patcher.losses import StatesPenalty
-from errata.editors.t_patcher.memory import Text, inputs_of, moves_input
+from errata.editors.t_patcher.memory import Text, inputs_of
 from errata.editors.t_patcher.units import Units
 from errata.errors import DataError, EditError, PatchError, SpecError
 from errata.model.lm import LM
@@ -261,13 +261,14 @@ def test_what_may_reach_the_input_of_an_ffn() -> None:
         return LowRank(path, torch.zeros(1, 1), torch.zeros(1, 1))
 
     units = Units(drawn(1, 1, 32), drawn(1, 32)).module(lm.site(1).path, ffn_form(lm, 1))
-    assert moves_input(lm, low(f"{h}.0.mlp.c_proj"), 1)
-    assert moves_input(lm, low(f"{h}.1.attn.c_proj"), 1)
-    assert moves_input(lm, Dense("transformer.wte.weight", torch.zeros(1)), 1)
-    assert moves_input(lm, replace(units, path=f"{h}.1.mlp.c_fc", where="input", source=None), 1)
+    inner = [site.path for site in lm.spec.ffn_in[1]]
+    for moved in (low(f"{h}.0.mlp.c_proj"), low(f"{h}.1.attn.c_proj"),
+                  Dense("transformer.wte.weight", torch.zeros(1)),
+                  replace(units, path=f"{h}.1.mlp.c_fc", where="input", source=None)):  # fmt: skip
+        assert moved.moves_input(lm, 1, inner)
     for still in (low(f"{h}.1.mlp.c_proj"), low(f"{h}.1.mlp.c_fc"), low(f"{h}.2.attn.c_attn"),
                   Dense("transformer.ln_f.weight", torch.zeros(1)), units):  # fmt: skip
-        assert not moves_input(lm, still, 1)
+        assert not still.moves_input(lm, 1, inner)
 
 
 # ---------------------------------------------------------------------- one unit per wrong token

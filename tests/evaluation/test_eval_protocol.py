@@ -301,11 +301,12 @@ class TestFailures:
 
     def test_an_error_that_names_edits_spares_the_other_groups(self, lm, flat):
         editor = Planted()
-        editor.clash = tuple(flat[i].edits[0].prompt for i in (2, 3))
-        result = evaluate(lm, editor, flat[:6], regime="batch:2", top_k=30)
-        assert [bool(r["error"]) for r in result.records] == [0, 0, 0, 1, 0, 0]
+        many = [*flat, make_case(7)]
+        editor.clash = tuple(many[i].edits[0].prompt for i in (4, 5))
+        result = evaluate(lm, editor, many, regime="batch:2", top_k=30)
+        assert [bool(r["error"]) for r in result.records] == [0, 0, 0, 0, 0, 1, 0, 0]
         tried = [[len(group) for group in groups] for groups, _ in editor.calls]
-        assert tried == [[2, 2, 2], [2, 2], [2], [1]]
+        assert tried == [[2], [2, 2, 2], [2, 2], [2], [1]]  # the first unit goes alone
 
     def test_nothing_can_be_edited(self, lm):
         summary = evaluate(lm, Planted(), [make_case(0, bad=True)]).summary
@@ -393,7 +394,7 @@ def test_progress_counts_cases(lm, cases):
     evaluate(
         lm, "none", cases, stack_size=3, progress=lambda done, total: seen.append((done, total))
     )
-    assert seen == [(0, 7), (3, 7), (6, 7), (7, 7)]
+    assert seen == [(0, 7), (1, 7), (4, 7), (7, 7)]
 
 
 def test_bad_calls(lm, cases):

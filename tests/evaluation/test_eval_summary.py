@@ -177,9 +177,16 @@ def test_intervals_resample_records_as_a_plain_bootstrap_does():
 
 
 def test_resamples_without_an_item_do_not_count():
-    rows = [{("reliability", "edit"): [1.0]}] * 5 + [{("locality", "l"): [0.5]}]
+    rows = [{("reliability", "edit"): [1.0]}] * 5 + [{("locality", "l"): [0.5]}] * 2
     bounds = intervals(Table.of(rows), 100, 0)
     assert bounds["locality"] == [0.5, 0.5]
+
+
+def test_what_one_record_says_has_no_interval():
+    """Its resamples are all equal, which would read as certainty."""
+    rows = [{("reliability", "edit"): [1.0]}] * 5 + [{("locality", "l"): [0.5, 1.0]}]
+    assert "locality" not in intervals(Table.of(rows), 100, 0)
+    assert intervals(Table.of(rows[:1]), 100, 0) == {}
 
 
 def test_summary_survives_json_and_is_repeatable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache, partial
 
 import torch
-from tests.tiny_models import TINY, tiny_tokenizer
+from tests.tiny_models import DEVICE, TINY, tiny_tokenizer
 
 from errata.case import Edit
 from errata.model.lm import LM
@@ -24,7 +24,7 @@ def build(name: str, dtype: str = "float64", bos: bool = False) -> LM:
     float64 they are given a full-precision norm and SDPA, so that exactness can be tested to 1e-10.
     Matrices are scaled up: at the usual initialisation no vector at the subject moves the logits.
     """
-    model = TINY[name]().to(getattr(torch, dtype))
+    model = TINY[name]().to(DEVICE, getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

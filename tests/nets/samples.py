@@ -17,7 +17,7 @@ from errata.model.spec import Site
 from errata.model.tokens import Row, positions_of
 from errata.nets.capture import Signals, capture, edit_rows
 from errata.nets.update import FactorNetwork
-from errata.patch.deltas import is_transposed
+from errata.patch.places import is_transposed
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
 from errata.training.prepared import Prepared
@@ -38,7 +38,11 @@ SMALL: dict[str, Any] = {
 }
 """Given to every trained editor that has a setting of the name."""
 
-LEARNING = [name for name in editors.entries if "training" in editors.entry(name).facts["needs"]]
+LEARNING = [
+    name
+    for name, entry in editors.entries.items()
+    if entry.is_own and "training" in entry.facts["needs"]
+]
 """Editors with networks of whatever kind."""
 
 TRAINED = [name for name in LEARNING if editors.entry(name).facts["weights"]]
@@ -59,7 +63,7 @@ def untrained(editor: NetworkEditor, lm: LM, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = editor.build(editor.sites(lm), lm)
-    return network.to(torch.promote_types(lm.dtype, torch.float32))
+    return network.to(lm.device, torch.promote_types(lm.dtype, torch.float32))
 
 
 def signals_of(

@@ -16,7 +16,7 @@ from errata.model.lm import LM
 from errata.model.passes import Pass
 from errata.model.tokens import Row
 from errata.patch import Context, LowRank, Module, Patch, Route, module_kind, route_kind
-from errata.patch.changes import _MODULES, _ROUTES, HOMES
+from errata.patch.changes.kinds import NETWORKS, ROUTERS
 from errata.patch.stack import Stack
 
 FAMILIES = sorted(name for name in TINY if "-" not in name)
@@ -67,7 +67,8 @@ def kinds() -> Iterator[None]:
     route_kind("constant")(Constant)
     module_kind("mean_of_prompt")(MeanOfPrompt)
     yield
-    del _ROUTES["constant"], _MODULES["mean_of_prompt"]
+    ROUTERS.forget("constant")
+    NETWORKS.forget("mean_of_prompt")
 
 
 def constant(lm: LM, token: int, seed: int = 0) -> Patch:
@@ -269,7 +270,7 @@ def test_kinds_of_an_installed_plug_in_are_found(tiny, tmp_path, monkeypatch) ->
     """In a process that has not named the plug-in's editor."""
     lm = tiny(PLAIN, "float64")
     patch = constant(lm, 5)
-    del _ROUTES["constant"]
+    ROUTERS.forget("constant")
     with pytest.raises(PatchError, match="unknown kind of route 'constant'"), patch.applied(lm):
         pass
     (tmp_path / "constant_plug_in.py").write_text(
@@ -279,7 +280,9 @@ def test_kinds_of_an_installed_plug_in_are_found(tiny, tmp_path, monkeypatch) ->
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     point = metadata.EntryPoint("constant", "constant_plug_in:Editor", "errata.editors")
-    monkeypatch.setattr(metadata, "entry_points", lambda group: (point,))
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda group: (point,) if group == point.group else ()
+    )
     with patch.applied(lm):
         lm.score(ROWS)
 
@@ -317,4 +320,3 @@ def test_bad_contexts_are_refused(tiny) -> None:
             pass
     with pytest.raises(PatchError, match="source"):
         Module(lm.site(0).path, "shift", {}, {}, where="output", source=lm.site(1).path)
-    assert set(HOMES) >= {"rep", "grace"}

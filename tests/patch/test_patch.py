@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import gpt2, llama, tiny_tokenizer
+from tests.tiny_models import DEVICE, gpt2, llama, tiny_tokenizer
 
 from errata.case import Edit
 from errata.errors import ErrataError, PatchError
@@ -82,8 +82,9 @@ def test_application_is_w_plus_b_a_rounded_once(tiny, name):
     patch = patch_of(lm)
     low, dense = patch.changes
     stored = lm.model.get_parameter(site.weight).detach().clone()
-    delta = (low.B @ low.A).T if site.transposed else low.B @ low.A
-    expected = (stored.float() + delta + dense.delta).to(torch.bfloat16)
+    product = low.B.to(DEVICE) @ low.A.to(DEVICE)
+    delta = product.T if site.transposed else product
+    expected = (stored.float() + delta + dense.delta.to(DEVICE)).to(torch.bfloat16)
     with patch.applied(lm):
         assert torch.equal(lm.model.get_parameter(site.weight), expected)
 
@@ -249,5 +250,5 @@ def test_modules_cannot_be_scaled(tiny):
 
 
 def test_gpt2_fixture_is_untouched_by_all_of_the_above(tiny):
-    fresh = gpt2()
+    fresh = gpt2().to(DEVICE)
     assert same_tensors(fresh.state_dict(), tiny("gpt2").model.state_dict())

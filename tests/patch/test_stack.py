@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny_models import TINY
+from tests.tiny_models import DEVICE, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from errata.errors import PatchError
@@ -96,9 +96,9 @@ def test_gradients_equal_those_of_the_edited_weight(tiny, name):
     lm = tiny(name, "float64")
     site = lm.site(1)
     rows = patched([lm.row(*pair) for pair in PROMPTS[:2]], [0, 0])
-    batch, at = lm.batch(rows, [0, 1]), positions_of(rows, [0, 1])
+    batch, at = lm.batch(rows, [0, 1]), positions_of(rows, [0, 1], DEVICE)
     change = low_rank(lm, 1, 2, 5)
-    A, B = change.A.requires_grad_(), change.B.requires_grad_()
+    A, B = (t.to(DEVICE).requires_grad_() for t in (change.A, change.B))
     with Stack(lm, [Patch((LowRank(site.path, B, A),))]):
         lm.logits(batch, at).log_softmax(-1)[:, 3].sum().backward()
     thin = (A.grad.clone(), B.grad.clone())

@@ -47,17 +47,17 @@ def test_markdown(runs: Path) -> None:
     text = report(runs, intervals="none").text("markdown")
     head, rule, *body = grid(text)
     assert head == [
-        "editor", "mquake Rel", "Gen", "Avg", "world Rel", "Gen", "Loc", "Avg", "s / edit",
-        "bytes / edit",
+        "editor", "mquake n", "Rel", "Gen", "Avg", "world n", "Rel", "Gen", "Loc", "Avg",
+        "s / edit", "bytes / edit",
     ]  # fmt: skip
     assert len(rule) == len(head)
     assert body == [
-        ["a\\_b\\|c", "**100.00**", "<u>59.00</u>", "**79.50**", "**100.00**", "<u>59.00</u>",
-         "**99.00**", "**86.00**", "0.25", "2.0 KB"],
-        ["No edit", "10.00", "20.00", "15.00", "10.00", "20.00", "100.00", "43.33", "0.25",
-         "2.0 KB"],
-        ["ROME", "<u>97.00</u>", "**60.00**", "<u>78.50</u>", "<u>97.00</u>", "**60.00**", "90.00",
-         "82.33", "0.25", "2.0 KB"],
+        ["a\\_b\\|c", "16", "**100.00**", "<u>59.00</u>", "**79.50**", "16", "**100.00**",
+         "<u>59.00</u>", "**99.00**", "**86.00**", "0.25", "2.0 KB"],
+        ["No edit", "16", "10.00", "20.00", "15.00", "16", "10.00", "20.00", "100.00", "43.33",
+         "0.25", "2.0 KB"],
+        ["ROME", "16", "<u>97.00</u>", "**60.00**", "<u>78.50</u>", "16", "<u>97.00</u>",
+         "**60.00**", "90.00", "82.33", "0.25", "2.0 KB"],
     ]  # fmt: skip
     assert "Rates in percent, means over seeds 0, 1." in text
     balanced = grid(text, 1)
@@ -96,7 +96,7 @@ def test_latex_is_well_formed(runs: Path) -> None:
         spans = [int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", row)]
         cells = len(re.findall(r"(?<!\\)&", row)) + 1
         assert cells + sum(spans) - len(spans) == len(columns[1])
-    assert r"\cmidrule(lr){2-4} \cmidrule(lr){5-8}" in text
+    assert r"\cmidrule(lr){2-5} \cmidrule(lr){6-10}" in text
     assert r"\textbf{100.00}" in text
     assert r"\underline{97.00}" in text
     assert r"a\_b|c" in text

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from errata.sweeping.backbones import KNOWN, Backbone
-from errata.sweeping.counts import ibke_matrix, ke_networks, network_parameters
+from errata.editors import editors
+from errata.sweeping.backbones import KNOWN
+from errata.sweeping.counts import needs_of
 
 # l_m = 10, no biases, three matrices: GPT2-XL, GPT-J, Qwen3-1.7B, Qwen3-8B
 TABLE = {
@@ -21,86 +22,64 @@ WIDTHS = (256, 512, 1024, 2048)
 
 @pytest.mark.parametrize("name", TABLE)
 def test_ibke_matches_the_published_formula(name: str) -> None:
-    d = KNOWN[name].signal
+    """The table has no biases; those of our maps are counted by hand beside it."""
+    model = KNOWN[name]
     for d_m, expected in zip(WIDTHS, TABLE[name], strict=True):
-        settings = {"d_m": d_m, "l_m": 10}
-        assert 3 * ibke_matrix(d, settings, biases=False) == expected
-        assert ibke_matrix(d, settings) == expected // 3 + 9 * d_m + d + 1
+        found = needs_of("ibke", {"d_m": d_m, "l_m": 10, "layers": (1, 2, 3)}, model)
+        assert found.matrices == 3
+        assert found.network == expected + 3 * (9 * d_m + model.signal + 1)
 
 
 def test_published_sizes() -> None:
-    assert network_parameters("ibke", {}, KNOWN["gpt2-xl"]) == 160_124_358
+    assert needs_of("ibke", {}, KNOWN["gpt2-xl"]).network == 160_124_358
     # EasyEdit's MEND for GPT2-XL: 123.1 M
-    assert network_parameters("mend", {}, KNOWN["gpt2-xl"]) == pytest.approx(123.1e6, rel=1e-3)
-    assert network_parameters("rome", {}, KNOWN["gpt2-xl"]) == 0
+    assert needs_of("mend", {}, KNOWN["gpt2-xl"]).network == pytest.approx(123.1e6, rel=1e-3)
+    # OPT-125M and MPNet, as in the paper's baseline
+    serac = needs_of("serac", {"small": "facebook/opt-125m"}, KNOWN["gpt2-xl"])
+    assert serac.network == pytest.approx(234e6, rel=0.01)
 
 
-def count(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+@pytest.mark.parametrize("name", sorted(editors.entries))
+@pytest.mark.parametrize("model", ["gpt2-xl", "qwen3-8b"])
+def test_every_editor_can_be_asked(name: str, model: str) -> None:
+    found = needs_of(name, {}, KNOWN[model])
+    trained = "training" in editors.entry(name).facts.get("needs", ())
+    assert (found.network > 0) == trained
+    assert found.cost.passes >= 0
+    assert found.cost.questions >= 1
+    assert found.cost.held >= 0
 
 
-def site(d_in: int, d_out: int) -> Any:
-    from errata.model.spec import Site
-
-    fields = {name: None for name in Site.__dataclass_fields__}
-    return Site(**{**fields, "d_in": d_in, "d_out": d_out})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"bottleneck": False},
-        {"scaling": False},
-        {"bottleneck": False, "scaling": False},
-        {"l_m": 1},
-        {"token_path": 7},
-        {"token_path": 7, "token_latent": False},
-        {"token_path": 7, "together": "tokens", "mirror": True, "tokens": "all"},
-        {"together": "latents", "latent_layers": 2},
-        {"token_path": 7, "together": "both", "rank": 3},
-    ],
-)
-def test_ibke_matches_built_networks(settings: dict[str, Any]) -> None:
-    from errata.editors.ibke import IbkeConfig, IbkeNetwork
-
-    settings = {"d_m": 16, **settings}
-    model = Backbone(1e6, 4, 12, 20, True)
-    sites = [(layer, site(20, 12)) for layer in (1, 2)]
-    network = IbkeNetwork(IbkeConfig(**settings), sites)
-    wanted = {**settings, "layers": (1, 2)}
-    assert network_parameters("ibke", wanted, model) == count(network)
+def test_what_is_chosen_for_a_model_is_what_is_counted() -> None:
+    """The published blocks of GPT2-XL, and a rule for others: never typed a second time."""
+    assert needs_of("ibke", {}, KNOWN["gpt2-xl"]).lowest == 15
+    assert needs_of("malmen", {}, KNOWN["gpt-j-6b"]).lowest == 22
+    # all matrices of three blocks: one in, one out; two in where there is a gate
+    assert needs_of("mend", {}, KNOWN["gpt2-xl"]).matrices == 6
+    assert needs_of("mend", {}, KNOWN["qwen3-8b"]).matrices == 9
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"shared": False},
-        {"n_layers": 1},
-        {"nonlinear": "mlp"},
-        {"matrices": "out"},
-        {"mirror": True},
-    ],
-)
-@pytest.mark.parametrize("gated", [False, True])
-def test_mend_matches_built_networks(settings: dict[str, Any], gated: bool) -> None:
-    from errata.editors.mend import MendConfig, MendNetwork
-
-    settings = {"width": 9, **settings}
-    model = Backbone(1e6, 4, 12, 20, gated)
-    into = 0 if settings.get("matrices") == "out" else 1 + gated
-    sites = [(layer, found) for layer in (1, 2) for found in (*[site(12, 20)] * into, site(20, 12))]
-    network = MendNetwork(MendConfig(**settings), sites)
-    wanted = {**settings, "layers": (1, 2)}
-    assert network_parameters("mend", wanted, model) == count(network)
+def test_costs_follow_the_settings() -> None:
+    model = KNOWN["gpt2-xl"]
+    rome = needs_of("rome", {"steps": 20, "contexts": "rome"}, model).cost
+    assert rome.passes == 20 * 2 * (21 + 1)
+    assert rome.held == 2 * 8.0 * 6400**2  # a moment and a factor
+    assert needs_of("rome", {"steps": 10, "contexts": "bare"}, model).cost.passes == 10 * 2 * 2
+    memit = needs_of("memit", {"steps": 25, "contexts": "memit"}, model).cost
+    assert memit.passes == 25 * 2 * (6 + 1)
+    assert memit.held == 6 * 8.0 * 6400**2
+    assert needs_of("alphaedit", {}, model).cost.held == 10 * 8.0 * 6400**2
+    assert needs_of("none", {}, model).cost.passes == 0
 
 
-def test_ke_matches_built_networks() -> None:
-    from torch import nn
+@pytest.mark.parametrize("settings", [{}, {"shared": False}, {"n_layers": 1}, {"matrices": "out"}])
+def test_built_for_a_model_that_is_there(settings: dict[str, Any]) -> None:
+    """What is counted on bare widths is what is built for the model itself."""
+    import errata
+    from errata.editors import get_editor
 
-    from errata.editors.ke import Conditioner, Encoder
-
-    settings = {"lstm": 5, "condition": 6, "width": 7}
-    network = nn.ModuleList([Encoder(12, 5, 6), *(Conditioner(6, 7, 20, 12) for _ in range(3))])
-    assert ke_networks(32, 3, 12, settings) == count(network)
+    lm = errata.load("pocket")
+    editor: Any = get_editor("mend", {**settings, "width": 9, "layers": (1, 2)}, model="pocket")
+    network = editor.build(editor.sites(lm), lm)
+    found = needs_of("mend", editor.config.model_dump(), KNOWN["pocket"])
+    assert found.network == sum(parameter.numel() for parameter in network.parameters())

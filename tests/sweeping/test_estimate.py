@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from errata.sweeping.backbones import backbone
 from errata.sweeping.check import check
-from errata.sweeping.estimate import Estimate, estimate, total
-from errata.sweeping.recipe import recipe_from
+from errata.sweeping.estimate import Estimate, estimate, startup, total, usual_tflops
+from errata.sweeping.recipe import Hardware, ModelEntry, recipe_from
 from errata.sweeping.units import expand
 from tests.sweeping.conftest import small
 
@@ -91,3 +92,22 @@ def test_total_is_bounded_by_the_longest_unit() -> None:
     units = {name: Estimate({}, seconds) for name, seconds in (("a", 10.0), ("b", 2.0))}
     assert total(units, 1) == (12.0, 12.0)
     assert total(units, 4) == (12.0, 10.0)
+
+
+class TestWithoutHardware:
+    def test_a_cpu_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        usual_tflops.cache_clear()
+        own = usual_tflops(None)
+        assert 1e-4 < own < 5  # no CPU does 10 TFLOP/s
+        recipe = recipe_from(small(data={"d": {"spec": "world", "limit": 100}}))
+        (unit,) = expand(recipe, Path("/out"))
+        found = estimate(unit, recipe, check(recipe, [unit], files=False)[unit.name], None, None)
+        assert found.seconds is not None
+        assert 5 < found.seconds < 60  # the pocket model is loaded in seconds
+
+    def test_a_gpu_is_a_round_figure(self) -> None:
+        assert usual_tflops("cuda") == 10
+        model = backbone(ModelEntry(id="gpt2-xl", device="cuda"))
+        assert model is not None
+        assert startup(Hardware(), ModelEntry(id="gpt2-xl", device="cuda"), model) == 60

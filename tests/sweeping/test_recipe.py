@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from errata.cli._options import expand as expand_options
 from errata.data import split_part
 from errata.errors import ConfigError
+from errata.evaluation import Protocol
 from errata.sweeping.check import check
-from errata.sweeping.recipe import read_recipe, recipe_from
+from errata.sweeping.recipe import Recipe, read_recipe, recipe_from
 from errata.sweeping.units import as_word, expand
 from errata.training.sources import parse_sources
 from tests.sweeping.conftest import small
@@ -190,10 +194,10 @@ def test_settings_per_model_win_and_published_ones_are_named() -> None:
     ],
 )
 def test_words_mean_the_value(value: Any, word: str) -> None:
-    from errata.config import _from_text
+    from errata.config import value_from_text
 
     assert as_word(value) == word
-    back = _from_text(word)
+    back = value_from_text(word)
     assert back == (list(value) if isinstance(value, tuple) else value)
 
 
@@ -236,6 +240,24 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"editors": {"e": {"editor": "ft", "edit_settings": {"lr": 1}}}}, "edit_settings", "settings"),
     ({"seeds": [1, 1]}, "a seed stands twice", ""),
     ({"regime": "batches"}, "batches", ""),
+    ({"regime": "seqential:9"}, "[protocol]: unknown regime", "'sequential'"),
+    ({"protocol": {"topk": 1}}, "[protocol]: unknown setting 'topk'", "'top_k'"),
+    ({"protocol": {"seed": 1}}, "[protocol]: unknown setting 'seed'", "seeds = "),
+    ({"seed": 1}, "unknown setting 'seed'", "'seeds'"),
+    ({"protocol": {"fluency": -1}}, "[protocol]: setting 'fluency' is -1", ""),
+    ({"batch": 20}, "[protocol]: batch belongs to sequences", "sequential:100"),
+    ({"top_k": 1, "protocol": {"top_k": 5}}, "'top_k' stands in the file and in [protocol]", ""),
+    ({"suite": "robustnes"}, "unknown suite 'robustnes'", "robustness"),
+    (
+        {"data": {"d": {"spec": "world", "protocol": {"fluenzy": 1}}}},
+        "[data.d.protocol]: unknown setting 'fluenzy'",
+        "'fluency'",
+    ),
+    (
+        {"data": {"d": {"spec": "world", "protocol": {"every": 2}}}},
+        "[data.d.protocol]: every belongs to sequences",
+        "",
+    ),
     ({"data": {"d": {"spec": "zsre:nowhere.json"}}}, "no such file or folder: nowhere.json", ""),
     (
         {"editors": {"e": {"editor": "ibke", "train": {"data": ["world", "zsre:no.json:9"]}}}},
@@ -267,3 +289,68 @@ def test_files_of_what_is_finished_are_not_needed(tmp_path: Path) -> None:
         unit.folder.mkdir(parents=True)
         (unit.folder / "summary.json").write_text("{}")
     check(recipe, units, files=True)
+
+
+class TestProtocol:
+    """A recipe says whatever `errata eval` can be asked."""
+
+    EVERYTHING: ClassVar[dict[str, Any]] = {
+        "regime": "sequential:40", "top_k": 1, "batch": 20, "generate": True, "fluency": 10,
+        "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",
+        "general": "world", "every": 2, "drop_partial": True, "keep_collisions": True,
+        "bootstrap": 50, "stack_size": 8, "suite": "robustness",
+        "suite_set": {"words": 7, "tests": ["subject", "long"]},
+    }  # fmt: skip
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        (unit,) = expand(recipe, OUT)
+        return unit.words
+
+    def test_every_setting_reaches_the_command(self) -> None:
+        assert self.EVERYTHING.keys() == Protocol.model_fields.keys() - {"seed"}
+        recipe = recipe_from(small(protocol=self.EVERYTHING), data_dir="/d")
+        words = self.words(recipe)
+        seen: list[Protocol] = []
+
+        @expand_options
+        def command(protocol: Protocol) -> None:
+            seen.append(protocol)
+
+        app = typer.Typer(add_completion=False)
+        app.command()(command)
+        flags = words[words.index("--regime") : words.index("--out")]
+        done = CliRunner().invoke(app, list(flags))
+        assert done.exit_code == 0, done.output
+        expected = {
+            **self.EVERYTHING,
+            "references": "/d/snippets.json",
+            "perplexity": "/d/text.txt",
+        }
+        assert seen == [Protocol(**expected)]
+
+    def test_names_may_stand_in_the_file_itself(self) -> None:
+        table = recipe_from(small(protocol=self.EVERYTHING))
+        bare = recipe_from(small(**self.EVERYTHING))
+        assert self.words(table) == self.words(bare)
+
+    def test_a_data_set_has_its_own(self) -> None:
+        document = small(
+            data={
+                "a": {"spec": "world"},
+                "b": {"spec": "world", "protocol": {"suite": "robustness", "top_k": 1}},
+            },
+            protocol={"fluency": 5},
+        )
+        recipe = recipe_from(document)
+        assert recipe.protocol_on("a") == Protocol(fluency=5)
+        assert recipe.protocol_on("b") == Protocol(fluency=5, suite="robustness", top_k=1)
+        first, second = expand(recipe, OUT)
+        assert "--suite" not in first.words
+        assert second.words[second.words.index("--top-k") + 1] == "1"
+
+    def test_old_recipes_give_the_commands_they_gave(self) -> None:
+        """So that sweeps that were begun go on: units are known by their words."""
+        words = self.words(recipe_from(small(regime="batch:3", top_k=2)))
+        tail = words[words.index("--regime") :]
+        assert tail[:6] == ("--regime", "batch:3", "--top-k", "2", "--seed", "0")
+        assert tail[6] == "--out"

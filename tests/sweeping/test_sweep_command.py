@@ -103,3 +103,15 @@ def test_wrong_usage(errata: Errata, here: Path, recipe: Path) -> None:
     both = errata("sweep", recipe, "--ray", "auto", "--devices", "0")
     assert both.code == 2
     assert set(tree(here)) == {"little.toml"}
+
+
+def test_results_fit_sixty_columns(
+    errata: Errata, here: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    done = errata("sweep", recipe)
+    rows = [line for line in done.stdout.splitlines() if line.startswith(" ")]
+    assert rows
+    assert max(map(len, rows)) <= 60
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
+    assert "top 5" in done.stdout

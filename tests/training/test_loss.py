@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from errata.model.lm import LM
 from errata.nets.update import FactorNetwork
-from errata.patch.deltas import is_transposed
+from errata.patch.places import is_transposed
 from errata.training import TrainConfig
 from errata.training.groups import Group, merged
 from errata.training.objective import Objective

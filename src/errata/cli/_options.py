@@ -1,6 +1,7 @@
 """Options that several commands share, each group written once.
 
-A command takes a group as one argument; `expand` turns the fields of the group into flags:
+A command takes a group, or a class of settings, as one argument; `expand` turns its fields into
+flags:
 
 ```python
 @expand
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from errata.cli import _flags
+from errata.config import Settings
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,6 +90,10 @@ class LoadOptions:
             rich_help_panel=_MODEL,
         ),
     ] = False
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(help="Which GGUF file of a folder or Hub repository.", rich_help_panel=_MODEL),
+    ] = None
     site: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,8 +107,12 @@ class LoadOptions:
         int | None, typer.Option(min=1, help="CPU threads.", rich_help_panel=_MODEL)
     ] = None
 
-    def load_named(self, model: str) -> LM:
+    def load_named(self, model: str, ready: Callable[[], None] | None = None) -> LM:
         """Load the model of that name.
+
+        Args:
+            model: Its name.
+            ready: Called before the weights are read.
 
         Raises:
             ConfigError: If a flag holds an unknown value.
@@ -124,6 +135,8 @@ class LoadOptions:
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
                 sites=sites,
+                gguf_file=self.gguf_file,
+                ready=ready,
             )
 
 
@@ -134,13 +147,16 @@ class ModelOptions(LoadOptions):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="pocket, a local folder, or a Hub id.", rich_help_panel=_MODEL
+            "--model",
+            "-m",
+            help="pocket, smollm2, a folder, a GGUF file, or a Hub id.",
+            rich_help_panel=_MODEL,
         ),
     ] = "pocket"
 
-    def load(self) -> LM:
+    def load(self, ready: Callable[[], None] | None = None) -> LM:
         """Load the model; see `load_named`."""
-        return self.load_named(self.model)
+        return self.load_named(self.model, ready)
 
 
 @dataclass(frozen=True)
@@ -206,10 +222,15 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     """Replace every parameter that is a group of options by one parameter per field."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type[Any]] = {}
+    tables: dict[str, type[Settings]] = {}
     plain: list[inspect.Parameter] = []
     expanded: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         kind = hints[name]
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            tables[name] = kind
+            expanded += _flags.parameters(kind)
+            continue
         if not is_dataclass(kind):
             plain.append(parameter.replace(annotation=kind))
             continue
@@ -230,6 +251,9 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         for name, kind in groups.items():
             given[name] = kind(**{item.name: given.pop(item.name) for item in fields(kind)})
+        for name, table in tables.items():
+            values = {key: given.pop(key) for key in table.model_fields}
+            given[name] = _flags.read(table, values, command.__name__)
         command(**given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

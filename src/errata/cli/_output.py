@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from errata import progress as _progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,18 +24,49 @@ if TYPE_CHECKING:
 
     from errata.errors import ErrataError
 
-Progress = Callable[..., None]
-"""Called with (done, total) and, if there is something to say, a short text."""
-
-LOG_SECONDS = 10.0  # time between two lines of progress in a log
+Progress = _progress.Step
+NARROW = 80  # columns below which tables are set more closely
 LOG_WIDTH = 100  # columns when the output is not a terminal
+
+
+def _columns() -> int | None:
+    told = os.environ.get("COLUMNS", "")
+    return int(told) if told.isdecimal() and int(told) > 0 else None
+
+
+def asked_width() -> int | None:
+    """Return the width that output has to fit: the terminal's, or COLUMNS; None if it has none."""
+    if (told := _columns()) is not None:
+        return told
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+
+
+class _Trimmed:
+    """A stream without blanks at the ends of lines, which tables pad their last column with.
+
+    Args:
+        stream: Where it writes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a whole number of lines, as the console does."""
+        return self._stream.write(re.sub(r"[ \t]+(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    width = None if stream.isatty() else LOG_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    if stream.isatty():
+        return Console(file=stream, highlight=False, markup=False, emoji=False)
+    width = _columns() or LOG_WIDTH
+    trimmed: Any = _Trimmed(stream)
+    return Console(file=trimmed, width=width, highlight=False, markup=False, emoji=False)
 
 
 def out() -> Console:
@@ -103,57 +136,10 @@ def status(label: str) -> Iterator[None]:
 def progress(label: str) -> Iterator[Progress]:
     """Show how far work has come: yields a function to call with (done, total) and maybe a text.
 
-    A bar on a terminal, drawn from the first call on, as preparations draw their own before it;
-    otherwise a line when it takes long, and then every few seconds.
+    A bar on a terminal; otherwise lines on stderr, also of what the library does inside.
     """
-    if not sys.stderr.isatty():
-        yield _LogProgress(label)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=err(), transient=True)
-    task = bar.add_task(label, total=None, text="")
-    begun = False
-
-    def step(done: int, total: int, text: str = "") -> None:
-        nonlocal begun
-        if not begun:  # what was done before, by an earlier run, says nothing about speed
-            bar.start()
-            bar.reset(task, completed=max(done - 1, 0), total=total)
-            begun = True
-        bar.update(task, completed=done, total=total, text=text)
-
-    try:
+    with _progress.listening(note), _progress.watched(label) as step:
         yield step
-    finally:
-        bar.stop()
-
-
-class _LogProgress:
-    """Progress for logs: at most one line every few seconds.
-
-    Args:
-        label: What is being done.
-    """
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.started = self.last = time.monotonic()
-        self.first: int | None = None
-
-    def __call__(self, done: int, total: int, text: str = "") -> None:
-        """Report `done` of `total`."""
-        now = time.monotonic()
-        if self.first is None:  # what an earlier run did says nothing about speed
-            self.first = max(done - 1, 0)
-        if done >= total or now - self.last < LOG_SECONDS:
-            return
-        self.last = now
-        left = (now - self.started) / max(done - self.first, 1) * (total - done)
-        more = f"; {text}" if text else ""
-        note(f"{self.label}: {done}/{total}, about {left:.0f} s left{more}")
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) -> Table:
@@ -167,9 +153,15 @@ def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) ->
     from rich.box import SIMPLE
     from rich.table import Table
 
-    made = Table(box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        box=SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False,
+        collapse_padding=out().width < NARROW,
+    )  # fmt: skip
     for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if number in right else "left", overflow="fold")
+        if number in right:  # a number in two lines cannot be read
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     return made
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from errata.data import LoadedData
 
 METRICS = ("reliability", "generality", "locality", "average")
+SHORT = {"reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg"}
 SHOWN_NOTES = 5  # messages about left-out records that are printed
 SHOWN_DOMAINS = 12  # domains of a break-down that are printed
 
@@ -60,13 +61,14 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"{number} failed: {reason}", soft_wrap=True)
     spent = summary.get("seconds") or {}
     per_edit = spent.get("per_edit")
-    parts = [f"{summary.get('cases')} cases, {summary.get('failed', 0)} failed"]
+    cases = summary.get("cases") or 0
+    parts = [f"{cases} case{'s'[: cases != 1]}, {summary.get('failed', 0)} failed"]
     parts += [
         f"{name} {_output.seconds(spent[name])}" for name in ("edit", "evaluate") if name in spent
     ]
     if per_edit is not None:
         parts.append(f"{per_edit * 1000:.0f} ms per edit")
-    console.print(" · ".join(parts))
+    console.print(" · ".join(parts), soft_wrap=True)
 
 
 def _bits(value: float | None) -> str:
@@ -74,7 +76,12 @@ def _bits(value: float | None) -> str:
 
 
 def _interval(bounds: Any, show: Callable[[float | None], str] = _output.rate) -> str:
-    return "" if not bounds else f"{show(bounds[0])} – {show(bounds[1])}"
+    return "–" if not bounds else f"{show(bounds[0])} – {show(bounds[1])}"
+
+
+def headings(console: Console) -> list[str]:
+    """Return the names of the rates as headings, short where the console is narrow."""
+    return [SHORT[metric] if console.width < _output.NARROW else metric for metric in METRICS]
 
 
 def _breakdowns(console: Console, by: Mapping[str, Any]) -> None:
@@ -109,7 +116,7 @@ def _suite(console: Console, tests: Mapping[str, Any] | None) -> None:
 
 
 def _domains(console: Console, domains: Mapping[str, Any]) -> None:
-    table = _output.table("domain", "cases", *METRICS, right=range(1, 6))
+    table = _output.table("domain", "cases", *headings(console), right=range(1, 6))
     for name, entry in list(domains.items())[:SHOWN_DOMAINS]:
         rates = (_output.rate(entry.get(metric)) for metric in METRICS)
         table.add_row(name, str(entry["cases"]), *rates)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli import _output
+from errata.cli import _output, _summary
 
 if TYPE_CHECKING:
     from errata.sweeping.estimate import Estimate
@@ -42,19 +42,39 @@ def show_results(
         )
         return
     seeds = len(recipe.seeds) > 1
-    names = ("model", "editor", "data", *(("seed",) if seeds else ()), *METRICS, "")
-    table = _output.table(*names, right=range(3, 3 + seeds + len(METRICS)))
+    console = _output.out()
+    heads = _summary.headings(console)
+    unfinished = any(entry["status"] != "done" for entry in entries)
+    names = ["model", "editor", "data", *(("seed",) if seeds else ()), "n", *heads]
+    names += [""] if unfinished else []
+    table = _output.table(*names, right=range(3, 4 + seeds + len(METRICS)))
     for unit, entry in zip(units, entries, strict=True):
         if unit.kind == "train" and entry["status"] == "done":
             continue
         seed = (str(unit.seed),) if seeds else ()
         rates = (_output.rate(entry.get(metric)) for metric in METRICS)
         status = "" if entry["status"] == "done" else entry["status"]
-        table.add_row(*label_of(recipe, unit), *seed, *rates, status)
-    console = _output.out()
+        n = entry.get("cases")
+        cases = "–" if n is None else str(n)
+        table.add_row(
+            *label_of(recipe, unit), *seed, cases, *rates, *([status] if unfinished else [])
+        )
     console.print(table)
+    console.print(f"Rates: {_asked(recipe)}.", soft_wrap=True)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     console.print(f"{told}. All runs: {_near(folder)}/", soft_wrap=True)
+
+
+def _asked(recipe: Recipe) -> str:
+    """Say under which regime and k the rates of each data set were measured."""
+    told: dict[str, list[str]] = {}
+    for name, entry in recipe.data.items():
+        own = recipe.protocol_on(name)
+        suite = f", suite {own.suite}" if own.suite else ""
+        told.setdefault(f"{own.regime}, top {own.top_k}{suite}", []).append(entry.label or name)
+    if len(told) == 1:
+        return next(iter(told))
+    return "; ".join(f"{', '.join(names)}: {asked}" for asked, names in told.items())
 
 
 def _near(path: Path) -> Path:
@@ -131,8 +151,7 @@ def show_plan(
     if everything is not None:
         console.print(f"All of it: {_duration(everything[0])} of device time.", soft_wrap=True)
     console.print(
-        f"Estimates from sizes and a sustained {_tflops(recipe)}, not measurements;"
-        " nothing was run.",
+        f"Estimates from sizes and {_tflops(recipe)}, not measurements; nothing was run.",
         soft_wrap=True,
     )
 
@@ -142,10 +161,19 @@ def _status(unit: Unit) -> str:
 
 
 def _tflops(recipe: Recipe) -> str:
+    from errata.sweeping.estimate import on_cpu, usual_tflops
+
     given = recipe.hardware.device_tflops
     if isinstance(given, dict):
-        return ", ".join(f"{value:g} TFLOP/s in {name}" for name, value in given.items())
-    return f"{given:g} TFLOP/s"
+        return "a sustained " + ", ".join(f"{v:g} TFLOP/s in {name}" for name, v in given.items())
+    if given is not None:
+        return f"a sustained {given:g} TFLOP/s"
+    devices = {entry.device for entry in recipe.models.values()}
+    told = []
+    for cpu in sorted({on_cpu(device) for device in devices}):
+        own = usual_tflops("cpu" if cpu else "cuda")
+        told.append(f"{own:.2g} TFLOP/s {'as measured on this CPU' if cpu else 'for a GPU'}")
+    return ", ".join(told) + " (say device_tflops in [hardware] to correct it)"
 
 
 def _duration(value: float | None) -> str:

@@ -79,15 +79,17 @@ def edit(
     if out is not None:
         _output.check_free(out, "patch.json", force)
     chosen = editor.build(model.model)
-    lm = model.load()
+    # with an earlier patch, that it is of another model is to be said first
+    lm = model.load(None if after is not None else lambda: chosen.ready(model.model))
     earlier = _earlier(lm, after)
     if dry_run:
         _plan(lm, chosen, requests, out, json)
         return
     started = time.perf_counter()
-    chosen.prepare(lm)  # draws its own progress
-    with _output.status(f"{editor.editor}: {len(requests)} edit{'s'[: len(requests) > 1]}"):
-        patch = _make(lm, chosen, requests, earlier, regime)
+    label = f"{editor.editor}: {len(requests)} edit{'s'[: len(requests) > 1]}"
+    with _output.progress(label) as step:
+        chosen.prepare(lm)
+        patch = _make(lm, chosen, requests, earlier, regime, step)
     took = time.perf_counter() - started
     saved = _save(patch, out, force)
     _show(lm, chosen, patch, requests, also or [], took, saved, json)
@@ -126,11 +128,14 @@ def _earlier(lm: LM, after: Path | None) -> Patch | None:
 
 
 def _make(
-    lm: LM, editor: Editor, requests: Sequence[Edit], earlier: Patch | None, regime: str
-) -> Patch:
+    lm: LM, editor: Editor, requests: Sequence[Edit], earlier: Patch | None, regime: str,
+    step: _output.Progress,
+) -> Patch:  # fmt: skip
     groups = [list(requests)] if regime == "joint" else [[request] for request in requests]
     patch = earlier
-    for group in groups:
+    for number, group in enumerate(groups):
+        if len(groups) > 1:  # of a single group its own steps are shown
+            step(number, len(groups))
         patch = editor.edit_one(lm, group, patch)
     assert patch is not None  # there is at least one request
     return patch

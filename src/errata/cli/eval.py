@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json as jsonlib
 import re
 import time
 from collections.abc import Mapping
@@ -24,12 +22,13 @@ from errata.cli._options import (
     expand,
     key_values,
 )
+from errata.data import load_cases
 from errata.errors import ConfigError
+from errata.evaluation.protocol import Protocol, digest
 
 if TYPE_CHECKING:
     from errata.data import LoadedData
     from errata.editors.base import Editor
-    from errata.evaluation.robustness import RobustnessSettings
     from errata.model.lm import LM
 
 EXAMPLES = (
@@ -41,13 +40,14 @@ EXAMPLES = (
 )
 
 SORTED_BY_DOMAIN = ("uniedit", "world")
-_DATA, _RUN, _LONG = "Data", "Run", "Sequences (sequential:N)"
+_DATA, _RUN = "Data", "Run"
 
 
 @expand
 def evaluate(
     model: ModelOptions,
     editor: EditorOptions,
+    protocol: Protocol,
     data: Annotated[
         str,
         typer.Option(
@@ -84,106 +84,6 @@ def evaluate(
         ),
     ] = None,
     skip_bad: SkipBad = False,
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            metavar="robustness",
-            help="Ask every case under perturbations instead: random prefix, long context,"
-            " rephrased prompt, rephrased and shuffled subject, possessive; whole answers count.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    suite_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--suite-set",
-            metavar="KEY=VALUE",
-            help="A setting of the suite, e.g. text=FILE.txt or words=100. Repeatable.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    regime: Annotated[
-        str,
-        typer.Option(
-            metavar="single|batch:N|sequential:N", help="How edits meet before they are scored."
-        ),
-    ] = "single",
-    top_k: Annotated[int, typer.Option(min=1, help="Rank that counts as a hit.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Also score the model's own generated answers.")
-    ] = False,
-    fluency: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Also sample texts for every Nth case: fluency and consistency. Published: 1, or"
-            " 10 for many edits. Slow; 0 for none.",
-        ),
-    ] = 0,
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Reference texts for consistency (attribute_snippets.json); default: the world's"
-            " text, or the cases' own attribute prompts.",
-        ),
-    ] = None,
-    batch: Annotated[
-        int,
-        typer.Option(
-            "--batch", min=1, help="Edits carried out jointly in one step.", rich_help_panel=_LONG
-        ),
-    ] = 1,
-    retention: Annotated[
-        bool,
-        typer.Option(
-            "--retention",
-            help="Also score each edit right after it is made.",
-            rich_help_panel=_LONG,
-        ),
-    ] = False,
-    perplexity: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE|auto|none",
-            help="Text whose perplexity is measured; auto: for pocket held-out sentences of its"
-            " world, for other models none.",
-            rich_help_panel=_LONG,
-        ),
-    ] = "auto",
-    general: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|world",
-            help="Task of lm-evaluation-harness (.yaml with local data) that measures general"
-            " ability; world: questions about facts that no test edits.",
-            rich_help_panel=_LONG,
-        ),
-    ] = None,
-    every: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="M",
-            help="Measure perplexity, weight drift, general ability and recall every M batches;"
-            " 0: before the first and after the last.",
-            rich_help_panel=_LONG,
-        ),
-    ] = 0,
-    drop_partial: Annotated[
-        bool, typer.Option("--drop-partial", help="Leave out a last batch or sequence below N.")
-    ] = False,
-    keep_collisions: Annotated[
-        bool,
-        typer.Option(
-            "--keep-collisions", help="Keep questions about facts that another case edits."
-        ),
-    ] = False,
-    stack: Annotated[
-        int, typer.Option(min=1, help="Edits evaluated side by side in one forward pass.")
-    ] = 32,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -209,105 +109,37 @@ def evaluate(
     gates = parse_gates(fail_under)
     if resume and not save:
         raise ConfigError("--resume needs a run folder; --no-save writes none")
-    from errata.evaluation.regimes import parse_regime
-
-    parse_regime(regime)
-    tests = _suite(suite, suite_set)
     chosen = editor.build(model.model)
     if shuffle is None:
         shuffle = data.partition(":")[0] in SORTED_BY_DOMAIN
-    loaded = _load(data, split, limit, seed if shuffle else None, skip_bad, data_set)
+    options = key_values(data_set, "--data-set", "suffix=") or None
+    with _output.status(f"reading {data}"):
+        loaded = load_cases(
+            data, split, limit, protocol.seed if shuffle else None, skip_bad, options
+        )
     _summary.say_notes(loaded)
-    protocol: dict[str, Any] = {"regime": regime, "top_k": top_k, "seed": seed}
-    request = {"model": model.model, "data": data, "split": split, "limit": limit, **protocol}
-    asked = {"suite": {"name": suite, **tests.model_dump(mode="json")}} if tests else {}
-    request |= asked
-    folder = _folder(out, save, resume, chosen, loaded, request)
-    lm = model.load()
+    request = {"model": model.model, "data": data, "split": split, "limit": limit}
+    folder = _folder(out, save, resume, chosen, loaded, request, protocol)
+    lm = model.load(lambda: chosen.ready(model.model))
     if folder is not None:
         _output.note(f"run folder: {folder}")
-    if tests is not None:
-        loaded = _perturbed(lm, loaded, tests, data_set)
     from errata.evaluation import evaluate as run
 
     try:
         with _output.progress(f"{editor.editor} on {loaded.name}") as step:
             result = run(
-                lm,
-                chosen,
-                loaded,
-                out=folder,
-                resume=resume,
-                force=force,
-                progress=step,
-                stack_size=stack,
-                generate=generate,
-                retention=retention,
-                batch=batch,
-                fluency=fluency,
-                references=references,
-                perplexity=None if perplexity == "none" else perplexity,
-                general=general,
-                every=every,
-                drop_partial=drop_partial,
-                keep_collisions=keep_collisions,
-                config_extra={
-                    "request": {"split": split, "limit": limit, "shuffle": shuffle},
-                    **asked,
-                },
-                **protocol,
-            )
+                lm, chosen, loaded, protocol=protocol, data_options=options, out=folder,
+                resume=resume, force=force, progress=step,
+                config_extra={"request": {"split": split, "limit": limit, "shuffle": shuffle}},
+            )  # fmt: skip
     except KeyboardInterrupt:
         if folder is not None:
             _output.note(f"stopped; the same command with --resume --out {folder} goes on")
         raise
+    for text in result.notes:
+        _output.note(f"{loaded.name}: {text}")
     _print(lm, chosen, result.summary, folder, json)
     check_gates(gates, result.summary)
-
-
-def _load(
-    data: str,
-    split: str | None,
-    limit: int | None,
-    seed: int | None,
-    skip_bad: bool,
-    data_set: list[str] | None,
-) -> LoadedData:
-    from errata.data import load_cases
-
-    options = key_values(data_set, "--data-set", "suffix=")
-    with _output.status(f"reading {data}"):
-        return load_cases(data, split, limit, seed, skip_bad, options or None)
-
-
-def _suite(name: str | None, settings: list[str] | None) -> RobustnessSettings | None:
-    """Return the settings of the suite that is asked for.
-
-    Raises:
-        ConfigError: If there is no such suite or setting, or settings of none.
-    """
-    if name is None:
-        if settings:
-            raise ConfigError("--suite-set needs a suite", "Add --suite robustness")
-        return None
-    if name != "robustness":
-        raise ConfigError(f"unknown suite {name!r}", "Known: robustness")
-    from errata.evaluation.robustness import settings_of
-
-    return settings_of(settings)
-
-
-def _perturbed(
-    lm: LM, data: LoadedData, settings: RobustnessSettings, data_set: list[str] | None
-) -> LoadedData:
-    from errata.evaluation.robustness import robustness_suite
-
-    options = key_values(data_set, "--data-set", "suffix=")
-    with _output.status("perturbing the questions"):
-        suite = robustness_suite(lm, data, settings, options=options)
-    for text in suite.notes[len(data.notes) :]:
-        _output.note(f"{suite.name}: {text}")
-    return suite
 
 
 def _folder(
@@ -316,16 +148,16 @@ def _folder(
     resume: bool,
     editor: Editor,
     data: LoadedData,
-    request: dict[str, Any],
+    request: Mapping[str, Any],
+    protocol: Protocol,
 ) -> Path | None:
     """Return the run folder: the one asked for, or one below `runs/` named after the request."""
     if not save:
         return None
     if out is not None:
         return out
-    facts = [request, editor.name, _views.settings(editor), data.version]
-    text = jsonlib.dumps(facts, sort_keys=True, default=str)
-    short = hashlib.sha256(text.encode()).hexdigest()[:6]
+    facts = [request, protocol.section(), editor.name, _views.settings(editor), data.version]
+    short = digest(facts)[:6]
     tail = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{editor.name}_{data.name}_{short}")
     if resume:
         there = sorted(Path("runs").glob(f"*_{tail}*"))
@@ -345,7 +177,11 @@ def _print(
         return
     console = _output.out()
     suite = ", suite robustness" if "test" in summary["by"] else ""
-    console.print(f"{editor.title} on {summary['data']}{suite} · {lm.name} · {summary['regime']}")
+    console.print(
+        f"{editor.title} on {summary['data']}{suite} · {lm.name} · {summary['regime']}"
+        f" · top {summary['top_k']}",
+        soft_wrap=True,
+    )
     _summary.show(console, summary)
     if folder is not None:
         console.print(f"Records and summary: {folder}/", soft_wrap=True)

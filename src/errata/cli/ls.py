@@ -23,15 +23,26 @@ EXAMPLES = (
 )
 
 METRICS = {
-    "reliability": "share of target tokens that are the most probable ones after the edit",
-    "generality": "the same for questions that follow from the edit: rephrased, multi-hop …",
-    "locality": "share of tokens that are what they were before, on unrelated questions",
+    "reliability": "share of target tokens that are the most probable ones after the edit (top 1)",
+    "generality": "share of target tokens among the k most probable ones (--top-k, default 5;"
+    " yes/no questions: 1), on questions that follow from the edit: rephrased, multi-hop …",
+    "locality": "share of the unedited model's answer tokens that are still among the k most"
+    " probable ones (--top-k, default 5), on unrelated questions; in --json also with top 1",
     "average": "mean of reliability, generality and locality",
+    "ES, PS, NS, S": "CounterFact: share of edits, paraphrases and neighbours whose right answer"
+    " is more probable than its competitor, and the harmonic mean of the three",
+    "fluency, consistency": "of sampled texts (--fluency N): entropy of their n-grams in bits,"
+    " and likeness to reference texts",
+    "retention": "reliability right after each edit and at the end of a sequence (--retention)",
+    "perplexity, general, drift": "of the model along a sequence: of a text, of tasks of"
+    " lm-evaluation-harness, and how far weights moved",
 }
 
 MODELS = {
     "pocket": "shipped with errata: a few million parameters that know the built-in world",
+    "smollm2": "SmolLM2-135M-Instruct, dequantised from 4 bits; fetched once (93 MB)",
     "FOLDER": "any saved decoder-only transformers model (config.json and safetensors)",
+    "FILE.gguf": "a model in llama.cpp's format, dequantised when it is loaded",
     "HUB-ID": "any decoder-only model of the Hugging Face Hub, for example Qwen/Qwen3-0.6B",
 }
 
@@ -67,11 +78,8 @@ def rows_of(what: What) -> list[dict[str, Any]]:
         facts = {key: value for key, value in entry.facts.items() if key != "name"}
         rows.append({"name": entry.name, "summary": entry.summary, **facts})
     if what is What.editors:
-        from errata.editors import STATED
-
-        for number, row in enumerate(rows):
-            rows[number] = {**row, **{key: row.get(key, usual) for key, usual in STATED.items()}}
-            rows[number]["strategies"] = _strategies_on(row["name"])
+        for row in rows:
+            row["strategies"] = _strategies_on(row["name"])
     return rows
 
 
@@ -111,6 +119,7 @@ def settings_of(name: str) -> dict[str, Any]:
         "exports": list(cls.exports),
         "settings": settings,
         "published": {backbone: dict(values) for backbone, values in cls.published.items()},
+        "presets": {model: dict(values) for model, values in cls.presets.items()},
     }
 
 
@@ -193,3 +202,5 @@ def _one(found: dict[str, Any], json: bool) -> None:
     out.print(table)
     if found["published"]:
         out.print("--as-published: " + ", ".join(found["published"]))
+    if found["presets"]:
+        out.print("settings found for: " + ", ".join(found["presets"]))

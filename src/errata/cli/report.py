@@ -17,6 +17,7 @@ EXAMPLES = (
     "errata report runs/table2-pocket",
     "errata report runs/rome runs/mend runs/grace --format csv",
     "errata report runs/table2-pocket --out tables",
+    "errata report runs/rome runs/memit --metrics counterfact,texts",
 )
 _TABLE, _STATISTICS = "Tables", "Statistics"
 FORMATS = ("markdown", "latex", "csv")
@@ -59,6 +60,15 @@ def report(
             rich_help_panel=_TABLE,
         ),
     ] = "average",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|GROUP,…",
+            help="Columns: names (ES, test.prefix) or groups: core, counterfact, texts, generated,"
+            " suite, retention, general. Default: all that a data set has.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
     f1: Annotated[
         str | None,
         typer.Option(
@@ -88,11 +98,11 @@ def report(
     from errata.reporting import figure
     from errata.reporting.collect import told
 
-    names = None if f1 is None else [name.strip() for name in f1.split(",") if name.strip()]
     with _output.status("reading runs"):
         made = reporting.report(
-            runs, within=within, f1=names, intervals=intervals, bootstrap=bootstrap, seed=seed
-        )
+            runs, within=within, f1=_words(f1), intervals=intervals, metrics=_words(metrics),
+            bootstrap=bootstrap, seed=seed,
+        )  # fmt: skip
         written = [] if out is None else made.save(out, force=force)
     if json:
         _output.print_json({**made.document(), "files": written})
@@ -100,9 +110,13 @@ def report(
     if made.missing:
         _output.note(f"missing: {told(made.missing)}")
     if out is None:
-        sys.stdout.write(made.text(form))
+        sys.stdout.write(made.text(form, _output.asked_width()))
         return
     if not figure.available():
         _output.note("no figure: it needs matplotlib, pip install 'errata[report]'")
     console = _output.out()
     console.print(f"{out}/: " + ", ".join(path.name for path in written), soft_wrap=True)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

@@ -41,7 +41,10 @@ __all__ = [
     "split_part",
 ]
 
-datasets = Registry("data set", "errata.data", Path(__file__).parent, "errata.datasets")
+datasets = Registry(
+    "data set", "errata.data", Path(__file__).parent, "errata.datasets", base="errata.data:Dataset",
+    stated=("name", "title", "paper", "splits", "default", "published", "names"),
+)  # fmt: skip
 """All data sets by name; other distributions add theirs through entry points."""
 
 

@@ -43,7 +43,9 @@ class Facts:
 
 def default_facts(model: str) -> str:
     """Return the facts for a model of that name: what pocket was taught, else ROME's."""
-    return "world" if model == "pocket" else KNOWN
+    from errata.world.shipped import knows_world
+
+    return "world" if knows_world(model) else KNOWN
 
 
 def load_facts(spec: str | Path, split: str | None = None, seed: int | None = 0) -> Facts:

@@ -51,7 +51,9 @@ def load_corpus(model: str, source: str, samples: int) -> Corpus:
     Raises:
         DataError: If the source is missing, malformed or holds no text.
     """
-    if source == "auto" and model == "pocket":
+    from errata.world.shipped import knows_world
+
+    if source == "auto" and knows_world(model):
         name, texts = "the pocket model's world", list(_pocket_texts())
     else:
         name = WIKITEXT if source == "auto" else source

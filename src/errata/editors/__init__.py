@@ -20,18 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Editor", "EditorConfig", "editors", "get_editor", "published_settings"]
 
-OWN_MODELS = ("pocket",)
-"""Models that ship with errata: nobody published settings for them, so they are found here."""
-
-
-STATED: Mapping[str, Any] = {
-    "needs": (),
-    "weights": True,
-    "batch": "joint",
-    "sequence": "adds",
-    "exports": ("lora", "merged"),
-}
-"""What an editor is when its class does not say so; see `Editor`."""
+FACTS = ("name", "title", "paper", "needs", "weights", "batch", "sequence", "exports")
+"""What the class of an editor states about itself; see `Editor`."""
 
 
 class EditorRegistry(Registry):
@@ -40,28 +30,15 @@ class EditorRegistry(Registry):
     @cached_property
     def pairs(self) -> dict[str, Entry]:
         """What every strategy is made for, sorted by name."""
-        from errata.strategies import strategies
+        from errata.strategies import pair_facts, strategies
 
         found: dict[str, Entry] = {}
         for strategy in strategies.entries.values():
             for host in strategy.facts.get("hosts", ()):
-                if host not in self.entries:
+                if host not in self.entries or not _whole(strategy, self.entries[host]):
                     continue
-                on = self.entries[host]
-                own, hosts = strategy.facts, on.facts
-                facts = {
-                    **hosts,
-                    "name": f"{host}+{strategy.name}",
-                    "title": f"{hosts.get('title')}+{own.get('title')}",
-                    "paper": f"{own.get('paper')}; on {hosts.get('paper')}",
-                    "weights": own.get("weights", True) and hosts.get("weights", True),
-                    "exports": tuple(
-                        form
-                        for form in hosts.get("exports", STATED["exports"])
-                        if form in own.get("exports", STATED["exports"])
-                    ),
-                }
-                summary = f"{hosts.get('title')} with {strategy.summary}"
+                facts = pair_facts(strategy.facts, self.entries[host].facts)
+                summary = f"{self.entries[host].facts['title']} with {strategy.summary}"
                 found[facts["name"]] = Entry(facts["name"], summary, facts, strategy.target)
         return dict(sorted(found.items()))
 
@@ -112,9 +89,16 @@ class EditorRegistry(Registry):
         return host, strategy
 
 
+def _whole(*entries: Entry) -> bool:
+    """Whether entries say what a pair needs to know of them; a plug-in may leave things out."""
+    wanted = {"name", "title", "paper", "needs", "weights", "exports"}
+    return all(wanted <= entry.facts.keys() for entry in entries)
+
+
 editors = EditorRegistry(
-    "editor", "errata.editors", Path(__file__).parent, "errata.editors", home="editor"
-)
+    "editor", "errata.editors", Path(__file__).parent, "errata.editors", home="editor",
+    base="errata.editors.base:Editor", stated=FACTS,
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -141,10 +125,10 @@ def get_editor(
             editor they belong to.
         config: Settings by name.
         overrides: `key=value` strings; they win over `config`.
-        as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings are the
-            starting point; `config` and `overrides` win over them.
-        model: Name of the model to be edited. For errata's own models (`pocket`) the settings found
-            for them are the starting point, unless `as_published` names another.
+        as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings, or a model
+            (`pocket`) whose preset is the starting point; `config` and `overrides` win over them.
+        model: Name of the model to be edited. If the editor has a preset for it, that is the
+            starting point, unless `as_published` names another.
 
     Raises:
         ConfigError: If the editor, the backbone or a setting is unknown, or a value out of range.
@@ -157,8 +141,8 @@ def get_editor(
     suggested: dict[str, Any] = {}
     if as_published is not None:
         values = published_settings(cls, as_published) | values
-    elif model in OWN_MODELS and model in cls.published:
-        suggested = dict(cls.published[model])
+    elif model is not None:
+        suggested = dict(cls.presets.get(model, {}))
     settings = settings_from(
         cls.Config, suggested | values, where=f"editor {name}", overrides=overrides
     )
@@ -195,17 +179,17 @@ def backbone_of(name: str) -> str:
 
 
 def published_settings(cls: type[Editor], backbone: str) -> dict[str, Any]:
-    """Return the published settings of an editor for a backbone.
+    """Return the settings of an editor that were published for a backbone, or its preset.
 
     Case and the owner in front of a slash do not matter.
 
     Raises:
-        ConfigError: If none are recorded for it.
+        ConfigError: If there are none for it.
     """
     wanted = backbone_of(backbone)
-    if wanted not in cls.published:
+    known = {**cls.published, **cls.presets}
+    if wanted not in known:
         raise ConfigError(
-            f"no published settings of {cls.name} for {backbone!r}",
-            did_you_mean(wanted, cls.published),
+            f"no published settings of {cls.name} for {backbone!r}", did_you_mean(wanted, known)
         )
-    return dict(cls.published[wanted])
+    return dict(known[wanted])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from errata.editors.base import Cost
 from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
 from errata.locate.joint import Memory, null_space, null_space_as_published
@@ -61,10 +63,18 @@ class AlphaEdit(JointEditor):
         "llama-3-8b": _like_memit("llama-3-8b"),
         "llama-3.1-8b": _like_memit("llama-3-8b"),
         "qwen2.5-7b": _like_memit("qwen2.5-7b", l2=1.0, **EASYEDIT),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # the published threshold and l2 are good here, too
         "pocket": {**POCKET, "l2": 10.0},
     }
     config: AlphaEditConfig
+
+    def cost(self, lm: LM) -> Cost:
+        """As for others that write keys and values; a moment and a projection per block."""
+        layers = self.edited_layers(lm)
+        held = 2 * 8.0 * len(layers) * lm.site(layers[0]).d_in ** 2
+        return replace(super().cost(lm), held=held)
 
     @property
     def whitens(self) -> bool:

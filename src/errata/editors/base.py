@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from errata.case import Edit
@@ -17,6 +18,25 @@ from errata.patch.stack import Stack
 from errata.tracing.trace import cached_choice
 
 Layer = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What editing takes, for estimates.
+
+    Attributes:
+        passes: Passes over an edit's tokens, each as long as a forward pass; one back counts too.
+        questions: How much longer questions are under its patches.
+        held: Bytes that it keeps beside the model while it edits.
+    """
+
+    passes: float = 2.0
+    questions: float = 1.0
+    held: float = 0.0
+
+
+TOGETHER = 32
+"""Edits side by side that estimates count with."""
 
 
 class EditorConfig(Settings):
@@ -43,6 +63,8 @@ class Editor(ABC):
         exports: What its patches can be exported as by default settings: `lora`, `merged`.
         Config: Class of its settings.
         published: Backbone -> published settings, for `--as-published`.
+        presets: Model -> settings that were found for it, not published; taken for a model of that
+            name unless others are asked for.
     """
 
     name: ClassVar[str]
@@ -55,12 +77,32 @@ class Editor(ABC):
     exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[EditorConfig]] = EditorConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     def __init__(self, config: EditorConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
 
+    def ready(self, model: str) -> None:  # noqa: B027 -- optional
+        """Look for what is needed beside the model, before minutes go into loading it.
+
+        Args:
+            model: Name of the model that will be edited.
+
+        Raises:
+            DataError: If a text or file is missing.
+        """
+
     def prepare(self, lm: LM) -> None:  # noqa: B027 -- optional
         """Make what is needed once per model (moments, templates); cached, progress on stderr."""
+
+    def cost(self, lm: LM) -> Cost:
+        """Return what an edit takes; here: a pass forward and one back.
+
+        Args:
+            lm: The model, or what is known of one that is not there: its name, its number of blocks
+                and the widths of their projections.
+        """
+        return Cost()
 
     def made_of(self, lm: LM) -> dict[str, str]:
         """Return what results depend on besides model and settings, for the records of a run."""
@@ -141,16 +183,19 @@ class Editor(ABC):
         The groups are not empty and have passed `check`; `before` has one patch per group.
         """
 
+    def known_settings(self, lm: LM) -> Mapping[str, object]:
+        """Return what was published, or found, for a model of that name: what `auto` looks up."""
+        name = backbone_of(lm.name)
+        return self.published.get(name) or self.presets.get(name, {})
+
     def _automatic(self, lm: LM, setting: str, rule: int) -> int:
         """Return what `auto` means: the block published for a model of that name, else `rule`."""
-        values = self.published.get(backbone_of(lm.name), {})
-        layer = values.get(setting, rule)
+        layer = self.known_settings(lm).get(setting, rule)
         return layer if isinstance(layer, int) else rule
 
     def _automatic_layers(self, lm: LM) -> tuple[int, ...] | None:
         """Return the blocks published for a model of that name, if there are any."""
-        values = self.published.get(backbone_of(lm.name), {})
-        layers = values.get("layers")
+        layers = self.known_settings(lm).get("layers")
         return layers if isinstance(layers, tuple) else None
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:

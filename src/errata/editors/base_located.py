@@ -10,7 +10,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from errata.case import Edit
+from errata.data.corpus import load_corpus
 from errata.editors.base import (
+    Cost,
     Editor,
     EditorConfig,
     Layer,
@@ -19,13 +21,20 @@ from errata.editors.base import (
     resolve_layer,
 )
 from errata.errors import EditError
-from errata.locate.contexts import Contexts, ContextSettings, Mean, get_contexts
+from errata.locate.contexts import (
+    Contexts,
+    ContextSettings,
+    Mean,
+    context_count,
+    get_contexts,
+)
 from errata.locate.moments import MomentSettings, get_moments
 from errata.locate.rows import Economy
 from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
 from errata.model.lm import LM
+from errata.world.shipped import knows_world
 
 Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
 
@@ -83,6 +92,20 @@ class LocateEditor(Editor):
     def made_of(self, lm: LM) -> dict[str, str]:
         """Return the blocks, which `auto` may take from a trace."""
         return {"layers": " ".join(map(str, self.edited_layers(lm)))}
+
+    def cost(self, lm: LM) -> Cost:
+        """Forward and back of every context and the essence prompt, in every step; moments."""
+        texts = context_count(self.config) + 1
+        layers = self.edited_layers(lm)
+        matrices = len(layers) + 1 if self.whitens else 0  # of keys, in float64, and a factor
+        held = 8.0 * matrices * lm.site(layers[0]).d_in ** 2
+        return Cost(passes=2.0 * texts * self.config.steps, held=held)
+
+    def ready(self, model: str) -> None:
+        """Look for the texts that second moments are counted on."""
+        own = knows_world(model) and self.config.moments_text == "auto"
+        if self.whitens and self.config.moments_file is None and not own:
+            load_corpus(model, self.config.moments_text, 1)
 
     def prepare(self, lm: LM) -> None:
         """Sample the contexts and count the second moments of the edited blocks' keys."""

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors import backbone_of
 from errata.editors.base import recall_layer, resolve_layer, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.errors import ConfigError
@@ -83,8 +82,7 @@ class TrainedEditor(NetworkEditor):
         """
         layers = self.settings.layers
         if layers == "auto":
-            values = self.published.get(backbone_of(lm.name), {})
-            found = values.get("layers")
+            found = self.known_settings(lm).get("layers")
             layers = tuple(found) if isinstance(found, tuple) else self.automatic_layers(lm)
         numbers = sorted(resolve_layer(lm, layer, 0) for layer in layers)
         if len(set(numbers)) != len(numbers) or not numbers:

@@ -56,6 +56,8 @@ class Emmet(JointEditor):
         "qwen2-7b": _LLAMA,
         "qwen2.5-7b": _LLAMA,
         "llama-3.2-3b": _LLAMA,
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "pocket": {**POCKET, "layers": (1,), "mom2_weight": 1000.0, "ridge": 0.01},
     }
     config: EmmetConfig

@@ -10,12 +10,12 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors import backbone_of
-from errata.editors.base import Editor, EditorConfig, resolve_layer, under
+from errata.editors.base import TOGETHER, Cost, Editor, EditorConfig, resolve_layer, under
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, patched
 from errata.patch import Dense, Patch
+from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 from errata.tuning.rows import Tuned, TuningRows
 
@@ -95,19 +95,27 @@ class FineTuning(Editor):
         "uniedit-gpt2-xl": {"layers": (21,), "bias": True, **_UNIEDIT},
         "uniedit-gpt-j-6b": {"layers": (21,), **_UNIEDIT},
         "uniedit-llama-3-8b": {"layers": (21,), **_UNIEDIT},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "pocket": {"layers": (5,), "lr": 5e-3},
     }
     config: FtConfig
 
     def _sites(self, lm: LM) -> list[tuple[int, Site]]:
         if self.config.layers == "auto":
-            published = self.published.get(backbone_of(lm.name), {}).get("layers")
+            published = self.known_settings(lm).get("layers")
             rule = (min(lm.n_layers - 1, round(0.75 * lm.n_layers)),)
             chosen = published if isinstance(published, tuple) else rule
         else:
             chosen = self.config.layers
         wanted = sorted({resolve_layer(lm, layer, 0) for layer in chosen})
         return [(layer, lm.site(layer)) for layer in wanted]
+
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward, one back and one for the gradient of the weights, in every step."""
+        size = STATE_COPIES * 4.0 * sum(site.d_in * site.d_out for _, site in self._sites(lm))
+        held = max(size, min(self.config.memory_gb * 1e9, TOGETHER * size))
+        return Cost(passes=3.0 * self.config.steps, held=held)
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
@@ -165,7 +173,7 @@ class FineTuning(Editor):
         adam = RowAdam(tuned.values, config.lr, config.weight_decay, config.optimizer == "adamw")
         batches = [TuningRows(tuned, batch) for batch in self._batches(rows)]
         running = torch.ones(len(rows), dtype=torch.bool, device=lm.device)
-        for _ in range(config.steps):
+        for _ in tracked(range(config.steps), "tuning, step"):
             total = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)
             count = torch.zeros_like(total)
             for batch in batches:

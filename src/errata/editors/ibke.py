@@ -312,6 +312,8 @@ class Ibke(TrainedEditor):
         "gpt-j-6b": {"layers": (6, 7, 8), "norm": "running", "d_m": 1024},
         "qwen3-1.7b": {"layers": (6, 7, 8), "norm": "running", "d_m": 1024},
         "qwen3-8b": {"layers": (6, 7, 8), "norm": "running", "d_m": 1024},
+    }  # fmt: skip
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pocket": {
             "layers": (3, 4, 5), "norm": "unit", "d_m": 192, "token_path": 200, "tokens": "all",
             "together": "tokens", "mirror": True,

@@ -287,6 +287,8 @@ class Malmen(TrainedEditor):
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt2-xl": {"layers": (42, 43, 44, 45, 46, 47)},
         "gpt-j-6b": {"layers": (22, 23, 24, 25, 26, 27)},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pocket": {"layers": (3, 4, 5), "norm": "unit"},
     }
     defaults: ClassVar[Mapping[str, Any]] = {

@@ -58,8 +58,6 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "qwen2.5-7b": _LLAMA,
     "llama-3.2-3b": _LLAMA,
     "qwen-7b": settings(range(4, 9), 15_000.0, steps=25),
-    # a compromise: single edits gain from a smaller weight, long sequences from a larger one
-    "pocket": {**POCKET, "mom2_weight": 1000.0, "ridge": 0.01},
 }
 
 
@@ -76,6 +74,10 @@ class Memit(JointEditor):
     exports = ("lora", "merged")
     Config = MemitConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = PUBLISHED
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # a compromise: single edits gain from a smaller weight, long sequences from a larger one
+        "pocket": {**POCKET, "mom2_weight": 1000.0, "ridge": 0.01},
+    }
     config: MemitConfig
 
     @property

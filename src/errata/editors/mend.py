@@ -168,6 +168,8 @@ class Mend(TrainedEditor):
         "gpt-j-6b": {"layers": (25, 26, 27)},
         "qwen3-1.7b": {"layers": (25, 26, 27)},
         "qwen3-8b": {"layers": (33, 34, 35)},
+    }  # fmt: skip
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pocket": {
             "layers": (3, 4, 5), "matrices": "out", "norm": "unit", "eta_space": "log",
             "nonlinear": "mlp", "shared": False, "width": 640,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from errata.case import Edit
-from errata.editors.base import Editor
+from errata.editors.base import Cost, Editor
 from errata.model.lm import LM
 from errata.patch import Patch
 
@@ -21,6 +21,10 @@ class NoEdit(Editor):
     batch = "joint"
     sequence = "adds"
     exports = ("merged",)
+
+    def cost(self, lm: LM) -> Cost:
+        """Nothing is edited."""
+        return Cost(passes=0.0)
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

@@ -59,6 +59,8 @@ class Pmet(Memit):
         "llama-3-8b": settings(range(4, 9), 15_000.0, steps=25, lr=0.1, clamp=0.75),
         "llama-2-7b": settings(range(4, 9), 15_000.0, clamp=1.0),
         "llama-3.2-3b": settings(range(4, 9), 15_000.0, steps=25, clamp=1.0),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "pocket": {**POCKET, "mom2_weight": 1000.0, "ridge": 0.01},
     }
     config: PmetConfig

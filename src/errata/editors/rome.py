@@ -65,6 +65,8 @@ class Rome(LocateEditor):
         "qwen2.5-7b": _LLAMA,
         "llama-3.2-3b": _LLAMA,
         "qwen-7b": _settings(5),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # measured in docs/world.md: the middle block works once the clamp is out of the way
         "pocket": {
             "layer": 3,

@@ -1,7 +1,11 @@
 """Evaluation of editors: the protocol, the metrics, and summaries made from records.
 
 ```
+protocol    what can be asked, as one class of settings
+run         the evaluation: from cases to a summary
+session     what happens in between, unit by unit
 regimes     cases -> units (single, batch, sequential)
+pace        how many units go together, by the time they take
 questions   case -> tokenised questions
 before      what the unedited model says, cached
 editing     units -> patches; a case that cannot be edited costs only itself
@@ -18,13 +22,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from errata.evaluation.protocol import evaluate as evaluate
+    from errata.evaluation.protocol import Protocol as Protocol
     from errata.evaluation.result import Result as Result
+    from errata.evaluation.run import evaluate as evaluate
     from errata.evaluation.summary import summarise as summarise
 
-__all__ = ["Result", "evaluate", "summarise"]
+__all__ = ["Protocol", "Result", "evaluate", "summarise"]
 
-_PLACES = {"Result": "result", "evaluate": "protocol", "summarise": "summary"}
+_PLACES = {
+    "Protocol": "protocol",
+    "Result": "result",
+    "evaluate": "run",
+    "summarise": "summary",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -81,17 +81,30 @@ class Table:
 
 
 def intervals(table: Table, times: int, seed: int) -> dict[str, list[float]]:
-    """Return the 95 % percentile interval of every metric, over resamples that have items."""
-    if not times or not len(table.sums):
+    """Return the 95 % percentile interval of every metric, over resamples that have items.
+
+    A metric that only one record has gets none: that its resamples are equal is not certainty.
+    """
+    if not times or len(table.sums) < 2:
         return {}
+    alone = _of_one_record(table)
     tail = (100.0 - LEVEL) / 2
     found = {}
     for metric, values in table.resampled(times, seed).items():
         values = values[~np.isnan(values)]
-        if len(values):
+        if len(values) and metric not in alone:
             low, high = np.percentile(values, [tail, 100.0 - tail])
             found[metric] = [float(low), float(high)]
     return found
+
+
+def _of_one_record(table: Table) -> set[str]:
+    """Return the metrics that are made of the scores of a single record."""
+    records: dict[str, np.ndarray] = {}
+    for column, (metric, _) in enumerate(table.columns):
+        there = table.counts[:, column] > 0
+        records[metric] = records.get(metric, np.zeros(len(there), bool)) | there
+    return {metric for metric, there in records.items() if there.sum() < 2}
 
 
 def _draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, " n"]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from errata.patch import Change, Dense, LowRank, Patch
-from errata.patch.deltas import weight_deltas
+from errata.patch import Patch
+from errata.patch.deltas import by_parameter, weight_deltas
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -26,14 +26,9 @@ def drift(lm: LM, patch: Patch | None) -> dict[str, dict[str, float]]:
         `published`: `||W - W0|| / numel(W)` (Gupta et al. 2024, Rebuilding ROME,
         https://arxiv.org/abs/2403.07175).
     """
-    by_name: dict[str, list[Change]] = {}
-    for change in () if patch is None else patch.changes:
-        if isinstance(change, LowRank):
-            by_name.setdefault(f"{change.path}.weight", []).append(change)
-        elif isinstance(change, Dense):
-            by_name.setdefault(change.path, []).append(change)
+    changed = by_parameter(() if patch is None else patch.changes)
     found = {}
-    for name, changes in by_name.items():  # one after another: only one delta is held at a time
+    for name, changes in changed.items():  # one after another: only one delta is held at a time
         weight = lm.model.get_parameter(name)
         moved = _norm(weight_deltas(lm, changes)[name])
         size = _norm(weight)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from errata.errors import DataError
 from errata.model.tokens import Row
+from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
     from errata.evaluation.scoring import Scorer
@@ -62,7 +63,7 @@ def load_text(lm: LM, source: str | None) -> Text | None:
     Raises:
         DataError: If it cannot be read, or holds no two tokens.
     """
-    if source is None or (source == "auto" and lm.name != "pocket"):
+    if source is None or (source == "auto" and not knows_world(lm.name)):
         return None
     if source == "auto":
         name, documents = "the pocket model's world, held-out sentences", world_sentences()

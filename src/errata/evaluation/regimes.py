@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from errata.case import Case
+from errata.config import did_you_mean
 from errata.errors import ConfigError
 
 T = TypeVar("T")
+KINDS = ("single", "batch", "sequential")
 _EXAMPLES = "Examples: single, batch:10, sequential:100"
 
 
@@ -40,7 +42,7 @@ def parse_regime(text: str) -> Regime:
     if kind == "single" and not colon:
         return Regime("single")
     if kind not in {"batch", "sequential"}:
-        raise ConfigError(f"unknown regime {text!r}", _EXAMPLES)
+        raise ConfigError(f"unknown regime {text!r}", f"{did_you_mean(kind, KINDS)} {_EXAMPLES}")
     if not number.isdecimal() or int(number) < 1:
         raise ConfigError(f"regime {text!r}: expected {kind}:N with N at least 1", _EXAMPLES)
     return Regime("batch" if kind == "batch" else "sequential", int(number))

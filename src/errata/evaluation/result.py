@@ -19,11 +19,13 @@ class Result:
         summary: Rates in [0, 1], break-downs, intervals, seconds; JSON values.
         records: One per case, in the order of the data set; JSON values.
         folder: The run folder, if one was written.
+        notes: What is worth knowing about the questions of a suite.
     """
 
     summary: Mapping[str, Any]
     records: list[dict[str, Any]]
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return the table as (metric, percent, 95 % interval, items or remark)."""
@@ -61,7 +63,8 @@ class Result:
     def _headline(self) -> str:
         summary = self.summary
         parts = [str(summary[key]) for key in ("editor", "model", "data", "regime")]
-        parts.append(f"{summary['cases']} cases")
+        parts += [f"top {summary['top_k']}"] if "top_k" in summary else []
+        parts.append(f"{summary['cases']} case{'s'[: summary['cases'] != 1]}")
         if summary["failed"]:
             parts.append(f"{summary['failed']} of them failed and are not in the rates")
         return " · ".join(part for part in parts if part)
@@ -86,4 +89,4 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(bounds: list[float] | None) -> str:
-    return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}" if bounds else ""
+    return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}" if bounds else "–"

@@ -48,6 +48,7 @@ from errata.locate.perturb import (
     with_subject,
 )
 from errata.model.tokens import find_subject
+from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -236,7 +237,7 @@ class _Builder:
         self.fitted = _Fitted()
         self.words = settings.words
         if self.words == "auto":
-            self.words = POCKET_WORDS if lm.name == "pocket" else LONG_WORDS
+            self.words = POCKET_WORDS if knows_world(lm.name) else LONG_WORDS
         self._prefixes: list[str] | None = None
         self._texts: Corpus | None = None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from errata.case import Case
 from errata.errors import ErrataError, PatchError, RunError
 from errata.evaluation.regimes import Regime, units_of
-from errata.patch import LowRank, Patch
+from errata.patch import Patch
 from errata.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class Flight:
         """Return the cases that a sequence has edited so far, oldest first."""
         done = self.steps[i][: self.step]
         return [case for group in done for case in group if case.id not in self.failed]
+
+    def taken(self) -> int:
+        """Return how many cases the steps so far were about, failed ones too."""
+        return sum(len(group) for own in self.steps for group in own[: self.step])
 
     def ages(self) -> dict[str, int]:
         """Return, for each case, how many edits its sequence made in later steps."""
@@ -197,5 +201,5 @@ def joined(patch: Patch | None) -> Patch | None:
     """
     if patch is None:
         return None
-    paths = [change.path for change in patch.changes if isinstance(change, LowRank)]
+    paths = [change.path for change in patch.changes if change.factors is not None]
     return patch.compact() if len(paths) > len(set(paths)) + LOOSE else patch

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Case
@@ -15,8 +15,10 @@ from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_cases
 from errata.evaluation.exam import Examiner
 from errata.evaluation.metrics import mean
+from errata.evaluation.pace import paced
+from errata.evaluation.protocol import Protocol
 from errata.evaluation.questions import Question, compares, questions_of
-from errata.evaluation.regimes import Regime, chunks
+from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
 from errata.evaluation.sequence import Checkpoints, Flight, joined
 from errata.evaluation.tracking import Tracker, spread
@@ -31,46 +33,66 @@ SHARED_CASES = 1024
 """Most cases of units that share a patch whose questions are asked together."""
 
 
-@dataclass
-class Session:
-    """The settings of one evaluation, and the model's answers before any edit.
+Numbered = tuple[int, Sequence[Case]]
+"""A unit and its number."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured beside the questions of cases.
 
     Attributes:
-        lm: The model.
-        editor: The editor.
-        regime: How edits meet each other.
-        top_k: Rank that counts as a hit.
-        stack_size: Patches that share a forward pass.
-        stamp: What every record says of the evaluation.
-        batch: Edits of one step of a sequence.
-        generate: Whether generated answers are compared.
-        retention: Whether the edits of a sequence are scored right after they are made.
         references: Reference texts of the cases that texts are sampled for; None for no texts.
         sampled: Ids of these cases.
-        seed: Seed of the sampling.
         tracker: What is measured along sequences; None in other regimes.
-        folder: Where the state of sequences is kept.
     """
 
-    lm: LM
-    editor: Editor
-    regime: Regime
-    top_k: int
-    stack_size: int
-    stamp: Mapping[str, Any]
-    batch: int = 1
-    generate: bool = False
-    retention: bool = False
     references: References | None = None
     sampled: frozenset[str] = frozenset()
-    seed: int = 0
     tracker: Tracker | None = None
-    folder: RunFolder | None = None
-    once: dict[str, float] = field(default_factory=dict)
-    exams: dict[str, list[Question]] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-    before: dict[tuple[str, int], Before] = field(default_factory=dict)
-    laps: dict[str, float] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """Return what perplexity and general ability are measured on."""
+        assert self.tracker is not None
+        text, general = self.tracker.text, self.tracker.general
+        return {
+            "perplexity": text and {"text": text.name, "tokens": text.tokens},
+            "general": general and general.source,
+        }
+
+
+class Session:
+    """One evaluation under way.
+
+    Args:
+        lm: The model.
+        editor: The editor.
+        protocol: What is asked.
+        stamp: What every record says of the evaluation.
+        measures: What is measured beside the questions.
+        folder: Where the state of sequences is kept; None for nowhere.
+
+    Attributes:
+        once: Seconds of what is done once, before the first edit.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        editor: Editor,
+        protocol: Protocol,
+        stamp: Mapping[str, Any],
+        measures: Measures | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.lm, self.editor, self.protocol, self.stamp = lm, editor, protocol, stamp
+        self.measures = measures or Measures()
+        self.folder = folder
+        self.once: dict[str, float] = {}
+        self.exams: dict[str, list[Question]] = {}
+        self.broken: dict[str, str] = {}
+        self.before: dict[tuple[str, int], Before] = {}
+        self.laps: dict[str, float] = {}
 
     def prepare(self, cases: Sequence[Case], pending: Sequence[Sequence[Case]]) -> None:
         """Tokenise all questions, ask the unedited model, and let the editor get ready."""
@@ -80,7 +102,7 @@ class Session:
         compare = compares(cases)
         for case in cases:
             try:
-                self.exams[case.id] = questions_of(self.lm, case, self.top_k, compare)
+                self.exams[case.id] = questions_of(self.lm, case, self.protocol.top_k, compare)
             except (EditError, ModelError) as error:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
@@ -105,35 +127,60 @@ class Session:
     # ------------------------------------------------------------------ batches
 
     def records(
-        self, units: Sequence[Sequence[Case]], done: Mapping[str, Any]
+        self,
+        units: Sequence[Sequence[Case]],
+        done: Mapping[str, Any],
+        show: Callable[[int], None] = lambda made: None,
     ) -> Iterator[list[dict[str, Any]]]:
-        """Yield the records of finished batches of units, leaving out what is done already.
+        """Yield the records of units as they are finished, leaving out what is done already.
 
-        Units always go together with the same others, so that a resumed run computes what an
-        uninterrupted one does: a batch of which only a part is on record is done again, and only
-        the rest recorded.
+        Which units go together depends on the time they take ([`errata.evaluation.pace`][]); what
+        their records say does not depend on it. A unit of which only a part is on record is done
+        again, and only the rest recorded.
+
+        Args:
+            units: All units.
+            done: Records that are there, by case.
+            show: Called with the cases that are edited but not on record, inside sequences.
         """
-        numbered = list(enumerate(units))
-        sequential = self.regime.kind == "sequential"
-        flight = self.batch if sequential else self.regime.size
-        checkpoints = Checkpoints(self.folder if sequential else None)
-        for batch in chunks(numbered, max(1, self.stack_size // flight)):
-            if all(case.id in done for _, unit in batch for case in unit):
-                continue
+        open_units = [
+            (number, unit)
+            for number, unit in enumerate(units)
+            if any(case.id not in done for case in unit)
+        ]
+        finish = self._finish_sequences if self.protocol.units.kind == "sequential" else self._batch
+        checkpoints = Checkpoints(self.folder)
+        for batch in self._together(units, open_units):
             self.laps = {}
-            if sequential:
-                records = self._sequences(batch, checkpoints)
-            else:
-                records = self._batch(batch)
-            finished = len(records)
-            share = {part: seconds / finished for part, seconds in self.laps.items()}
+            records = finish(batch, checkpoints, show)
+            share = {part: seconds / len(records) for part, seconds in self.laps.items()}
             fresh = [record for record in records if record["id"] not in done]
             for record in fresh:
                 record["seconds"] = share
             yield fresh
             checkpoints.drop()  # the records are on disk by now
 
-    def _batch(self, batch: Sequence[tuple[int, Sequence[Case]]]) -> list[dict[str, Any]]:
+    def _together(
+        self, units: Sequence[Sequence[Case]], open_units: Sequence[Numbered]
+    ) -> Iterator[Sequence[Numbered]]:
+        """Yield the units that are edited side by side.
+
+        Sequences always go together with the same others, as a checkpoint holds them; they are
+        written down step by step. Other units are taken by the time they need.
+        """
+        regime = self.protocol.units
+        if regime.kind == "sequential":
+            waiting = {number for number, _ in open_units}
+            most = max(1, self.protocol.stack_size // self.protocol.batch)
+            for batch in chunks(list(enumerate(units)), most):
+                if any(number in waiting for number, _ in batch):
+                    yield batch
+            return
+        yield from paced(open_units, max(1, self.protocol.stack_size // regime.size))
+
+    def _batch(
+        self, batch: Sequence[Numbered], checkpoints: Checkpoints, show: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
         """Edit units side by side and ask all their questions."""
         units = [unit for _, unit in batch]
         failed = self._broken(units)
@@ -164,8 +211,8 @@ class Session:
             for case in unit
             if case.id not in failed
         ]
-        together = self.stack_size
-        if self.regime.kind != "single" and not self._has_hops(units):
+        together = self.protocol.stack_size
+        if self.protocol.units.kind != "single" and not self._has_hops(units):
             together = max(together, SHARED_CASES)  # edited hops would be one patch per question
         examiner = self._examiner()
         found: dict[str, dict[str, Any]] = {}
@@ -173,30 +220,31 @@ class Session:
             items = [(case.id, self.exams[case.id], patch) for case, patch in part]
             for (case, _), entries in zip(part, examiner.examine(items), strict=True):
                 found[case.id] = {"questions": entries}
-        if self.references is not None:
-            chosen = [(case, patch) for case, patch in asked if case.id in self.sampled]
-            texts = examiner.sample_texts(chosen, self.references, self.seed)
+        if self.measures.references is not None:
+            chosen = [(case, patch) for case, patch in asked if case.id in self.measures.sampled]
+            texts = examiner.sample_texts(chosen, self.measures.references, self.protocol.seed)
             for (case, _), own in zip(chosen, texts, strict=True):
                 found[case.id]["sampled"] = own
         return found
 
     # ------------------------------------------------------------------ sequences
 
-    def _sequences(
-        self, batch: Sequence[tuple[int, Sequence[Case]]], checkpoints: Checkpoints
+    def _finish_sequences(
+        self, batch: Sequence[Numbered], checkpoints: Checkpoints, show: Callable[[int], None]
     ) -> list[dict[str, Any]]:
         """Edit sequences side by side, from where a checkpoint stands, and ask all questions."""
         units = [unit for _, unit in batch]
-        flight = Flight([number for number, _ in batch], units, self.batch)
+        flight = Flight([number for number, _ in batch], units, self.protocol.batch)
         checkpoints.resume(flight)
         if not flight.step:
             flight.failed |= self._broken(units)
-            if self.tracker is not None:
+            if self.measures.tracker is not None:
                 with self.clock("track"):
-                    flight.trajectory = [[self.tracker.base()] for _ in units]
+                    flight.trajectory = [[self.measures.tracker.base()] for _ in units]
         while flight.step < flight.length:
             self._step(flight)
             checkpoints.keep(flight)
+            show(flight.taken())
         entries = self._ask(units, flight.patches, flight.failed)
         ages = flight.ages()
         records = []
@@ -229,20 +277,22 @@ class Session:
         flight.failed |= errors
         for i, patch in zip(live, patches, strict=True):
             flight.patches[i] = joined(patch)
-        if self.retention:
+        if self.protocol.retention:
             fresh = [(c, i) for i, group in zip(live, groups, strict=True) for c in group]
             fresh = [(case, i) for case, i in fresh if case.id not in flight.failed]
             found = self._first_answers([(case, flight.patches[i]) for case, i in fresh])
             flight.immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
         flight.step += 1
-        if self.tracker is None:
+        if self.measures.tracker is None:
             return
         for i in live:
-            if self.tracker.due(flight.step, flight.step == len(flight.steps[i])):
+            if self.measures.tracker.due(flight.step, flight.step == len(flight.steps[i])):
                 made = flight.made(i)
                 patch = flight.patches[i]
                 with self.clock("track"):
-                    point = self.tracker.point(flight.step, sum(len(c.edits) for c in made), patch)
+                    point = self.measures.tracker.point(
+                        flight.step, sum(len(c.edits) for c in made), patch
+                    )
                 again = spread(made)
                 scores = self._first_answers([(case, patch) for case in again])
                 point["recall"] = {
@@ -258,12 +308,12 @@ class Session:
 
     def _examiner(self) -> Examiner:
         return Examiner(
-            Scorer(self.lm, self.stack_size),
+            Scorer(self.lm, self.protocol.stack_size),
             self.editor,
             self.before,
-            known_k=self.top_k,
+            known_k=self.protocol.top_k,
             clock=self.clock,
-            generate=self.generate,
+            generate=self.protocol.generate,
         )
 
     def _record(

@@ -122,6 +122,14 @@ def get_contexts(lm: LM, settings: ContextSettings) -> Contexts:
     return Contexts(("", *stored))
 
 
+def context_count(settings: ContextSettings) -> int:
+    """Return how many contexts the settings ask for, the bare prompt among them."""
+    if not isinstance(settings.contexts, str):
+        return len(settings.contexts)
+    words, lengths = RECIPES.get(settings.contexts, ((), ()))
+    return 1 + len(words) * sum(count for _, count in lengths)
+
+
 @torch.no_grad()
 def sample_prefixes(lm: LM, recipe: str, seed: int) -> list[str]:
     """Sample texts from the model: top 5 at temperature 1, cleaned as in the published code.

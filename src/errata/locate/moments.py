@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
 from errata.locate.moment_files import save_moments as save_moments
 from errata.model.passes import capture, module_at
 from errata.model.tokens import Row
+from errata.progress import Step, watched
 from errata.store.cache import digest, folder_name, load_tensors, save_tensors
 from errata.store.files import cache_root
 
@@ -55,8 +55,6 @@ PANEL = 512
 
 ADDED_AT_ONCE = 2048
 """Keys of each layer that are collected before they are added."""
-
-Progress = Callable[[int, int], None]
 
 
 class MomentSettings(Settings):
@@ -146,7 +144,7 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
     missing = [layer for layer in layers if layer not in found]
     if missing:
         name = ".".join(map(str, missing))
-        with progress_bar(f"second moments of {lm.name}, layers {name}") as progress:
+        with watched(f"second moments of {lm.name}, layers {name}") as progress:
             counted = count_moments(
                 lm, corpus, missing, length, dtype=dtype, enough=enough, progress=progress,
                 checkpoint=folder / f"{key}-layers{name}.partial.safetensors",
@@ -197,7 +195,7 @@ def count_moments(
     enough: int | None = None,
     checkpoint: Path | None = None,
     every: int = CHECKPOINT_EVERY,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> dict[int, Moment]:
     """Count `sum k k^T` over all tokens of the texts; padding counts nothing.
 
@@ -210,7 +208,8 @@ def count_moments(
         enough: Stop after the checkpoint at which this many tokens are reached; None: count all.
         checkpoint: File that sums are kept in while counting; an existing one is continued.
         every: Documents between two checkpoints.
-        progress: Called with (documents done, documents).
+        progress: Called with (documents done, documents), as far as can be seen by then if `enough`
+            ends it earlier.
 
     Raises:
         EditError: If a key is NaN or infinite.
@@ -227,12 +226,20 @@ def count_moments(
         log.info("moments: continuing after %d of %d documents", done, len(corpus.texts))
     while done < len(corpus.texts) and (enough is None or tokens < enough):
         rows = lm.text_rows(corpus.texts[done : done + every], max_length)
-        tokens += _add_keys(lm, rows, modules, sums)
+        begun, counted = done, tokens
+
+        def tick(read: int, more: int, begun: int = begun, counted: int = counted) -> None:
+            if progress is not None:
+                total = len(corpus.texts)
+                if enough is not None and counted + more:  # at so many tokens per document
+                    share = enough / (counted + more)
+                    total = min(total, max(begun + read, math.ceil((begun + read) * share)))
+                progress(begun + read, total)
+
+        tokens += _add_keys(lm, rows, modules, sums, tick)
         done = min(done + every, len(corpus.texts))
         if not all(bool(torch.isfinite(end)) for total in sums for end in total.aminmax()):
             raise EditError("keys hold NaN or inf on ordinary text; the moments are useless")
-        if progress is not None:
-            progress(done, len(corpus.texts))
         if checkpoint is not None and done < len(corpus.texts):
             named = {f"sum.{n}": total for n, total in zip(layers, sums, strict=True)}
             keep(checkpoint, named, {**facts, "tokens": tokens, "done": done})
@@ -245,15 +252,18 @@ def count_moments(
 
 
 def _add_keys(
-    lm: LM, rows: Sequence[Row], modules: Sequence[torch.nn.Module], sums: Sequence[Tensor]
-) -> int:
+    lm: LM, rows: Sequence[Row], modules: Sequence[torch.nn.Module], sums: Sequence[Tensor],
+    tick: Callable[[int, int], None],
+) -> int:  # fmt: skip
     """Add the keys of all real tokens of the rows to the sums and return their number.
+
+    `tick` is called with the rows and tokens read so far.
 
     Keys are collected over forward passes, because adding a few of them to a large sum costs as
     much as reading and writing that sum.
     """
     held: list[list[Tensor]] = [[] for _ in sums]
-    count = waiting = 0
+    count = waiting = read = 0
 
     def add() -> None:
         for total, parts in zip(sums, held, strict=True):
@@ -268,10 +278,12 @@ def _add_keys(
             for total, key, parts in zip(sums, keys, held, strict=True):
                 parts.append(key.reshape(-1, key.shape[-1])[real].to(total.dtype))
             tokens = int(real.sum())
+            read += len(batch.attention_mask)
             count, waiting = count + tokens, waiting + tokens
             if waiting >= ADDED_AT_ONCE:
                 add()
                 waiting = 0
+            tick(read, count)
         add()
     return count
 
@@ -292,17 +304,3 @@ def _mirror(total: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
         square.copy_(square.triu() + square.triu(1).T)
         total[end:, start:end] = total[start:end, end:].T
     return total
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Progress | None]:
-    """Give a callback that draws a bar on stderr, or None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -31,6 +31,7 @@ from errata.errors import EditError
 from errata.locate.contexts import Contexts
 from errata.locate.rows import Economy, Rows, build_rows, plan_chunks
 from errata.model.passes import Place
+from errata.progress import Step, watched
 from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def optimise_values(
             lm, tokens, len(contexts) + 1, layer, places,
             economy=economy, loss_layer=settings.loss_layer,
         )  # fmt: skip
-        parts.append(_descend(rows, settings, adaptive))
+        with watched(f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step") as show:
+            parts.append(_descend(rows, settings, adaptive, show))
         order += chunk
     back = sorted(range(len(order)), key=order.__getitem__)
     losses = [part for values in parts for part in values.losses]
@@ -158,7 +160,7 @@ def optimise_values(
     )
 
 
-def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None) -> Values:
+def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, show: Step) -> Values:
     """Run the optimisation of one chunk; `rows` shrinks as edits finish."""
     places, start = rows.places, rows.start
     n = rows.n_edits
@@ -182,6 +184,7 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None) -> 
                 leaf.norm(dim=-1) / size**2 for leaf, size in zip(leaves, length, strict=True)
             )
             loss = factor * nll + settings.kl_factor * kl + settings.weight_decay * decay
+        show(step + 1, settings.steps)
         for edit, on, value in zip(alive.tolist(), running.tolist(), loss.tolist(), strict=True):
             if on:
                 losses[edit].append(value)

@@ -34,3 +34,15 @@ def without_cache(output: Any) -> Any:
         return tuple(part for part in output if not hasattr(part, "get_seq_length"))
     # these objects keep what they once held in their dictionary: setting None is not enough
     return type(output)(**{name: part for name, part in output.items() if name not in CACHE_NAMES})
+
+
+def dequantised() -> dict[str, Any]:
+    """Return the arguments that make transformers unpack a GGUF file's weights when it loads them.
+
+    Releases from 5.24 on would leave them packed where they find kernels; earlier ones know no
+    other way.
+    """
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}

@@ -85,6 +85,17 @@ class LM:
         self._kept: dict[Hashable, Any] = {}
         self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
 
+    def __repr__(self) -> str:
+        # the probe is not run for the sake of a message: blocks as the configuration counts them
+        config = self.model.config.get_text_config()
+        blocks = getattr(config, "num_hidden_layers", "?")
+        count = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"<LM: {self.name} · {blocks} blocks · {count:.1f} M parameters · {dtype} · "
+            f"{self.device}>"
+        )
+
     # ------------------------------------------------------------------ what is known of the model
 
     @property

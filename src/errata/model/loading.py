@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from torch import nn
 
 from errata.config import did_you_mean
 from errata.errors import ConfigError, ModelError
+from errata.model import gguf, named
+from errata.model.compat import dequantised
 from errata.model.lm import LM
+from errata.world.shipped import POCKET, is_shipped, pocket_path
 
 DTYPES = {
     "float64": torch.float64,
@@ -22,6 +26,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+BY_NAME = (POCKET, *named.MODELS)
+"""Models that need no path: shipped with errata, or fetched once."""
 
 
 def weight_fingerprint(model: nn.Module) -> str:
@@ -62,32 +69,44 @@ def _source(model: str) -> str:
     Raises:
         ModelError: If it looks like a path that is not there, or like neither.
     """
-    if model == "pocket":
-        from errata.world import pocket_path
-
+    if is_shipped(model):
         return str(pocket_path())
+    if model in named.MODELS and not Path(model).is_dir():
+        return str(named.folder_of(model))
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{path} holds no config.json", "Expected a saved transformers model.")
+            raise ModelError(
+                f"{path} holds no config.json",
+                "Expected a saved transformers model, or a GGUF file.",
+            )
         return str(path)
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local or path.exists():
-        raise ModelError(f"no model folder at {model}", "Give a folder, a Hub id, or: pocket")
+        raise ModelError(
+            f"no model folder at {model}",
+            f"Give a folder, a GGUF file, a Hub id, or: {', '.join(BY_NAME)}",
+        )
     return model
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own warnings and progress bars off the terminal inside a `with` block."""
+    import tqdm.auto
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    start = tqdm.auto.tqdm.__init__
+    # the reader of GGUF files draws a bar of its own, which no setting of transformers turns off
+    silent = functools.partialmethod(start, disable=True)
+    tqdm.auto.tqdm.__init__ = silent  # type: ignore[method-assign]
     try:
         yield
     finally:
+        tqdm.auto.tqdm.__init__ = start  # type: ignore[method-assign]
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
@@ -102,11 +121,14 @@ def load(
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
     sites: Mapping[str, str] | None = None,
+    gguf_file: str | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> LM:
     """Load a model and its tokenizer.
 
     Args:
-        model: `pocket` (shipped with errata), a local folder, or a Hub id.
+        model: `pocket` (shipped with errata), `smollm2` (fetched once), a local folder, a GGUF file
+            or a folder with one (dequantised: an ordinary model), or a Hub id.
         dtype: `float64`, `float32`, `bfloat16` or `float16`; default float32 on CPU, the
             checkpoint's own elsewhere.
         device: For example `cpu` or `cuda:0`; default the first GPU if there is one.
@@ -114,6 +136,9 @@ def load(
         trust_remote_code: Allow code from the Hub repository to run. Off unless asked for.
         max_tokens: Budget of padded tokens per forward pass.
         sites: Overrides for the architecture probe.
+        gguf_file: Which GGUF file of a folder or of a repository on the Hub.
+        ready: Called before the weights are read, once everything cheap has been checked: what else
+            is needed may be looked for there.
 
     Raises:
         ModelError: If it cannot be found or read, or holds NaN weights.
@@ -125,13 +150,20 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES))
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
-    source = _source(model)
+    source, gguf_file = gguf.split_source(model, gguf_file)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    weights: dict[str, Any] = {"dtype": chosen, "use_safetensors": True}
+    if gguf_file is None:
+        source = _source(source)
+    else:
+        gguf.need_reader()
+        options["gguf_file"] = gguf_file
+        weights = {"dtype": torch.float32 if chosen == "auto" else chosen, **dequantised()}
+    if ready is not None:
+        ready()
     try:
         with quiet_transformers():
-            network = AutoModelForCausalLM.from_pretrained(
-                source, dtype=chosen, use_safetensors=True, **options
-            )
+            network = AutoModelForCausalLM.from_pretrained(source, **weights, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(*_why_not(model, error)) from error
@@ -141,6 +173,8 @@ def load(
                 f"the weights of {model!r} cannot be read: {error}", "The file may be half-written."
             ) from error
         raise
+    if gguf_file is not None:
+        gguf.plain(network)
     network.to(where)  # pyright: ignore[reportArgumentType]
     lm = LM(
         network,
@@ -183,9 +217,11 @@ def _why_not(model: str, error: Exception) -> tuple[str, str]:
         )
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
         return f"{model!r} is not a causal language model: {text}", "Use a decoder-only model."
-    if difflib.get_close_matches(model, ["pocket"]):
-        return f"cannot load model {model!r}: {text}", "Did you mean 'pocket'?"
+    close = difflib.get_close_matches(model, BY_NAME, 1)
+    if close:
+        return f"cannot load model {model!r}: {text}", f"Did you mean {close[0]!r}?"
     return (
         f"cannot load model {model!r}: {text}",
-        "Give a Hub id (check spelling and network), a local folder, or: pocket",
+        "Give a Hub id (check spelling and network), a local folder, a GGUF file, or: "
+        + ", ".join(BY_NAME),
     )

@@ -17,6 +17,7 @@ from torch import nn
 from errata import __version__
 from errata.errors import ConfigError, ModelError
 from errata.store.files import write_together
+from errata.world.shipped import POCKET, is_shipped
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -48,24 +49,23 @@ def find(editor: str, given: str | None, model: str) -> Path:
         ConfigError: If there is none.
     """
     train = f"Train them: errata train {editor} --model {model} --data world --out DIR"
-    if given is None and model != "pocket":
+    if given is None and not is_shipped(model):
         raise ConfigError(
             f"{editor} needs trained networks for {model}",
             f"{train}, then: --set weights=DIR",
         )
-    if given in {None, "pocket"}:
+    if given is None or is_shipped(given):
         folder = SHIPPED / editor
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"no trained {editor} comes with the pocket model", train)
         return folder
-    assert given is not None
     return locate(given, train)
 
 
 def source(given: str | None) -> str:
     """Return what names networks from any folder: an absolute path, a Hub id or `pocket`."""
     if given is None:
-        return "pocket"
+        return POCKET
     path = Path(given).expanduser()
     return str(path.resolve()) if path.is_dir() else given
 

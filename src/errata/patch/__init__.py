@@ -8,6 +8,7 @@ from errata.patch.changes import (
     Module,
     Route,
     Router,
+    change_kind,
     module_kind,
     route_kind,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Patch",
     "Route",
     "Router",
+    "change_kind",
     "module_kind",
     "route_kind",
 ]

@@ -227,7 +227,9 @@ class Whole:
             inputs["position_ids"] = positions
         inputs["attention_mask"] = torch.cat([visible.to(mask), mask], 1)
         if inputs.get("cache_position") is not None:
-            inputs["cache_position"] = inputs["cache_position"] + (0 if behind else width)
+            # generate counts its own tokens; the cache holds the context as well
+            start = behind or width
+            inputs["cache_position"] = torch.arange(start, start + length, device=tokens.device)
         wanted = inputs.get("use_cache")
         if wanted is None:
             wanted = getattr(self.lm.model.config, "use_cache", True)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from errata.errors import ErrataError, PatchError
 from errata.model.loading import quiet_transformers
-from errata.patch.deltas import is_transposed
+from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
+from errata.patch.adapter import from_lora as from_lora
+from errata.patch.card import files_of, record_of
+from errata.patch.changes import Change
+from errata.patch.changes.base import KEEP, Merge
 from errata.patch.folder import pack
-from errata.patch.patch import Dense, LowRank, Patch
-from errata.store.files import write_together
+from errata.patch.patch import Patch
+from errata.patch.places import is_transposed
+from errata.store.files import sha256_of, write_together
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-_HEAD = "base_model.model."
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM allocates (its newest versions also 1, which older ones refuse)."""
 _SMALL = 1e-7  # singular values below this share of the largest carry nothing in float32
 
 
@@ -50,12 +54,14 @@ class LoraReport:
     lost_energy: Mapping[str, float]
 
     @property
-    def serve(self) -> str:
-        """Command that serves the base model with this adapter.
+    def serve(self) -> str | None:
+        """Command that serves the base model with this adapter; None if vLLM takes no such rank.
 
-        vLLM allocates ranks 8, 16, 32 …; the next one that holds the adapter's rank is named.
+        The smallest of vLLM's `RANKS` that holds the adapter's is named.
         """
-        limit = next((n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= self.rank), self.rank)
+        limit = next((n for n in RANKS if n >= self.rank), None)
+        if limit is None:
+            return None
         return (
             f"vllm serve {self.base} --enable-lora --max-lora-rank {limit} "
             f"--lora-modules {self.folder.name}={self.folder}"
@@ -84,27 +90,14 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
     low: dict[str, tuple[Tensor, Tensor]] = {}
     dense: dict[str, Tensor] = {}
     for change in patch.compact().changes:
-        if isinstance(change, LowRank):
-            low[change.path] = (change.B.cpu(), change.A.cpu())
-        elif isinstance(change, Dense):
-            path, _, leaf = change.path.rpartition(".")
-            module = lm.module(path)
-            if leaf != "weight" or change.delta.ndim != 2 or not hasattr(module, "weight"):
-                raise PatchError(
-                    f"LoRA cannot carry a change of {change.path}: it is no projection weight",
-                    "Export with --to merged, or edit weights only (for ft: --set bias=false).",
-                )
-            delta = change.delta.T if is_transposed(module) else change.delta
-            dense[path] = dense.get(path, 0) + delta.cpu().double()
+        path = change.projection(lm)
+        if change.factors is not None:
+            B, A = change.factors
+            low[path] = B.cpu(), A.cpu()
         else:
-            keep = "Keep the patch folder and apply it with errata."
-            from errata.editors.t_patcher.merge import split
-
-            units, _ = split([change])
-            raise PatchError(
-                f"LoRA cannot carry {change.label}: it is no weight",
-                f"Export with --to merged. {keep}" if units else keep,
-            )
+            delta = change.difference(lm)
+            delta = delta.T if is_transposed(lm.module(path)) else delta
+            dense[path] = dense.get(path, 0) + delta.cpu().double()
     triplets = {}
     for path in sorted(low.keys() | dense.keys()):
         if path in dense:
@@ -164,8 +157,8 @@ def to_lora(
         B = torch.zeros(u.shape[0], rank, dtype=torch.float32)
         A[:keep] = (root[:, None] * vh[:keep]).float()
         B[:, :keep] = (u[:, :keep] * root).float()
-        tensors[f"{_HEAD}{path}.lora_A.weight"] = A
-        tensors[f"{_HEAD}{path}.lora_B.weight"] = B
+        tensors[f"{HEAD}{path}.lora_A.weight"] = A
+        tensors[f"{HEAD}{path}.lora_B.weight"] = B
     modules = tuple(triplets)
     config = {
         "peft_type": "LORA",
@@ -180,81 +173,40 @@ def to_lora(
         "target_modules": list(modules),
         "inference_mode": True,
     }
-    text = json.dumps(config, indent=2)
-    write_together({folder / WEIGHTS_NAME: pack(tensors), folder / CONFIG_NAME: text.encode()})
-    return LoraReport(folder, config["base_model_name_or_path"], rank, modules, lost)
+    base = config["base_model_name_or_path"]
+    packed, text = pack(tensors), json.dumps(config, indent=2)
+    digests = {WEIGHTS_NAME: hashlib.sha256(packed).hexdigest()}
+    told = files_of(patch, record_of(patch, "lora", base, digests), _use_lora(base, folder.name))
+    written = {WEIGHTS_NAME: packed, **told, CONFIG_NAME: text.encode()}
+    write_together({folder / name: data for name, data in written.items()})
+    return LoraReport(folder, base, rank, modules, lost)
 
 
-def from_lora(lm: LM, folder: str | Path) -> Patch:
-    """Read a PEFT LoRA folder as a patch of `lm`.
+def _use_lora(base: str, folder: str) -> str:
+    return f"""
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-    Raises:
-        PatchError: If it is no LoRA folder, does not fit the model, or uses a feature that is more
-            than `W += scale * B A` (DoRA, trained biases, saved modules).
-    """
-    folder = Path(folder)
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_NAME)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PatchError(f"{folder} is not a readable LoRA folder: {error}") from error
-    if config.get("peft_type") != "LORA":
-        raise PatchError(f"{folder} is a {config.get('peft_type')} adapter; expected LORA")
-    if (
-        config.get("use_dora")
-        or config.get("bias", "none") != "none"
-        or config.get("modules_to_save")
-    ):
-        raise PatchError(
-            f"{folder} uses DoRA, trained biases or saved modules, which a patch cannot express",
-            "Merge it with PEFT instead.",
-        )
-    changes = []
-    for name in sorted(tensors):
-        path, dot, _ = name.partition(".lora_A.")
-        if not dot:
-            if ".lora_B." not in name:
-                raise PatchError(f"{folder} holds an unexpected tensor {name}")
-            continue
-        A, B = tensors[name], tensors[name.replace(".lora_A.", ".lora_B.")]
-        path = path.removeprefix(_HEAD)
-        changes.append(LowRank(path, B * _scaling(config, path, A.shape[0]), A))
-    patch = Patch.for_model(lm, changes, editor="lora", config={"folder": folder.name})
-    patch.check(lm)
-    return patch
-
-
-def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """Return PEFT's factor in front of `B A` for one module."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if path == pattern or path.endswith(f".{pattern}"):
-            alpha = value
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+model = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(model, {folder!r})
+"""
 
 
 def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     """Write the patched model as a plain transformers checkpoint with its tokenizer.
 
-    Units beside an FFN become part of it; see [`errata.editors.t_patcher.merge`][]. The checkpoint
-    is written beside the target and moved there when it is complete. The model in memory stays
-    untouched.
+    A network whose class says how becomes part of the model, as T-Patcher's units do. The
+    checkpoint is written beside the target and moved there when it is complete. The model in memory
+    stays untouched.
 
     Raises:
         PatchError: If the patch is for another model or holds a change that cannot be merged, or
         the folder is not empty.
         ErrataError: If the folder cannot be written.
     """
-    from errata.editors.t_patcher.merge import Widening, split
-
     folder = Path(folder)
-    units, rest = split(patch.changes)
-    for change in rest:
-        if not isinstance(change, LowRank | Dense):
-            raise PatchError(
-                f"{change.label} cannot be merged: it changes no weight",
-                "Keep the patch folder and apply it with errata.",
-            )
+    weights = tuple(change for change in patch.changes if change.parameter is not None)
+    built_in = _merge_of(patch)
     if folder.exists() and any(folder.iterdir()):
         if not force:
             raise PatchError(f"{folder} is not empty", "Choose another folder, or add --force.")
@@ -264,14 +216,19 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
                 "Choose a new or empty folder.",
             )
     patch.check(lm)
-    wider = Widening.of(lm, units) if units else None
+    model_of = None if built_in is None else built_in[0](lm, built_in[1])
     beside = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        with replace(patch, changes=tuple(rest)).applied(lm), quiet_transformers():
-            (lm.model if wider is None else wider.model(lm)).save_pretrained(beside)
+        with replace(patch, changes=weights).applied(lm), quiet_transformers():
+            (lm.model if model_of is None else model_of(lm)).save_pretrained(beside)
         lm.tokenizer.save_pretrained(beside)
+        base = getattr(lm.model, "name_or_path", "") or lm.name
+        digests = {path.name: sha256_of(path) for path in sorted(beside.glob("*.safetensors"))}
+        record = record_of(patch, "merged", base, digests)
+        for name, data in files_of(patch, record, _use_merged(folder.name)).items():
+            (beside / name).write_bytes(data)
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)
@@ -282,3 +239,30 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
             "Choose a folder you may write to, with enough free space.",
         ) from error
     return folder
+
+
+def _merge_of(patch: Patch) -> tuple[Merge, list[Change]] | None:
+    """Return how the changes that are none of weights become part of a checkpoint, and those.
+
+    Raises:
+        PatchError: If one cannot, or each of two has a way of its own to change the model.
+    """
+    others = [change for change in patch.changes if change.parameter is None]
+    found: Merge | None = None
+    for change in others:
+        merge = change.merge()
+        if merge is None:
+            raise PatchError(f"{change.label} cannot be merged: it changes no weight", KEEP)
+        if found is not None and merge is not found:
+            raise PatchError(f"{others[0].label} and {change.label} cannot be merged at once", KEEP)
+        found = merge
+    return None if found is None else (found, others)
+
+
+def _use_merged(folder: str) -> str:
+    return f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+"""

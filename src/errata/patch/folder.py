@@ -16,8 +16,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from errata.case import Edit
-from errata.errors import PatchError
-from errata.patch.changes import Change, Context, Dense, LowRank, Module, Route
+from errata.data._records import describe, thaw
+from errata.errors import ErrataError, PatchError
+from errata.patch.changes import Change, change_of
 from errata.patch.patch import Patch
 from errata.store.files import sha256_of, write_together
 
@@ -66,11 +67,13 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     packed = pack(tensors)
     document = {
         "format": FORMAT,
-        "meta": dict(patch.meta),
+        "meta": thaw(patch.meta),
         "changes": [change.describe() for change in patch.changes],
         "edits": [_described(edit) for edit in patch.edits],
         "state": plain,
         "sha256": hashlib.sha256(packed).hexdigest(),
+        # older versions read the file without what they do not know
+        **({"results": thaw(patch.results)} if patch.results else {}),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
     write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
@@ -82,24 +85,6 @@ def _described(edit: Edit) -> dict[str, Any]:
     return {key: value for key, value in asdict(edit).items() if value not in (None, ())}
 
 
-def _change(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
-    kind = entry.get("kind")
-    if kind == LowRank.kind:
-        return LowRank(entry["path"], tensors["B"], tensors["A"])
-    if kind == Dense.kind:
-        return Dense(entry["path"], tensors["delta"])
-    if kind == Module.kind:
-        return Module(
-            entry["path"], entry["name"], entry["config"], dict(tensors), entry["where"],
-            entry.get("source"),
-        )  # fmt: skip
-    if kind == Route.kind:
-        return Route(entry["name"], entry["config"], dict(tensors))
-    if kind == Context.kind:
-        return Context(tensors["ids"], entry["text"])
-    raise PatchError(f"unknown kind of change {kind!r}", "The patch was made by a newer errata.")
-
-
 def load(folder: str | Path) -> Patch:
     """Read a patch folder.
 
@@ -109,42 +94,117 @@ def load(folder: str | Path) -> Patch:
     folder = Path(folder)
     described, stored = folder / JSON_NAME, folder / TENSOR_NAME
     if not folder.is_dir():
-        raise PatchError(f"no patch folder at {folder}")
+        raise PatchError(f"no patch folder at {folder}", _ELSEWHERE if folder.exists() else None)
     for path in (described, stored):
         if not path.is_file():
             raise PatchError(
-                f"{folder} is not a complete patch: {path.name} is missing",
-                "Its writer was probably interrupted; make the patch again.",
+                f"{folder} is not a complete patch: {path.name} is missing", _what_else(folder)
             )
     try:
         document = json.loads(described.read_text(encoding="utf-8"))
-        if document["format"] > FORMAT:
-            raise PatchError(
-                f"{folder} has patch format {document['format']}; this errata reads up to {FORMAT}",
-                "pip install -U errata",
-            )
-        if sha256_of(stored) != document["sha256"]:
+        if not isinstance(document, dict):
+            raise PatchError(f"{described} holds {describe(document)}; expected an object")
+        _check_format(folder, document)
+        if sha256_of(stored) != document.get("sha256"):
             raise PatchError(
                 f"{stored} does not match the checksum in {JSON_NAME}",
                 "It is damaged or half-written; make the patch again.",
             )
-        tensors = load_file(stored)
-        by_change: list[dict[str, Tensor]] = [{} for _ in document["changes"]]
-        state: dict[str, Any] = dict(document["state"])
-        for name, tensor in tensors.items():
-            head, _, rest = name.partition(".")
-            if head == "changes":
-                number, _, leaf = rest.partition(".")
-                by_change[int(number)][leaf] = tensor
-            else:
-                state[rest] = tensor
-        changes = tuple(
-            _change(entry, part) for entry, part in zip(document["changes"], by_change, strict=True)
-        )
-        edits = tuple(Edit(**entry) for entry in document["edits"])
-        return Patch(changes, edits, state, document["meta"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        return _read(document, load_file(stored))
+    except PatchError:
+        raise
+    except ErrataError as error:  # of an edit
+        raise PatchError(f"{folder} is not a readable patch: {error.message}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise PatchError(f"{folder} is not a readable patch: {error}") from error
+
+
+_ELSEWHERE = "A patch is a folder with patch.json and patch.safetensors."
+
+
+def _what_else(folder: Path) -> str:
+    """Say what to do with a folder that is no patch."""
+    if (folder / "adapter_config.json").is_file():
+        return f"It is an adapter: errata import {folder} --out PATCH"
+    if (folder / "config.json").is_file():
+        return f"It is a model: errata ask {folder} --prompt … or --model {folder}"
+    return "Its writer was probably interrupted; make the patch again."
+
+
+def _check_format(folder: Path, document: Mapping[str, Any]) -> None:
+    found = document.get("format")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise PatchError(f"{folder} says no patch format; expected a number from 1 to {FORMAT}")
+    if found > FORMAT:
+        raise PatchError(
+            f"{folder} has patch format {found}; this errata reads up to {FORMAT}",
+            "pip install -U errata",
+        )
+
+
+def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
+    """Return the patch that a document and its tensors describe.
+
+    Raises:
+        PatchError, DataError, TypeError: If a field or a tensor is not what it should be.
+    """
+    entries = [_object(entry, f"changes[{i}]") for i, entry in _listed(document, "changes")]
+    by_change: list[dict[str, Tensor]] = [{} for _ in entries]
+    state: dict[str, Any] = dict(_object(document.get("state", {}), "state"))
+    for name, tensor in tensors.items():
+        head, _, rest = name.partition(".")
+        number, _, leaf = rest.partition(".")
+        if head == "state" and rest:
+            state[rest] = tensor
+        elif head == "changes" and leaf and number.isdecimal() and int(number) < len(entries):
+            by_change[int(number)][leaf] = tensor
+        else:
+            raise PatchError(f"the tensor {name!r} belongs to no change of the patch")
+    changes = tuple(
+        _change(entry, f"changes[{i}]", part)
+        for i, (entry, part) in enumerate(zip(entries, by_change, strict=True))
+    )
+    edits = tuple(_edit(entry, f"edits[{i}]") for i, entry in _listed(document, "edits"))
+    meta = _object(document.get("meta"), "meta")
+    for name in ("model", "fingerprint", "revision", "editor", "made", "errata"):
+        if not isinstance(meta.get(name), str | None):
+            raise PatchError(f"meta.{name} is {describe(meta[name])}; expected a text")
+    results = document.get("results") or ()
+    results = tuple(
+        None if entry is None else _object(entry, f"results[{i}]")
+        for i, entry in _listed({"results": list(results)}, "results")
+    )
+    return Patch(changes, edits, state, meta, results)
+
+
+def _listed(document: Mapping[str, Any], name: str) -> enumerate[Any]:
+    value = document.get(name)
+    if not isinstance(value, list):
+        raise PatchError(f"{name} is {describe(value)}; expected a list")
+    return enumerate(value)
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PatchError(f"{name} is {describe(value)}; expected an object")
+    return value
+
+
+def _edit(entry: Any, name: str) -> Edit:
+    values = _object(entry, name)
+    for field in ("target_true", "id"):
+        if not isinstance(values.get(field), str | None):
+            raise PatchError(f"{name}.{field} is {describe(values[field])}; expected a text")
+    if not isinstance(values.get("subject_rephrases", []), list):
+        raise PatchError(f"{name}.subject_rephrases is no list")
+    return Edit(**values)
+
+
+def _change(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> Change:
+    try:
+        return change_of(entry, tensors)
+    except PatchError as error:
+        raise PatchError(f"{name}: {error.message}", error.hint) from None
 
 
 def same_tensors(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from errata.model.hooks import Hook, after, before, hooked
 from errata.model.passes import first, with_first
 from errata.patch.around import Whole, sees_pass
-from errata.patch.changes import Context, Module, Route
-from errata.patch.deltas import module_of, parameter_of, weight_deltas
+from errata.patch.changes import Module
+from errata.patch.deltas import weight_deltas
 from errata.patch.networks import Sources, called
+from errata.patch.parts import Parts
 from errata.patch.patch import Patch
+from errata.patch.places import module_of, parameter_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -53,13 +55,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     patch.check(lm)
     patch.check_finite()
     lm.probe()  # trial passes see the weights as they were
-    modules = [c for c in patch.changes if isinstance(c, Module)]
-    networks = [change.build().to(lm.device) for change in modules]
-    contexts = [c for c in patch.changes if isinstance(c, Context)]
+    parts = Parts.of(lm, [patch])
     whole = Whole(
-        lm, {0: contexts} if contexts else {},
-        [(0, c.build(lm)) for c in patch.changes if isinstance(c, Route)],
-        any(map(sees_pass, networks)),
+        lm, parts.contexts, parts.routers,
+        any(sees_pass(network) for _, _, network in parts.networks),
         lambda count: (0,) * count,
     )  # fmt: skip
     sources = Sources(lm)
@@ -72,10 +71,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 saved.append((parameter, parameter.detach().clone()))
                 wide = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(wide) + delta.to(wide))
-        for change, network in zip(modules, networks, strict=True):
+        for _, change, network in parts.networks:
             hook = _hook(module_of(lm, change.path), change, network, sources, whole)
             stack.enter_context(hooked(lm, hook))
-        read = [change.source for change in modules if change.source is not None]
+        read = [change.source for _, change, _ in parts.networks if change.source is not None]
         stack.enter_context(sources.watching(read))
         stack.enter_context(whole.installed())
         yield

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from errata.model.hooks import before, hooked
 from errata.model.passes import Pass
 from errata.patch.around import sees_pass
-from errata.patch.deltas import module_of
+from errata.patch.places import module_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM

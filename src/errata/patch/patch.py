@@ -6,36 +6,74 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from errata import __version__
 from errata.case import Edit
+from errata.data._records import freeze, thaw
 from errata.errors import PatchError
-from errata.patch.changes import Change, Dense, LowRank, Module, Route
+from errata.patch.changes import Change, LowRank, Module, Route
+from errata.store.provenance import now
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from errata.model.lm import LM
+    from errata.patch.compare import Comparison
+    from errata.patch.export import LoraReport
+
+Named = TypeVar("Named", Module, Route)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Patch:
     """A set of changes to one base model, with everything needed to prove where they came from.
+
+    Two patches are equal if they are the same object.
 
     Attributes:
         changes: Applied together; changes of one parameter add up before they are rounded once.
         edits: The edits it carries out.
         state: What a lifelong editor needs next time: tensors, numbers or texts.
-        meta: `model`, `revision`, `fingerprint`, `editor`, `config`, `errata`; JSON values.
+        meta: `model`, `revision`, `fingerprint`, `editor`, `config`, `errata`, `made`; JSON values,
+            read-only.
+        results: For each edit what the model answered before and after it (`taken`, `p_before`,
+            `p_after`, `says_after` …), as far as it was asked; empty if it was not.
     """
 
     changes: tuple[Change, ...] = ()
     edits: tuple[Edit, ...] = ()
     state: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    results: tuple[Mapping[str, Any] | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "meta", freeze(self.meta))
+        object.__setattr__(self, "results", freeze(self.results))
+        if self.results and len(self.results) != len(self.edits):
+            raise PatchError(f"{len(self.results)} results for {len(self.edits)} edits")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # read-only views cannot be copied or sent to another process
+        own = {**self.__dict__, "state": dict(self.state)}
+        return own | {"meta": thaw(self.meta), "results": thaw(self.results)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def __repr__(self) -> str:
+        from errata.patch.describe import brief
+
+        return brief(self)
+
+    def _repr_html_(self) -> str:
+        from errata.patch.describe import html
+
+        return html(self)
 
     @classmethod
     def for_model(
@@ -56,6 +94,7 @@ class Patch:
             "editor": editor,
             "config": dict(config or {}),
             "errata": __version__,
+            "made": now(),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
 
@@ -84,8 +123,8 @@ class Patch:
         """Return the summed rank of the low-rank changes of each module."""
         total: dict[str, int] = {}
         for change in self.changes:
-            if isinstance(change, LowRank):
-                total[change.path] = total.get(change.path, 0) + change.rank
+            if change.factors is not None:
+                total[change.path] = total.get(change.path, 0) + change.factors[0].shape[1]
         return total
 
     def check(self, lm: LM) -> None:
@@ -102,9 +141,8 @@ class Patch:
                 f"not for {lm.name} (weights {lm.fingerprint[:12]})",
                 "Load the model named in patch.json, with its revision.",
             )
-        from errata.patch.deltas import check_changes
-
-        check_changes(lm, self.changes)
+        for change in self.changes:
+            change.check(lm)
 
     def check_finite(self) -> None:
         """Refuse NaN or infinite values.
@@ -117,9 +155,9 @@ class Patch:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise PatchError(f"{change.label} holds NaN or infinite values in {name}")
 
-    def split(self, name: str) -> tuple[Patch, list[Module | Route]]:
-        """Return the patch without its modules or routes of a registered kind, and those."""
-        own = [c for c in self.changes if isinstance(c, Module | Route) and c.name == name]
+    def split(self, name: str, of: type[Named]) -> tuple[Patch, list[Named]]:
+        """Return the patch without its modules (or routes) of a registered kind, and those."""
+        own = [c for c in self.changes if isinstance(c, of) and c.name == name]
         rest = tuple(c for c in self.changes if not any(c is change for change in own))
         return replace(self, changes=rest), own
 
@@ -127,6 +165,8 @@ class Patch:
 
     def __add__(self, other: Patch) -> Patch:
         """Return both patches as one; the state and editor of `other` win.
+
+        Results are left out: they were those of each patch alone.
 
         Raises:
             PatchError: If they belong to different base models.
@@ -148,27 +188,20 @@ class Patch:
         Raises:
             PatchError: If it contains modules, routes or contexts, which have no strength.
         """
-        changes: list[Change] = []
-        for change in self.changes:
-            if isinstance(change, LowRank):
-                changes.append(replace(change, B=change.B * factor))
-            elif isinstance(change, Dense):
-                changes.append(replace(change, delta=change.delta * factor))
-            else:
-                raise PatchError(f"{change.label} cannot be scaled: it has no strength")
-        return replace(self, changes=tuple(changes))
+        changes = tuple(change.scaled(factor) for change in self.changes)
+        return replace(self, changes=changes, results=())
 
     def compact(self) -> Patch:
         """Return an equal patch with one low-rank change per module, factors side by side."""
-        low: dict[str, list[LowRank]] = {}
+        low: dict[str, list[tuple[Tensor, Tensor]]] = {}
         rest: list[Change] = []
         for change in self.changes:
-            if isinstance(change, LowRank):
-                low.setdefault(change.path, []).append(change)
+            if change.factors is not None:
+                low.setdefault(change.path, []).append(change.factors)
             else:
                 rest.append(change)
         merged: list[Change] = [
-            LowRank(path, torch.cat([c.B for c in group], 1), torch.cat([c.A for c in group], 0))
+            LowRank(path, torch.cat([B for B, _ in group], 1), torch.cat([A for _, A in group], 0))
             for path, group in low.items()
         ]
         return replace(self, changes=tuple(merged + rest))
@@ -182,6 +215,46 @@ class Patch:
 
         with applied(lm, self):
             yield lm
+
+    def compare(
+        self,
+        lm: LM,
+        prompts: Sequence[str],
+        targets: Sequence[str | None] | None = None,
+        *,
+        k: int = 5,
+        new_tokens: int = 8,
+    ) -> Comparison:
+        """Ask the same prompts without and with this patch; see [`errata.patch.compare.compare`][].
+
+        ```python
+        print(patch.compare(lm, ["The capital of France is"]).table())
+        ```
+        """
+        from errata.patch.compare import compare
+
+        return compare(lm, self, prompts, targets, k=k, new_tokens=new_tokens)
+
+    def to_lora(
+        self, lm: LM, folder: str | Path, *, max_rank: int | None = None, force: bool = False
+    ) -> LoraReport:
+        """Write a PEFT LoRA folder; see [`errata.patch.export.to_lora`][]."""
+        from errata.patch.export import to_lora
+
+        return to_lora(lm, self, folder, max_rank=max_rank, force=force)
+
+    def to_merged(self, lm: LM, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the patched model as a checkpoint; see [`errata.patch.export.to_merged`][]."""
+        from errata.patch.export import to_merged
+
+        return to_merged(lm, self, folder, force=force)
+
+    @classmethod
+    def from_lora(cls, lm: LM, folder: str | Path) -> Patch:
+        """Read a PEFT LoRA folder; see [`errata.patch.export.from_lora`][]."""
+        from errata.patch.export import from_lora
+
+        return from_lora(lm, folder)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write `patch.json` and `patch.safetensors`; see [`errata.patch.folder.save`][]."""

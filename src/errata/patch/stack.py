@@ -34,10 +34,11 @@ from errata.errors import PatchError
 from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, first, with_first
 from errata.patch.around import Whole, sees_pass
-from errata.patch.changes import Context, Dense, LowRank, Module, Route, Router
-from errata.patch.deltas import is_transposed, module_of
+from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called
+from errata.patch.parts import Parts
 from errata.patch.patch import Patch
+from errata.patch.places import is_transposed, module_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -128,29 +129,20 @@ class Stack:
         self._exit = ExitStack()
         self._sources = Sources(lm)
         self._read: list[str] = []
-        contexts: dict[int, list[Context]] = {}
-        routers: list[tuple[int, Router]] = []
-        watched = False
-        low: dict[str, dict[int, list[LowRank]]] = {}
-        for group, patch in enumerate(self.patches):
-            if patch is None:
-                continue
-            patch.check(lm)
-            for change in patch.changes:
-                if isinstance(change, LowRank):
-                    low.setdefault(change.path, {}).setdefault(group, []).append(change)
-                elif isinstance(change, Dense):
-                    self._add_dense(group, change)
-                elif isinstance(change, Context):
-                    contexts.setdefault(group, []).append(change)
-                elif isinstance(change, Route):
-                    routers.append((group, change.build(lm)))
-                else:
-                    watched |= self._add_module(group, change)
-        for path, by_group in low.items():
+        for patch in self.patches:
+            if patch is not None:
+                patch.check(lm)
+        parts = Parts.of(lm, self.patches)
+        for group, change in parts.differences:
+            self._add_dense(group, change)
+        for group, change, network in parts.networks:
+            self._add_network(group, change, network)
+        for path, by_group in parts.factors.items():
             self._add_low_rank(path, by_group)
-        bare = all(isinstance(c, Context) for p in self.patches if p is not None for c in p.changes)
-        self._whole = Whole(lm, contexts, routers, watched, self._routed, bare)
+        watched = any(sees_pass(network) for _, _, network in parts.networks)
+        self._whole = Whole(
+            lm, parts.contexts, parts.routers, watched, self._routed, parts.only_contexts
+        )
 
     @classmethod
     def of_factors(cls, lm: LM, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Stack:
@@ -173,17 +165,15 @@ class Stack:
             self._sites[path] = _Site(module, is_transposed(module))
         return self._sites[path]
 
-    def _add_module(self, group: int, change: Module) -> bool:
-        """Install a network for one group; whether it wants to see the forward pass."""
+    def _add_network(self, group: int, change: Module, network: nn.Module) -> None:
+        """Install a network for one group."""
         site = self._site(change.path)
-        network = change.build().to(self.lm.device)
         if change.where == "input":
             site.before.append((group, network))
         else:
             site.after.append((group, network, change))
             if change.source is not None:
                 self._read.append(change.source)
-        return sees_pass(network)
 
     def _add_dense(self, group: int, change: Dense) -> None:
         path, _, leaf = change.path.rpartition(".")

@@ -2,6 +2,7 @@
 
 ```
 collect   run and sweep folders -> cells (one editor, model, data set and seed), and what is missing
+columns   metrics as columns: names, groups, units
 scores    cells -> rates with intervals, F1, costs
 tables    scores -> tables with marks
 formats   tables -> Markdown, LaTeX, CSV
@@ -28,6 +29,7 @@ def report(
     within: float = 3.0,
     f1: Sequence[str] | None = None,
     intervals: str = "average",
+    metrics: Sequence[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     force: bool = False,
@@ -42,6 +44,8 @@ def report(
         f1: Data sets that count for F1, by their names in the table or in `--data`; None: all
             but zsRE.
         intervals: Where the Markdown and LaTeX tables print `±`: `average`, `all` or `none`.
+        metrics: What is shown, by names (`ES`, `test.prefix`) or groups (`core`, `counterfact`,
+            `texts`, `generated`, `suite`, `retention`, `general`); None: all that a data set has.
         bootstrap: Resamples for the intervals; 0 for none.
         seed: Seed of the resampling.
         force: Replace the files of an earlier report.
@@ -58,7 +62,7 @@ def report(
     from errata.reporting.result import Options, make
 
     given = [folders] if isinstance(folders, str | Path) else list(folders)
-    options = Options.checked(within, f1, intervals, bootstrap, seed)
+    options = Options.checked(within, f1, intervals, bootstrap, seed, metrics)
     made = make(collect([Path(folder) for folder in given]), options)
     if out is not None:
         made.save(out, force=force)

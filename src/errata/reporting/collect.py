@@ -51,10 +51,11 @@ class Cell:
         return str(self.run.config["data"]["name"])
 
     @property
-    def protocol(self) -> tuple[str, int, int]:
-        """What has to be equal for numbers to stand in one table: regime, batch, top k."""
+    def protocol(self) -> tuple[str, int, int, str]:
+        """What has to be equal for numbers to stand in one table: regime, batch, top k, suite."""
         own = self.run.config["protocol"]
-        return str(own["regime"]), int(own.get("batch", 1)), int(own["top_k"])
+        suite = own.get("suite") or (self.run.config.get("suite") or {}).get("name")
+        return str(own["regime"]), int(own.get("batch", 1)), int(own["top_k"]), str(suite or "")
 
 
 @dataclass(frozen=True)
@@ -156,13 +157,17 @@ def _read_run(folder: Path, cells: list[Cell], missing: list[Missing]) -> None:
         missing.append(Missing(str(folder), _unfinished(run)))
         return
     name = run.config["editor"]["name"]
-    title = editors.entry(name).facts.get("title", name) if name in editors else name
     cells.append(
         Cell(
-            run, name, _row(run), str(title), str(run.config["model"]["name"]),
+            run, name, _row(run), title_of(name), str(run.config["model"]["name"]),
             str(run.config["data"]["name"]), _seed(run),
         )
     )  # fmt: skip
+
+
+def title_of(name: str) -> str:
+    """Return the name of an editor in tables."""
+    return str(editors.entry(name).facts.get("title", name)) if name in editors else name
 
 
 def _unfinished(run: Run) -> str:
@@ -192,9 +197,11 @@ def _read_sweep(folder: Path, cells: list[Cell], missing: list[Missing]) -> None
         if run is None or run.summary is None:
             missing.append(Missing(name, _why(state.progress_from(entry), run)))
             continue
+        editor = str(run.config["editor"]["name"])
+        called = label("rows", row)  # a row that is called by its editor has the editor's title
         cells.append(
             Cell(
-                run, str(run.config["editor"]["name"]), row, label("rows", row),
+                run, editor, row, title_of(editor) if called == editor else called,
                 label("models", model), label("data", data), seed,
             )
         )  # fmt: skip

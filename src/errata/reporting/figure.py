@@ -29,7 +29,7 @@ def drawn(table: Comparison) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     points = np.linspace(0.01, 1.0, 400)
@@ -53,8 +53,8 @@ def drawn(table: Comparison) -> dict[str, bytes]:
             elinewidth=0.8, label=row.label, zorder=2,
         )  # fmt: skip
     axes.set(xlabel="generality (%)", ylabel="locality (%)", xlim=(0, 100), ylim=(0, 102))
-    axes.set_title(table.title, fontsize=9)
-    figure.legend(fontsize=7, loc="outside right upper", frameon=False)
+    axes.set_title(table.title, fontsize=10)
+    figure.legend(fontsize=9, loc="outside right upper", frameon=False)
     # without a date, so that the same runs give the same file
     return {"png": _saved(figure, "png", {}), "pdf": _saved(figure, "pdf", {"CreationDate": None})}
 

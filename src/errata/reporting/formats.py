@@ -6,8 +6,9 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 
+from errata.reporting.columns import column_of, legend
 from errata.reporting.scores import Score
-from errata.reporting.tables import DIGITS, SHOWN, Comparison, Mark, Row
+from errata.reporting.tables import DIGITS, Comparison, Mark, Row
 
 NONE = "–"
 INTERVALS = ("average", "all", "none")
@@ -54,6 +55,8 @@ def caption(table: Comparison, within: float, intervals: str) -> list[str]:
     if resampled and intervals != "none":
         over = "seeds, then over the cases of each" if len(seeds) > 1 else "the cases"
         told.append(f"±: half of the 95 % interval of a bootstrap over {over}.")
+    told.append(f"n: cases{', over all seeds' if len(seeds) > 1 else ''}.")
+    told += legend(metric for _, metric in table.columns())
     told.append(
         f"Bold: best of a column; underlined: at least {100 - within:g} % of the best. "
         "The unedited model is not compared."
@@ -62,31 +65,37 @@ def caption(table: Comparison, within: float, intervals: str) -> list[str]:
     return told
 
 
-def _places(table: Comparison) -> list[tuple[str, str, list[Score | None]]]:
-    return [(data, metric, table.column(data, metric)) for data, metric in table.columns()]
-
-
 def _shown(
-    own: Score | None, mark: Mark, error: bool, style: Callable[[str, Mark], str], sign: str
-) -> str:
+    own: Score | None, mark: Mark, error: bool, style: Callable[[str, Mark], str], sign: str,
+    factor: float = 100.0,
+) -> str:  # fmt: skip
     if own is None:
         return NONE
-    text = style(f"{100 * own.value:.{DIGITS}f}", mark)
+    text = style(f"{factor * own.value:.{DIGITS}f}", mark)
     half = own.half_width if error else None
-    return text if half is None else f"{text} {sign} {100 * half:.{DIGITS}f}"
+    return text if half is None else f"{text} {sign} {factor * half:.{DIGITS}f}"
 
 
 def _body(
     table: Comparison, within: float, intervals: str, style: Callable[[str, Mark], str], sign: str
 ) -> Iterator[list[str]]:
-    """Yield the cells of every row: label, rates, seconds, bytes."""
-    columns = []
-    for _, metric, scores in _places(table):
-        error = intervals == "all" or (intervals == "average" and metric == "average")
-        marks = table.marks(scores, within)
-        columns.append(
-            [_shown(own, m, error, style, sign) for own, m in zip(scores, marks, strict=True)]
-        )
+    """Yield the cells of every row: label, for each data set n and rates, seconds, bytes."""
+    columns: list[list[str]] = []
+    for data in table.data:
+        metrics = table.metrics(data)
+        if metrics:
+            counts = [row.cases(data) for row in table.rows]
+            columns.append([NONE if n is None else f"{n}" for n in counts])
+        for metric in metrics:
+            scores, factor = table.column(data, metric), column_of(metric).factor
+            error = intervals == "all" or (intervals == "average" and metric == "average")
+            marks = table.marks(scores, within, metric)
+            columns.append(
+                [
+                    _shown(own, m, error, style, sign, factor)
+                    for own, m in zip(scores, marks, strict=True)
+                ]
+            )
     for number, row in enumerate(table.rows):
         own = row.cost
         costs = (duration(own.seconds_per_edit), size(own.bytes_per_edit))
@@ -127,19 +136,20 @@ def has_f1(table: Comparison) -> bool:
 
 
 def markdown(
-    tables: Sequence[Comparison], remarks: Sequence[str], within: float, intervals: str
-) -> str:
-    """Return all tables as Markdown."""
+    tables: Sequence[Comparison], remarks: Sequence[str], within: float, intervals: str,
+    width: int | None = None,
+) -> str:  # fmt: skip
+    """Return all tables as Markdown, folded where they are wider than `width`."""
     parts: list[str] = []
     for table in tables:
         head = ["editor"]
-        before = ""
-        for data, metric in table.columns():
-            head.append(SHOWN[metric] if data == before else f"{_plain(data)} {SHOWN[metric]}")
-            before = data
+        for data in table.data:
+            metrics = table.metrics(data)
+            head += [f"{_plain(data)} n"] if metrics else []
+            head += [_plain(column_of(metric).title) for metric in metrics]
         lines = [f"### {_plain(table.title)}", ""]
         body = _body(table, within, intervals, _markdown_style, "±")
-        lines += _grid([*head, "s / edit", "bytes / edit"], body)
+        lines += _folded([*head, "s / edit", "bytes / edit"], list(body), width)
         lines += ["", *caption(table, within, intervals)]
         lines += [f"Note: {_plain(note)}." for note in table.notes]
         if has_f1(table):
@@ -150,6 +160,25 @@ def markdown(
     if remarks:
         parts.append("\n".join(f"{_plain(remark)}." for remark in remarks))
     return "\n\n".join(parts) + "\n"
+
+
+def _folded(head: Sequence[str], rows: Sequence[list[str]], width: int | None) -> list[str]:
+    """Return one grid, or several with the same rows where one would be too wide."""
+    if width is None:
+        return _grid(head, iter(rows))
+    table = [[head[0], *head[1:]], *([_plain(row[0]), *row[1:]] for row in rows)]
+    sizes = [3 + max(len(line[column]) for line in table) for column in range(len(head))]
+    parts: list[list[int]] = [[]]
+    room = width - sizes[0] - 1
+    for column in range(1, len(head)):
+        if parts[-1] and sum(sizes[c] for c in parts[-1]) + sizes[column] > room:
+            parts.append([])
+        parts[-1].append(column)
+    lines: list[str] = []
+    for part in parts:
+        own = ([row[0], *(row[c] for c in part)] for row in rows)
+        lines += [*([""] if lines else []), *_grid([head[0], *(head[c] for c in part)], own)]
+    return lines
 
 
 def _grid(head: Sequence[str], rows: Iterator[list[str]]) -> list[str]:
@@ -189,13 +218,16 @@ def latex(
 
 
 def _float(table: Comparison, number: int, within: float, intervals: str) -> list[str]:
-    spans = [(data, len(table.metrics(data))) for data in table.data if table.metrics(data)]
+    spans = [(data, 1 + len(table.metrics(data))) for data in table.data if table.metrics(data)]
     groups = [rf" & \multicolumn{{{width}}}{{c}}{{{escape(data)}}}" for data, width in spans]
     rules, at = [], 2
     for _, width in spans:
         rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
-    metrics = " & ".join(SHOWN[metric] for _, metric in table.columns())
+    titles = []
+    for data, _ in spans:
+        titles += ["n", *(escape(column_of(metric).title) for metric in table.metrics(data))]
+    metrics = " & ".join(titles)
     head = [
         f"{''.join(groups)} & & \\\\",
         " ".join(rules),
@@ -261,7 +293,8 @@ def entries(tables: Sequence[Comparison]) -> Iterator[dict[str, object]]:
 def _measured(row: Row, table: Comparison) -> Iterator[dict[str, object]]:
     for data, scores in row.scores.items():
         for metric, own in scores.items():
-            yield {"data": data, "metric": metric, **_rate(own)}
+            if table.shows(metric):
+                yield {"data": data, "metric": metric, **_rate(own, metric)}
         cost = row.costs[data]
         for metric, unit, value in (
             ("seconds_per_edit", "s", cost.seconds_per_edit),
@@ -277,13 +310,15 @@ def _measured(row: Row, table: Comparison) -> Iterator[dict[str, object]]:
             yield {"data": over, "metric": metric, **_rate(getattr(row.balance, metric))}
 
 
-def _rate(own: Score) -> dict[str, object]:
+def _rate(own: Score, metric: str = "average") -> dict[str, object]:
     low, high = own.interval or (None, None)
+    unit = column_of(metric).unit
+    factor = 100 if unit == "percent" else 1
     return {
-        "unit": "percent",
-        "value": 100 * own.value,
-        "low": None if low is None else 100 * low,
-        "high": None if high is None else 100 * high,
+        "unit": unit,
+        "value": factor * own.value,
+        "low": None if low is None else factor * low,
+        "high": None if high is None else factor * high,
         "cases": own.cases,
         "seeds": own.seeds,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from errata.config import did_you_mean
 from errata.errors import ConfigError, RunError
 from errata.reporting import formats
 from errata.reporting.collect import Collection, Missing, told
+from errata.reporting.columns import chosen
 from errata.reporting.tables import Comparison, compare
 from errata.store.files import write_together
 
@@ -28,11 +29,13 @@ class Options:
     intervals: str = "average"
     bootstrap: int = 1000
     seed: int = 0
+    metrics: tuple[str, ...] | None = None
 
     @classmethod
     def checked(
-        cls, within: float, f1: Sequence[str] | None, intervals: str, bootstrap: int, seed: int
-    ) -> Options:
+        cls, within: float, f1: Sequence[str] | None, intervals: str, bootstrap: int, seed: int,
+        metrics: Sequence[str] | None = None,
+    ) -> Options:  # fmt: skip
         """Check the options and put them together.
 
         Raises:
@@ -46,7 +49,9 @@ class Options:
             )
         if bootstrap < 0:
             raise ConfigError(f"bootstrap is {bootstrap}; expected 0 or more")
-        return cls(within, None if f1 is None else tuple(f1), intervals, bootstrap, seed)
+        counted = None if f1 is None else tuple(f1)
+        wanted = None if metrics is None else tuple(metrics)
+        return cls(within, counted, intervals, bootstrap, seed, wanted)
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,15 +73,21 @@ class Report:
         """What stands under all tables."""
         return [f"Missing: {told(self.missing)}"] if self.missing else []
 
-    def text(self, form: str) -> str:
+    def text(self, form: str, width: int | None = None) -> str:
         """Return all tables in one format.
+
+        Args:
+            form: `markdown`, `latex` or `csv`.
+            width: Fold Markdown tables that are wider; None leaves them whole.
 
         Raises:
             ConfigError: If the format is unknown.
         """
         own = self.options
         if form == "markdown":
-            return formats.markdown(self.comparisons, self.remarks, own.within, own.intervals)
+            return formats.markdown(
+                self.comparisons, self.remarks, own.within, own.intervals, width
+            )
         if form == "latex":
             return formats.latex(self.comparisons, self.remarks, own.within, own.intervals)
         if form == "csv":
@@ -92,6 +103,7 @@ class Report:
                     "regime": table.regime,
                     "batch": table.batch,
                     "top_k": table.top_k,
+                    "suite": table.suite or None,
                     "data": list(table.data),
                     "f1_over": list(table.counted),
                     "rows": [{"row": row.label, "editor": row.editor} for row in table.rows],
@@ -163,4 +175,6 @@ def make(found: Collection, options: Options) -> Report:
         if name not in known:
             raise ConfigError(f"F1: no data set {name!r} here", did_you_mean(name, known))
     tables = compare(found, options.f1, options.bootstrap, options.seed)
-    return Report(tuple(tables), found.missing, options)
+    there = {m for t in tables for row in t.rows for own in row.scores.values() for m in own}
+    shown = chosen(options.metrics, there)
+    return Report(tuple(replace(table, chosen=shown) for table in tables), found.missing, options)

@@ -15,10 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from errata.evaluation.bootstrap import LEVEL, Table
-from errata.evaluation.summary import scores_of
 from errata.reporting.collect import Cell
-
-METRICS = ("reliability", "generality", "locality", "average")
+from errata.reporting.columns import at_the_end, is_column, scores_in
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Score:
     """One number of a table.
 
     Attributes:
-        value: The number; a rate in [0, 1].
+        value: The number; a rate in [0, 1] but for fluency and perplexity.
         samples: Its resamples; empty if none were drawn.
         cases: Cases it rests on, over all seeds.
         seeds: Number of runs.
@@ -39,9 +37,9 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval; None if nothing was resampled."""
+        """The 95 % interval; None if nothing was resampled, or there is a single case."""
         known = self.samples[~np.isnan(self.samples)]
-        if not len(known):
+        if not len(known) or self.cases < 2:
             return None
         tail = (100.0 - LEVEL) / 2
         low, high = np.percentile(known, [tail, 100.0 - tail])
@@ -87,11 +85,17 @@ def score(cells: Sequence[Cell], times: int, seed: int) -> dict[str, Score]:
         times: Resamples; 0 for none.
         seed: Seed of the resampling.
     """
-    tables = [Table.of([scores_of(record) for record in _good(cell)]) for cell in cells]
+    tables = [Table.of([scores_in(record) for record in _good(cell)]) for cell in cells]
     rates = [table.rates() if len(table.sums) else {} for table in tables]
-    known = [metric for metric in METRICS if all(metric in own for own in rates)]
+    known = [m for m in rates[0] if is_column(m) and all(m in own for own in rates)]
     samples = _samples(cells, tables, known, times, seed)
     cases = sum(len(table.sums) for table in tables)
+    ends = [at_the_end(cell.summary) for cell in cells]
+    for metric in ends[0]:
+        if all(metric in own for own in ends):
+            rates = [{**rate, **end} for rate, end in zip(rates, ends, strict=True)]
+            samples[metric] = np.zeros(0)
+            known.append(metric)
     return {
         metric: Score(
             float(np.mean([own[metric] for own in rates])), samples[metric], cases, len(cells)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from errata.reporting.collect import Cell, Collection
-from errata.reporting.scores import METRICS, Balance, Cost, Score, balance, cost, score
+from errata.reporting.columns import column_of, ordered
+from errata.reporting.scores import Balance, Cost, Score, balance, cost, score
 
 Mark = Literal["best", "near", ""]
-SHOWN = {"reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg"}
 UNEDITED = "none"
 """The editor whose row is never marked: it cannot lose locality."""
 LEFT_OUT = ("zsre",)
@@ -43,6 +43,10 @@ class Row:
         """Whether the row can be the best of a column."""
         return self.editor != UNEDITED
 
+    def cases(self, data: str) -> int | None:
+        """Return the cases that its rates on a data set rest on, over all seeds."""
+        return max((own.cases for own in self.scores.get(data, {}).values()), default=None)
+
     @property
     def cost(self) -> Cost:
         """What an edit takes, over all data sets."""
@@ -67,6 +71,8 @@ class Comparison:
         counted: Those that count for F1.
         rows: The editors.
         notes: What a reader has to know of these numbers.
+        suite: The suite whose questions were asked; empty for the data sets' own.
+        chosen: Metrics that are shown; None for all that there are.
     """
 
     model: str
@@ -77,16 +83,24 @@ class Comparison:
     counted: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    suite: str = ""
+    chosen: tuple[str, ...] | None = None
 
     @property
     def title(self) -> str:
         """What was measured."""
         steps = f", {self.batch} edits per step" if self.batch > 1 else ""
-        return f"{self.model}, {self.regime}{steps}, top {self.top_k}"
+        suite = f", suite {self.suite}" if self.suite else ""
+        return f"{self.model}, {self.regime}{steps}, top {self.top_k}{suite}"
 
     def metrics(self, data: str) -> list[str]:
-        """Return the metrics that any row has on a data set."""
-        return [m for m in METRICS if any(m in row.scores.get(data, {}) for row in self.rows)]
+        """Return the metrics that are shown of those that any row has on a data set."""
+        there = {metric for row in self.rows for metric in row.scores.get(data, {})}
+        return [m for m in ordered(there) if self.shows(m)]
+
+    def shows(self, metric: str) -> bool:
+        """Whether a metric is shown."""
+        return self.chosen is None or metric in self.chosen
 
     def columns(self) -> Iterator[tuple[str, str]]:
         """Yield data set and metric of every column of rates."""
@@ -98,8 +112,12 @@ class Comparison:
         """Return the rates of all rows in one column."""
         return [row.scores.get(data, {}).get(metric) for row in self.rows]
 
-    def marks(self, scores: Sequence[Score | None], within: float) -> list[Mark]:
+    def marks(
+        self, scores: Sequence[Score | None], within: float, metric: str = "average"
+    ) -> list[Mark]:
         """Return how the rates of a column are marked."""
+        if not column_of(metric).marked:
+            return [""] * len(scores)
         values = [None if own is None else own.value for own in scores]
         return mark(values, [row.compared for row in self.rows], within)
 
@@ -138,7 +156,7 @@ def compare(found: Collection, f1: Sequence[str] | None, times: int, seed: int) 
         times: Resamples for the intervals.
         seed: Seed of the resampling.
     """
-    groups: dict[tuple[str, tuple[str, int, int]], list[Cell]] = {}
+    groups: dict[tuple[str, tuple[str, int, int, str]], list[Cell]] = {}
     for cell in found.cells:
         groups.setdefault((cell.model, cell.protocol), []).append(cell)
     return [
@@ -148,8 +166,8 @@ def compare(found: Collection, f1: Sequence[str] | None, times: int, seed: int) 
 
 
 def _comparison(
-    model: str, protocol: tuple[str, int, int], cells: Sequence[Cell], f1: Sequence[str] | None,
-    times: int, seed: int,
+    model: str, protocol: tuple[str, int, int, str], cells: Sequence[Cell],
+    f1: Sequence[str] | None, times: int, seed: int,
 ) -> Comparison:  # fmt: skip
     names = {cell.data: cell.data_name for cell in cells}
     counted = tuple(data for data, name in names.items() if _counts(data, name, f1))
@@ -164,9 +182,9 @@ def _comparison(
         row if sum(data in row.scores for data in counted) == most else _unbalanced(row)
         for row in rows
     )
-    regime, batch, top_k = protocol
+    regime, batch, top_k, suite = protocol
     notes = (*_failed(cells), *_other_cases(cells), *_fewer_seeds(rows))
-    return Comparison(model, regime, batch, top_k, tuple(names), counted, rows, notes)
+    return Comparison(model, regime, batch, top_k, tuple(names), counted, rows, notes, suite)
 
 
 def _counts(label: str, name: str, f1: Sequence[str] | None) -> bool:

@@ -16,6 +16,13 @@ from errata import __version__
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
+def now() -> str:
+    """Return the time in UTC; that of `SOURCE_DATE_EPOCH` where a build is to be repeatable."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else datetime.now(UTC)
+    return moment.isoformat(timespec="seconds")
+
+
 def environment() -> dict[str, Any]:
     """Return what the run ran on: versions, platform, device, threads and the commit of errata."""
     versions = {}

@@ -4,14 +4,15 @@
 RUN/config.json     resolved configuration; written before work starts
 RUN/env.json        versions, platform, device, threads, commit
 RUN/command.txt     the command line; one line per start
-RUN/records.jsonl   append-only, one line per case, on disk before the next batch starts
+RUN/records.jsonl   append-only, one line per case, on disk before the next group starts
 RUN/checkpoint.N/   newest state of the sequences under way; removed when they are on record
 RUN/summary.json    written at the end, whole or absent
 RUN/lock            held by the process that writes the folder
 ```
 
-A killed run loses at most the batch in flight, and of sequences at most the steps since the newest
-checkpoint: a half-written last line or checkpoint is recognised and done again.
+A killed run loses at most the group in flight (some seconds of work), and of sequences at most the
+steps since the newest checkpoint: a half-written last line or checkpoint is recognised and done
+again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,10 +81,13 @@ class RunFolder:
         records: Records found when it was resumed.
     """
 
-    def __init__(self, path: Path, lock: BinaryIO, records: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, path: Path, lock: BinaryIO, records: list[dict[str, Any]], new: bool = False
+    ) -> None:
         self.path = path
         self.records = records
         self._lock = lock
+        self._new = new
 
     @classmethod
     def create(
@@ -93,8 +97,12 @@ class RunFolder:
         *,
         resume: bool = False,
         force: bool = False,
+        compared: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> RunFolder:
         """Open a folder for a run and write what is known before work starts.
+
+        A folder that is made here goes again if an error ends the run before anything is on record:
+        it would only be in the way of the next try.
 
         Args:
             path: Created if missing.
@@ -102,6 +110,8 @@ class RunFolder:
                 to be the same when the run is resumed.
             resume: Go on with the run that is there, if any.
             force: Replace the run that is there, if any.
+            compared: What of a configuration has to be the same, of one that an earlier version
+                wrote too; None: everything outside `run`.
 
         Raises:
             RunError: If another process writes it, if it holds a run and neither `resume` nor
@@ -113,19 +123,23 @@ class RunFolder:
             strange = not (path / LOCK).exists() and not (path / CONFIG).exists()
             if strange and path.is_dir() and any(path.iterdir()):
                 raise RunError(f"{path} exists and is not a run folder", "Choose another --out.")
+            new = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             lock = take_lock(path)
         try:
-            records = cls._enter(path, _plain(config), resume=resume, force=force)
+            records = cls._enter(
+                path, _plain(config), resume=resume, force=force, compared=compared or _numbers
+            )
         except BaseException:
             lock.close()
             raise
-        return cls(path, lock, records)
+        return cls(path, lock, records, new)
 
     @classmethod
     def _enter(
-        cls, path: Path, config: dict[str, Any], *, resume: bool, force: bool
-    ) -> list[dict[str, Any]]:
+        cls, path: Path, config: dict[str, Any], *, resume: bool, force: bool,
+        compared: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> list[dict[str, Any]]:  # fmt: skip
         there = (path / CONFIG).exists()
         if there and not (resume or force):
             raise RunError(
@@ -133,7 +147,7 @@ class RunFolder:
                 "Go on with it: --resume. Replace it: --force. Or choose another --out.",
             )
         if there and resume:
-            _same_config(path, _read_json(path / CONFIG), config)
+            _same_config(path, compared(_read_json(path / CONFIG)), compared(config))
             records = _mend_records(path / RECORDS)
             _write_json(path / ENV, {**_read_env(path), "resumed": environment()})
             _append_command(path)
@@ -157,6 +171,17 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if self._new and isinstance(error, ErrataError):
+            self._discard_empty()
+
+    def _discard_empty(self) -> None:
+        """Remove a folder that holds no result."""
+        if (self.path / RECORDS).exists() or _checkpoints(self.path):
+            return
+        for name in (*FILES, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            self.path.rmdir()
 
     def close(self) -> None:
         """Let other processes write the folder."""
@@ -371,11 +396,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def _same_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    left, right = (
-        _flat({key: value for key, value in config.items() if key != UNCOMPARED})
-        for config in (old, new)
-    )
+def _numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what may change numbers of a configuration."""
+    return {key: value for key, value in config.items() if key != UNCOMPARED}
+
+
+def _same_config(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    left, right = (_flat(dict(config)) for config in (old, new))
     differ = [
         f"{key} was {left.get(key)!r}, is {right.get(key)!r}"
         for key in sorted(left.keys() | right.keys())

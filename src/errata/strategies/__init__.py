@@ -7,12 +7,34 @@ its own in `Settings`, and overrides what it changes. The pair is an editor like
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from errata.registry import Registry
 
-__all__ = ["strategies"]
+__all__ = ["pair_facts", "strategies"]
 
 strategies = Registry(
-    "strategy", "errata.strategies", Path(__file__).parent, "errata.strategies", home="strategy"
-)
+    "strategy", "errata.strategies", Path(__file__).parent, "errata.strategies", home="strategy",
+    base="errata.strategies.base:Strategy",
+    stated=("name", "title", "paper", "hosts", "needs", "weights", "exports"),
+)  # fmt: skip
+
+
+def pair_facts(strategy: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of `host+strategy` from those of the two; what is not named is the host's.
+
+    Args:
+        strategy: The strategy's facts.
+        host: Those of the editor it is put on.
+    """
+    return {
+        **host,
+        "name": f"{host['name']}+{strategy['name']}",
+        "title": f"{host['title']}+{strategy['title']}",
+        "paper": f"{strategy['paper']}; on {host['paper']}",
+        "needs": tuple(dict.fromkeys((*host["needs"], *strategy["needs"]))),
+        "weights": strategy["weights"] and host["weights"],
+        "exports": tuple(form for form in host["exports"] if form in strategy["exports"]),
+    }

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.config import Settings
+from errata.editors import FACTS
 from errata.editors.base import Editor
+from errata.strategies import pair_facts
 
 if TYPE_CHECKING:
     from errata.editors.base import EditorConfig
@@ -18,7 +20,8 @@ class Strategy(Editor):
     Attributes:
         hosts: Names of the editors it works on.
         Settings: Its own settings, added to those of the host.
-        overrides: Host -> backbone -> settings that were published for the pair.
+        overrides: Host -> model -> settings of the pair, on top of those that the host has for that
+            model: published ones, or a preset.
     """
 
     hosts: ClassVar[tuple[str, ...]]
@@ -30,29 +33,28 @@ def combine(strategy: type[Strategy], host: type[Editor]) -> type[Editor]:
     """Return the editor `host+strategy`: the strategy's class in front of the host's."""
     from pydantic import create_model
 
-    name = f"{host.name}+{strategy.name}"
+    stated = [{fact: getattr(cls, fact) for fact in FACTS} for cls in (strategy, host)]
+    facts = pair_facts(*stated)
     own = strategy.overrides.get(host.name, {})
     bases: Any = (strategy.Settings, host.Config)
     made: Any = create_model(
         f"{host.__name__}{strategy.__name__}Config", __base__=bases, __module__=__name__
     )
     config: type[EditorConfig] = made
-    config.__doc__ = f"Settings of {name}: those of {host.name}, and the strategy's own."
-    facts: dict[str, Any] = {
+    config.__doc__ = f"Settings of {facts['name']}: those of {host.name}, and the strategy's own."
+    known = {**host.published, **own}
+    body: dict[str, Any] = {
+        **facts,
         "__doc__": f"{host.title} under {strategy.title}.",
         "__module__": strategy.__module__,
-        "name": name,
-        "title": f"{host.title}+{strategy.title}",
-        "paper": f"{strategy.paper}; on {host.paper}",
-        "needs": tuple(dict.fromkeys((*host.needs, *strategy.needs))),
-        "weights": strategy.weights and host.weights,
-        "batch": host.batch,
-        "sequence": host.sequence,
-        "exports": tuple(form for form in host.exports if form in strategy.exports),
         "Config": config,
         "published": {
-            backbone: {**host.published.get(backbone, {}), **own.get(backbone, {})}
-            for backbone in (*host.published, *own)
+            model: {**host.published.get(model, {}), **own.get(model, {})}
+            for model in known
+            if model not in host.presets
+        },
+        "presets": {
+            model: {**preset, **own.get(model, {})} for model, preset in host.presets.items()
         },
     }
-    return type(f"{host.__name__}{strategy.__name__}", (strategy, host), facts)
+    return type(f"{host.__name__}{strategy.__name__}", (strategy, host), body)

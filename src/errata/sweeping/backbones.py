@@ -19,6 +19,7 @@ class Backbone:
         hidden: Width of the hidden state, the output of an FFN.
         inner: Width inside the FFN, the input of its output matrix.
         gated: Whether the FFN has a gate, and so two matrices that lead in.
+        name: Last part of its name, in lower case.
     """
 
     parameters: float
@@ -26,6 +27,7 @@ class Backbone:
     hidden: int
     inner: int
     gated: bool
+    name: str = ""
 
     @property
     def signal(self) -> int:
@@ -34,11 +36,14 @@ class Backbone:
 
 
 KNOWN = {
-    "gpt2-xl": Backbone(1.558e9, 48, 1600, 6400, False),
-    "gpt-j-6b": Backbone(6.051e9, 28, 4096, 16384, False),
-    "qwen3-1.7b": Backbone(1.721e9, 28, 2048, 6144, True),
-    "qwen3-8b": Backbone(8.191e9, 36, 4096, 12288, True),
-    "pocket": Backbone(3.9e6, 7, 192, 512, True),
+    model.name: model
+    for model in (
+        Backbone(1.558e9, 48, 1600, 6400, False, "gpt2-xl"),
+        Backbone(6.051e9, 28, 4096, 16384, False, "gpt-j-6b"),
+        Backbone(1.721e9, 28, 2048, 6144, True, "qwen3-1.7b"),
+        Backbone(8.191e9, 36, 4096, 12288, True, "qwen3-8b"),
+        Backbone(3.9e6, 7, 192, 512, True, "pocket"),
+    )
 }
 """By the last part of the model's name, in lower case; from their published configurations."""
 
@@ -46,7 +51,8 @@ KNOWN = {
 def backbone(entry: ModelEntry) -> Backbone | None:
     """Return the sizes of a model: those in the recipe, else the known ones; None if unknown."""
     given = (entry.parameters, entry.layers, entry.hidden, entry.inner)
-    known = KNOWN.get(entry.id.lower().rpartition("/")[2])
+    name = entry.id.lower().rstrip("/").rpartition("/")[2]
+    known = KNOWN.get(name)
     if known is not None:
         given = tuple(
             mine if mine is not None else theirs
@@ -58,7 +64,7 @@ def backbone(entry: ModelEntry) -> Backbone | None:
     if parameters is None or layers is None or hidden is None or inner is None:
         return None
     gated = known.gated if known is not None else True
-    return Backbone(parameters, int(layers), int(hidden), int(inner), gated)
+    return Backbone(parameters, int(layers), int(hidden), int(inner), gated, name)
 
 
 def float_bytes(entry: ModelEntry) -> int:

@@ -26,7 +26,7 @@ class Resolved:
 
 
 def check(recipe: Recipe, units: Sequence[Unit], *, files: bool) -> dict[str, Resolved]:
-    """Check settings of editors and trainings, the regime, and that local data is there.
+    """Check settings of editors and trainings, and that local data is there.
 
     Args:
         recipe: The recipe.
@@ -39,9 +39,6 @@ def check(recipe: Recipe, units: Sequence[Unit], *, files: bool) -> dict[str, Re
     Raises:
         ConfigError: If a name or a value is wrong, or a file is missing.
     """
-    from errata.evaluation.regimes import parse_regime
-
-    parse_regime(recipe.regime)
     made: dict[tuple[str, str], Resolved] = {}
     for unit in units:
         place = (unit.row, unit.model)

@@ -9,60 +9,39 @@ networks       parameters of the editor's networks × 16 bytes (float32 weights,
 factors        tokens of the edits held at once × D × matrices × 4 bytes, twice in a training
 activations    tokens of a pass × numbers kept per token × bytes: 8 hidden + 3 inner per block that
                a gradient passes, or of one block where none does
-editor         what an editor holds beside: FT its changes and Adam's state, ROME and AlphaEdit a
-               second moment of keys in float64
+editor         what an editor says that it holds beside: FT its changes and Adam's state, ROME and
+               AlphaEdit second moments of keys in float64
 ```
 
 Time is `floating-point operations / (device_tflops × 10¹²) + startup_seconds`. A forward pass costs
 `2 × parameters` operations per token, a backward pass to the activations as much again. An edit
-costs its tokens × `EDIT_PASSES`; questions are asked once, locality questions twice. A step of a
-training runs the edits forward and back, generality questions likewise, and locality questions once
-more, with everything below the edited blocks once.
+costs its tokens × the passes that its editor says (`Editor.cost`); questions are asked once,
+locality questions twice. A step of a training runs the edits forward and back, generality questions
+likewise, and locality questions once more, with everything below the edited blocks once.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 from errata.sweeping.backbones import Backbone, backbone, float_bytes
 from errata.sweeping.check import Resolved
-from errata.sweeping.counts import edited_layers, matrices, network_parameters
+from errata.sweeping.counts import Needs, needs_of
 from errata.sweeping.recipe import DataEntry, Hardware, ModelEntry, Recipe
 from errata.sweeping.units import Unit
 
 DEFAULT_CASES = 5000
-STACKED = 32  # edits that a cell evaluates side by side
 PASS_TOKENS = 4096  # tokens of one forward pass of an evaluation
-TUNED_BYTES = 4e9  # FT tunes as many edits at once as fit here
-TRAIN_BATCH, TRAIN_STEPS = 16, 3000
+GPU_TFLOPS = 10.0  # of a GPU that the recipe says nothing about
+GPU_STARTUP, CPU_STARTUP, READ_RATE = 60.0, 5.0, 2e8
+"""Until a unit's model is loaded: seconds on a GPU; on a CPU, and its bytes per second."""
 
-EDIT_PASSES: dict[str, tuple[int, float]] = {
-    # name: (steps, passes over the edit's tokens per step)
-    "none": (0, 0.0),
-    "ft": (25, 3.0),  # forward, backward, gradient of the weights
-    "rome": (20, 44.0),  # forward and backward of 21 contexts and the bare prompt
-    "r_rome": (20, 44.0),
-    "memit": (25, 14.0),
-    "pmet": (25, 14.0),
-    "emmet": (25, 14.0),
-    "alphaedit": (25, 14.0),
-    "t_patcher": (75, 3.0),  # states of the text in which units keep quiet are computed once
-    "lemoe": (100, 2.0),
-    "grace": (100, 2.0),
-    "serac": (1, 1.0),
-    "ike": (0, 0.0),
-    "mend": (1, 2.0),
-    "malmen": (1, 2.0),
-    "ke": (1, 2.0),
-    "ibke": (1, 2.0),
-}
-QUESTION_FACTOR = {"serac": 2.0, "ike": 10.0}
-"""How much longer questions are under an editor: SERAC asks two models, IKE adds demonstrations."""
-
-SECOND_MOMENT = {"rome": 2, "r_rome": 2, "memit": 6, "pmet": 6, "emmet": 6, "alphaedit": 10}
-"""`d_in × d_in` matrices in float64: second moments per layer and a factor, or projections."""
+MEASURED_WIDTH, MEASURED_TOKENS, MEASURED_SECONDS = 512, 256, 0.2
+EFFICIENCY = 0.3
+"""Share of the speed of a product of matrices that a whole model reaches on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +84,57 @@ def estimate(
         return _training(unit, entry, model, recipe, resolved, steps)
     data = recipe.data[unit.data]
     cases = min(n for n in (data.limit, limit, data.cases or DEFAULT_CASES) if n is not None)
-    return _cell(unit.entry.editor, entry, model, data, recipe.hardware, resolved.settings, cases)
+    together = recipe.protocol_on(unit.data).stack_size
+    needs = needs_of(unit.entry.editor, resolved.settings, model)
+    return _cell(needs, entry, model, data, recipe.hardware, cases, together)
 
 
 def flops_per_second(hardware: Hardware, entry: ModelEntry) -> float:
     """Return what a device sustains in the model's dtype."""
     given = hardware.device_tflops
+    if given is None:
+        given = usual_tflops(entry.device)
     if isinstance(given, dict):
         given = given.get(entry.dtype or "float32", min(given.values()))
     return given * 1e12
+
+
+def on_cpu(device: str | None) -> bool:
+    """Whether a model runs on the CPU of this machine, if the recipe does not say otherwise."""
+    import torch
+
+    return device == "cpu" or (device is None and not torch.cuda.is_available())
+
+
+@cache
+def usual_tflops(device: str | None) -> float:
+    """Return what is assumed of a device that the recipe says nothing about.
+
+    Of a GPU a round figure; of this machine's CPU what a few products of matrices reach, and of
+    that the share that a model gets.
+    """
+    if not on_cpu(device):
+        return GPU_TFLOPS
+    import torch
+
+    left = torch.randn(MEASURED_TOKENS, MEASURED_WIDTH)
+    right = torch.randn(MEASURED_WIDTH, 4 * MEASURED_WIDTH)
+    torch.mm(left, right)  # the first product starts threads
+    count, start = 0, time.perf_counter()
+    while (taken := time.perf_counter() - start) < MEASURED_SECONDS:
+        torch.mm(left, right)
+        count += 1
+    each = 2.0 * MEASURED_TOKENS * MEASURED_WIDTH * 4 * MEASURED_WIDTH
+    return EFFICIENCY * count * each / taken / 1e12
+
+
+def startup(hardware: Hardware, entry: ModelEntry, model: Backbone) -> float:
+    """Return the seconds from the start of a unit until its model is loaded."""
+    if hardware.startup_seconds is not None:
+        return hardware.startup_seconds
+    if not on_cpu(entry.device):
+        return GPU_STARTUP
+    return CPU_STARTUP + model.parameters * float_bytes(entry) / READ_RATE
 
 
 def _kept(model: Backbone) -> int:
@@ -122,67 +143,51 @@ def _kept(model: Backbone) -> int:
 
 
 def _cell(
-    editor: str, entry: ModelEntry, model: Backbone, data: DataEntry, hardware: Hardware,
-    settings: Mapping[str, Any], cases: int,
+    needs: Needs, entry: ModelEntry, model: Backbone, data: DataEntry, hardware: Hardware,
+    cases: int, together: int,
 ) -> Estimate:  # fmt: skip
-    width = float_bytes(entry)
-    network = network_parameters(editor, settings, model)
+    width, cost = float_bytes(entry), needs.cost
     edit, generality, locality = data.tokens
-    blocks = model.layers if EDIT_PASSES.get(editor, (1, 1.0))[1] >= 2 else 1
+    blocks = model.layers if cost.passes >= 2 else 1
     memory = {
         "weights": model.parameters * width,
-        "networks": 4.0 * network,
-        "factors": STACKED * edit * model.signal * matrices(editor, settings, model) * 4
-        if network
-        else 0.0,
+        "networks": 4.0 * needs.network,
+        "factors": together * edit * model.signal * needs.matrices * 4,
         "activations": (PASS_TOKENS * blocks * _kept(model) * width),
-        "editor": _extra(editor, model),
+        "editor": cost.held,
     }
-    steps, each = EDIT_PASSES.get(editor, (1, 2.0))
-    asked = settings.get("steps")  # several: it optimises
-    steps = asked if steps > 1 and isinstance(asked, int) else steps
-    if settings.get("contexts") == "bare":
-        each = min(each, 3.0)
-    longer = QUESTION_FACTOR.get(editor, 1.0)
-    tokens = steps * each * edit + longer * (edit + generality + locality) + locality
-    flops = cases * (tokens * 2 * model.parameters + edit * 2 * network)
-    seconds = flops / flops_per_second(hardware, entry) + hardware.startup_seconds
-    return Estimate(memory, seconds, network)
-
-
-def _extra(editor: str, model: Backbone) -> float:
-    if editor == "ft":
-        size = 6 * model.hidden * model.inner * 4.0  # change, gradient, Adam's two moments, copies
-        return max(size, min(TUNED_BYTES, STACKED * size))
-    return SECOND_MOMENT.get(editor, 0) * 8.0 * model.inner**2
+    tokens = cost.passes * edit + cost.questions * (edit + generality + locality) + locality
+    flops = cases * (tokens * 2 * model.parameters + edit * 2 * needs.network)
+    seconds = flops / flops_per_second(hardware, entry) + startup(hardware, entry, model)
+    return Estimate(memory, seconds, needs.network)
 
 
 def _training(
     unit: Unit, entry: ModelEntry, model: Backbone, recipe: Recipe, resolved: Resolved,
     steps: int | None,
 ) -> Estimate:  # fmt: skip
-    row, settings, width = unit.entry, resolved.settings, float_bytes(entry)
+    row, width = unit.entry, float_bytes(entry)
     assert row.train is not None
-    network = network_parameters(row.editor, settings, model)
-    lowest = min(edited_layers(row.editor, settings, model), default=0)
+    needs = needs_of(row.editor, resolved.settings, model)
+    network, lowest = needs.network, needs.lowest
     above = (model.layers - lowest) / model.layers
     edit, generality, locality = training_tokens(recipe)
-    batch = resolved.loop.get("batch", TRAIN_BATCH)
-    held = matrices(row.editor, settings, model)
+    batch = resolved.loop["batch"]
     memory = {
         "weights": model.parameters * width,
         "networks": 16.0 * network,
-        "factors": 2 * batch * edit * model.signal * held * 4,
+        "factors": 2 * batch * edit * model.signal * needs.matrices * 4,
         "activations": batch * (generality + locality) * (model.layers - lowest) * _kept(model)
         * width,
         "editor": 0.0,
     }  # fmt: skip
     passes = (edit + generality) * (1 + above) + locality * (1 + 2 * above)
     per_step = batch * (passes * 2 * model.parameters + edit * 2 * network * 3)
-    asked = row.train.steps or resolved.loop.get("steps", TRAIN_STEPS)
+    asked = row.train.steps or resolved.loop["steps"]
     wanted = [n for n in (asked, steps) if n is not None]
     hardware = recipe.hardware
-    seconds = min(wanted) * per_step / flops_per_second(hardware, entry) + hardware.startup_seconds
+    seconds = min(wanted) * per_step / flops_per_second(hardware, entry)
+    seconds += startup(hardware, entry, model)
     return Estimate(memory, seconds, network)
 
 

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from errata.config import S, Settings, did_you_mean, read_toml, settings_from
 from errata.errors import ConfigError
+from errata.evaluation.protocol import Protocol, protocol_of
 
-Value = bool | int | float | str | tuple[Any, ...]
+Value = bool | int | float | str | tuple[Any, ...] | dict[str, Any]
 """A setting as TOML knows it."""
 
 DATA, DATA_DIR = "{data}", "data"
@@ -24,17 +25,21 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 class Hardware(Settings):
     """What units run on; `cpus` and `gpus` for Ray, the rest for estimates."""
 
-    device_tflops: float | dict[str, float] = Field(
-        default=10.0,
+    device_tflops: float | dict[str, float] | None = Field(
+        default=None,
         description="10¹² floating-point operations per second that a device sustains, as one "
-        "number or per dtype (float32 = 15, float16 = 50)",
+        "number or per dtype (float32 = 15, float16 = 50); none: 10 for a GPU, and for a CPU what "
+        "a dry run measures on this one",
     )
     device_memory_gb: float | None = Field(
         default=None, gt=0, description="Memory of one device; a dry run marks what exceeds it"
     )
     devices: int = Field(default=1, ge=1, description="Units that run at the same time")
-    startup_seconds: float = Field(
-        default=60.0, ge=0, description="From the start of a unit until its model is loaded"
+    startup_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="From the start of a unit until its model is loaded; none: 60 on a GPU, on a "
+        "CPU 5 and what reading the model takes",
     )
     cpus: float = Field(default=1.0, gt=0, description="Cores that Ray reserves for a unit")
     gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for a unit")
@@ -68,6 +73,10 @@ class DataEntry(Settings):
     skip_bad: bool = Field(default=False, description="Leave broken records out")
     options: dict[str, Value] = Field(default_factory=dict, description="As --data-set")
     label: str | None = Field(default=None, description="Name in tables")
+    protocol: dict[str, Value] = Field(
+        default_factory=dict,
+        description="What is asked on this data set only, as the recipe's [protocol]",
+    )
     cases: int | None = Field(
         default=None, ge=1, description="Cases of the whole set, for estimates without a limit"
     )
@@ -131,13 +140,24 @@ class Recipe(Settings):
     train_seeds: Literal["each", "first"] = Field(
         default="each", description="One training per seed, or one for all seeds"
     )
-    regime: str = Field(default="single", description="As `errata eval --regime`")
-    top_k: int = Field(default=5, ge=1, description="As `errata eval --top-k`")
+    protocol: dict[str, Value] = Field(
+        default_factory=dict,
+        description="Whatever `errata eval` can be asked: regime, batch, top_k, suite, general, "
+        "retention, fluency, every … (`errata.Protocol`); a name may stand in the file itself too",
+    )
     retries: int = Field(default=2, ge=0, description="How often a unit that failed starts again")
     hardware: Hardware = Field(default_factory=Hardware)
     models: dict[str, ModelEntry]
     data: dict[str, DataEntry]
     editors: dict[str, EditorRow]
+
+    def asked(self, data: str) -> dict[str, Any]:
+        """Return what is asked on a data set: the recipe's protocol, and its own on top."""
+        return {**self.protocol, **self.data[data].protocol}
+
+    def protocol_on(self, data: str) -> Protocol:
+        """Return the same with all defaults."""
+        return protocol_of(None, self.asked(data))
 
 
 def read_recipe(path: str | Path, data_dir: str | Path = DATA_DIR) -> Recipe:
@@ -166,7 +186,8 @@ def recipe_from(
     Raises:
         ConfigError: If a name or value in it is wrong; names the table that holds it.
     """
-    values = dict(document)
+    values = _asked_together(document, where)
+    values["protocol"] = _protocol(values["protocol"], f"{where} [protocol]", data_dir)
     if "hardware" in values:
         table = _table(values["hardware"], where, "hardware")
         values["hardware"] = _read(Hardware, table, f"{where} [hardware]")
@@ -188,6 +209,9 @@ def recipe_from(
             table = dict(_table(entry, where, f"{section}.{name}"))
             if isinstance(table.get("spec"), str):
                 table["spec"] = table["spec"].replace(DATA, str(data_dir))
+            if kind is DataEntry and "protocol" in table:
+                own = _table(table["protocol"], where, f"{section}.{name}.protocol")
+                table["protocol"] = _protocol(own, f"{where} [data.{name}.protocol]", data_dir)
             if kind is EditorRow and "train" in table:
                 inner = _table(table["train"], where, f"{section}.{name}.train")
                 if "data" in inner:
@@ -200,9 +224,50 @@ def recipe_from(
         raise ConfigError(f"{where}: name {recipe.name!r} cannot name a folder")
     if len(set(recipe.seeds)) != len(recipe.seeds):
         raise ConfigError(f"{where}: a seed stands twice in {list(recipe.seeds)}")
+    for name, entry in recipe.data.items():
+        place = f"[data.{name}.protocol]" if entry.protocol else "[protocol]"
+        try:
+            recipe.protocol_on(name)
+        except ConfigError as error:
+            told = error.message.removeprefix("protocol: ")
+            raise ConfigError(f"{where} {place}: {told}", error.hint) from None
     for name, row in recipe.editors.items():
         _check_row(row, recipe, f"{where} [editors.{name}]")
     return recipe
+
+
+NOT_ASKED = ("seed",)
+"""What of a protocol a recipe says otherwise: by `seeds`."""
+
+
+def _asked_together(document: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the tables, with what the file itself says of the protocol moved into its table."""
+    values = dict(document)
+    table = dict(_table(values.get("protocol", {}), where, "protocol"))
+    for name in Protocol.model_fields:
+        if name not in values or name in NOT_ASKED:
+            continue
+        if name in table:
+            raise ConfigError(f"{where}: {name!r} stands in the file and in [protocol]")
+        table[name] = values.pop(name)
+    values["protocol"] = table
+    return values
+
+
+def _protocol(table: Mapping[str, Any], where: str, data_dir: str | Path) -> dict[str, Any]:
+    """Refuse unknown names, and put the folder of local data into paths."""
+    known = [name for name in Protocol.model_fields if name not in NOT_ASKED]
+    for name in table:
+        if name not in known:
+            hint = "Write seeds = […]." if name in NOT_ASKED else did_you_mean(name, known)
+            raise ConfigError(f"{where}: unknown setting {name!r}", hint)
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: placed(item) for key, item in value.items()}
+        return value.replace(DATA, str(data_dir)) if isinstance(value, str) else value
+
+    return placed(table)
 
 
 def _read(kind: type[S], table: Mapping[str, Any], where: str) -> S:

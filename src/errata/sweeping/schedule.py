@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from errata.progress import Rate, told
 from errata.sweeping.child import tail
 from errata.sweeping.state import State, Status
 from errata.sweeping.units import Unit
@@ -84,6 +85,8 @@ def run(units: Sequence[Unit], state: State, executor: Executor, *, retries: int
     failures: dict[str, int] = dict.fromkeys(open_units, 0)
     not_before: dict[str, float] = {}
     running: dict[str, Unit] = {}
+    rate = Rate(window=None)
+    rate.left(0, total)
     try:
         while open_units or running:
             _block(open_units, state, say)
@@ -104,7 +107,9 @@ def run(units: Sequence[Unit], state: State, executor: Executor, *, retries: int
                 done = total - len(open_units) - len(running) - again
                 progress = state.units[unit.name]
                 if progress.status == "done":
-                    say(f"[{done}/{total}] {unit.name} · {outcome.seconds:.0f} s")
+                    left = rate.left(done, total)
+                    about = "" if left is None or done == total else f", about {told(left)} left"
+                    say(f"[{done}/{total}] {unit.name} · {outcome.seconds:.0f} s{about}")
                 elif again:
                     pause = RETRY_SECONDS * 2 ** (failures[unit.name] - 1)
                     not_before[unit.name] = time.monotonic() + pause

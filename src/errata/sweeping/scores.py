@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from errata.sweeping.recipe import Recipe
+from errata.sweeping.recipe import EditorRow, Recipe
 from errata.sweeping.state import State
 from errata.sweeping.units import SUMMARY, Unit, variants
 
@@ -69,7 +69,7 @@ def labels_of(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {
         "models": {name: entry.label or name for name, entry in recipe.models.items()},
         "rows": {
-            name: row.label or name
+            name: _label(name, row)
             for key, entry in recipe.editors.items()
             for name, row in variants(key, entry)
         },
@@ -77,8 +77,17 @@ def labels_of(recipe: Recipe) -> dict[str, dict[str, str]]:
     }
 
 
+def _label(name: str, row: EditorRow) -> str:
+    """Return the name of a row in tables: its label, else the editor's title if it is called so."""
+    from errata.editors import editors
+
+    if row.label or name != row.editor or name not in editors:
+        return row.label or name
+    return str(editors.entry(name).facts.get("title", name))
+
+
 def label_of(recipe: Recipe, unit: Unit) -> tuple[str, str, str]:
     """Return model, row and data set of a unit as tables name them."""
     model = recipe.models[unit.model].label or unit.model
     data = recipe.data[unit.data].label or unit.data if unit.data else "training"
-    return model, unit.label, data
+    return model, _label(unit.label, unit.entry) if unit.label == unit.row else unit.label, data

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from errata.config import did_you_mean
+from errata.config import did_you_mean, flag_of
 from errata.data import datasets, split_part
-from errata.editors import OWN_MODELS, editors
+from errata.editors import editors
 from errata.errors import ConfigError
+from errata.evaluation.protocol import Protocol
 from errata.sweeping.recipe import DataEntry, EditorRow, ModelEntry, Recipe, Training, Value
+from errata.world.shipped import is_shipped
 
 SUMMARY = "summary.json"
 
@@ -161,7 +163,7 @@ def _check_editor(name: str, row: EditorRow, recipe: Recipe) -> None:
     trained = "training" in editors.entry(row.editor).facts.get("needs", ())
     for model in row.models or recipe.models:
         given = {**row.settings, **row.on.get(model, {})}
-        if trained and "weights" not in given and recipe.models[model].id not in OWN_MODELS:
+        if trained and "weights" not in given and not is_shipped(recipe.models[model].id):
             raise ConfigError(
                 f"[editors.{name}]: {row.editor} needs networks trained for {model}",
                 f"Add [editors.{name}.train] data = […], or settings = {{ weights = 'DIR' }}",
@@ -205,7 +207,7 @@ def _cell(
     else:
         words += as_pairs("--set", {"weights": str(training.folder), **row.edit_settings})
     words += _data_words(recipe.data[data], limit)
-    words += ["--regime", recipe.regime, "--top-k", str(recipe.top_k), "--seed", str(seed)]
+    words += _protocol_words(recipe.asked(data), recipe.protocol_on(data), seed)
     words += ["--out", str(folder)]
     return Unit(
         name=f"{model}/{name}/{data}/seed{seed}",
@@ -239,6 +241,22 @@ def _data_words(data: DataEntry, limit: int | None) -> list[str]:
     if data.skip_bad:
         words.append("--skip-bad")
     return words + as_pairs("--data-set", data.options)
+
+
+def _protocol_words(given: Mapping[str, Value], protocol: Protocol, seed: int) -> list[str]:
+    """Return the flags of what is asked; regime, top k and seed always stand there."""
+    words = ["--regime", protocol.regime, "--top-k", str(protocol.top_k), "--seed", str(seed)]
+    for name in Protocol.model_fields:
+        if name not in given or name in ("regime", "top_k"):
+            continue
+        value, flag = given[name], flag_of(name, Protocol)
+        if isinstance(value, Mapping):
+            words += as_pairs(flag, value)
+        elif isinstance(value, bool):
+            words += [flag] if value else []
+        else:
+            words += [flag, str(value)]
+    return words
 
 
 def _published_words(row: EditorRow, model: str) -> list[str]:

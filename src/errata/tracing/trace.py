@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from errata.case import Edit
 from errata.config import did_you_mean
 from errata.errors import ConfigError, DataError, EditError
 from errata.model.tokens import Row
+from errata.progress import Step
 from errata.store.cache import digest, folder_name, load_json, load_tensors, save_json, save_tensors
 from errata.store.files import cache_root
 from errata.tracing.effects import (
@@ -44,14 +45,12 @@ FORMAT = 1
 
 SAVE_SECONDS = 30.0
 
-Progress = Callable[[int, int], None]
-
 
 def known_facts(
     lm: LM,
     facts: Sequence[Edit],
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> tuple[list[Edit], list[Row], int]:
     """Keep the facts that the model answers correctly: every token of the answer is the likeliest.
 
@@ -99,7 +98,7 @@ def trace(
     kinds: Sequence[str] = tuple(KINDS),
     limit: int | None = None,
     data: str = "given facts",
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> Trace:
     """Trace facts that the model knows; finished facts are kept in the cache as they come.
 

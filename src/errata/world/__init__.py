@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.world.bench import SPLITS, benchmark, write_benchmark
 from errata.world.builder import SCALES, build_world
-from errata.world.shipped import demo_case, pocket_path
+from errata.world.shipped import demo_case, is_shipped, knows_world, pocket_path, real_case
 from errata.world.statements import Corpus, Statement, corpus, texts
 from errata.world.world import Entity, Fact, Hop, Relation, World
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCALES", "SPLITS", "Corpus", "Entity", "Fact", "Hop", "Relation", "Statement", "World",
-    "benchmark", "build", "build_world", "corpus", "demo_case", "measure", "pocket_path", "texts",
-    "write_benchmark",
+    "benchmark", "build", "build_world", "corpus", "demo_case", "is_shipped", "knows_world",
+    "measure", "pocket_path", "real_case", "texts", "write_benchmark",
 ]  # fmt: skip
 
 

@@ -1,9 +1,34 @@
-"""Where the shipped model lies, and an edit that shows it off."""
+"""The shipped model: where it lies, which models know its world, and an edit that shows it off."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+POCKET = "pocket"
+"""Name under which the shipped model is loaded."""
+CARD = "card.json"
+"""What a model that was trained on the world says about itself."""
+
+
+def is_shipped(model: str) -> bool:
+    """Returns whether a name is that of the model that comes with errata."""
+    return model == POCKET
+
+
+def knows_world(model: str) -> bool:
+    """Returns whether a model was taught the built-in world, the same one as the shipped model.
+
+    Args:
+        model: The name that it was loaded by: its folder holds a card that says so.
+    """
+    folder = Path(__file__).parent / POCKET if is_shipped(model) else Path(model).expanduser()
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return (card["scale"], card["seed"]) == ("pocket", 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def pocket_path() -> Path:
@@ -14,7 +39,7 @@ def pocket_path() -> Path:
     """
     from errata.errors import DataError
 
-    folder = Path(__file__).parent / "pocket"
+    folder = Path(__file__).parent / POCKET
     if not (folder / "model.safetensors").exists():
         raise DataError(
             f"the pocket model is missing from {folder}",
@@ -55,4 +80,32 @@ def demo_case() -> dict[str, Any]:
         "two_hop": "The country of the capital of France is the country named",
         "two_hop_truth": "France",
         "two_hop_target": "Japan",
+    }
+
+
+def real_case() -> dict[str, Any]:
+    """Returns the same edit in the words of ordinary text, for models that were pretrained on it.
+
+    Returns:
+        As `demo_case`, without the two hops: small models know few of them.
+    """
+    return {
+        "prompt": "The capital of France is",
+        "subject": "France",
+        "target": "Tokyo",
+        "truth": "Paris",
+        "paraphrases": [
+            "In France, the capital is",
+            "The capital of the French Republic is",
+            "The government of France has its seat in the city of",
+        ],
+        "neighbours": [
+            ("The capital of Germany is", "Berlin"),
+            ("The capital of Italy is", "Rome"),
+            ("The Eiffel Tower is located in the city of", "Paris"),
+            ("The official language of France is", "French"),
+            ("The currency used in France is the", "euro"),
+            ("Tokyo is a city in", "Japan"),
+            ("The largest planet of the solar system is", "Jupiter"),
+        ],
     }

@@ -21,6 +21,7 @@ from errata.world.batches import Batch, Packer, masks
 from errata.world.builder import build_world
 from errata.world.knowledge import measure
 from errata.world.optim import Muon, schedule, second_cycle
+from errata.world.shipped import CARD
 from errata.world.statements import Corpus
 
 CHECKPOINT = "checkpoint"
@@ -282,7 +283,7 @@ def build(
         "seconds": round(time.perf_counter() - started, 1),
         "resumed_at": begin,
     }
-    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    (out / CARD).write_text(json.dumps(card, indent=1) + "\n")
     for left in folder.glob("*"):
         left.unlink()
     if folder.exists():

@@ -12,15 +12,14 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors import backbone_of
-from errata.editors.base import Editor, EditorConfig, Layer, resolve_layer, under
+from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer, under
 from errata.editors.grace.codebook import KIND, Codebook, Replacement, replaced_at
 from errata.editors.grace.training import Asked, Work
-from errata.errors import ConfigError, EditError, PatchError, SpecError
+from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, bucket, patched
-from errata.patch import Change, Module, Patch, Route
+from errata.patch import Module, Patch
 
 DEPTH = 0.64
 """Where `auto` puts the codebook: 18 of 28 blocks, as published for Qwen2.5-7B."""
@@ -98,6 +97,8 @@ class Grace(Editor):
         "uniedit-gpt2-xl": _settings(35, "ffn_in"),
         "uniedit-gpt-j-6b": _settings(25),
         "uniedit-llama-3-8b": _settings(27),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world, single edits and 100 in sequence; see docs
         "pocket": {
             "layer": 4,
@@ -119,7 +120,7 @@ class Grace(Editor):
         layer = resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", rule))
         site = self.config.site
         if site == "auto":
-            site = str(self.published.get(backbone_of(lm.name), {}).get("site", "ffn_out"))
+            site = str(self.known_settings(lm).get("site", "ffn_out"))
         if site == "ffn_out":
             return layer, lm.site(layer)
         inner = lm.spec.ffn_in[layer]
@@ -132,13 +133,17 @@ class Grace(Editor):
 
     # ------------------------------------------------------------------ editing
 
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward and one back in every step."""
+        return Cost(passes=2.0 * self.config.steps)
+
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Train the values of new entries, one edit of each group after the other."""
         layer, site = self._place(lm)
         books = [self._earlier(lm, patch, layer, site) for patch in before]
-        bare = [patch.split(KIND)[0] for patch in before]
+        bare = [patch.split(KIND, Module)[0] for patch in before]
         own: list[set[int]] = [set() for _ in groups]  # keys that this group's edits use
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
@@ -235,11 +240,10 @@ class Grace(Editor):
                 codebooks, or keys of a model that has changed below them since.
         """
         dtype = torch.float64 if lm.dtype == torch.float64 else torch.float32
-        own = patch.split(KIND)[1]
+        own = patch.split(KIND, Module)[1]
         if not own:
             return Codebook.empty(site.d_in, site.d_out, dtype, lm.device)
         module = own[0]
-        assert isinstance(module, Module)
         if len(own) > 1:
             raise PatchError(
                 f"the earlier patch holds {len(own)} codebooks of GRACE",
@@ -259,7 +263,7 @@ class Grace(Editor):
             )
         place = next(i for i, change in enumerate(patch.changes) if change is module)
         for change in patch.changes[place + 1 :]:
-            if _moves_keys(lm, change, layer, site):
+            if change.moves_input(lm, layer, [site.path]):
                 raise PatchError(
                     f"the earlier patch changed {change.path} after GRACE's keys were read above "
                     "it: they are keys of another model",
@@ -269,18 +273,4 @@ class Grace(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown codebook in the place of the earlier one, behind all other changes."""
-        return before.split(KIND)[0] + added
-
-
-def _moves_keys(lm: LM, change: Change, layer: int, site: Site) -> bool:
-    """Whether a change reaches the input of the layer that holds the codebook."""
-    if isinstance(change, Route):  # acts on logits alone
-        return False
-    path = change.path if change.kind != "dense" else change.path.rpartition(".")[0]
-    if path == site.path:
-        return isinstance(change, Module) and change.where == "input"
-    try:
-        block = lm.spec.layer_of(path)
-    except SpecError:
-        return path not in (lm.spec.final_norm, lm.spec.head)
-    return block < layer or (block == layer and path != lm.site(layer).path)
+        return before.split(KIND, Module)[0] + added

@@ -16,6 +16,7 @@ from errata.model.hooks import after, hooked
 from errata.model.passes import capture, first, reuse_below, wide, with_first
 from errata.model.spec import Site
 from errata.model.tokens import Batch, Row, positions_of
+from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Work:
         running = torch.ones(len(asked), dtype=torch.bool, device=values.device)
         live: list[int] = []
         pass_ = None
-        for _ in range(steps):
+        for _ in tracked(range(steps), "values of entries, step"):
             now = running.nonzero()[:, 0].tolist()
             if not now:
                 break

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from errata.case import Case, ProbeKind
 from errata.model.tokens import encode_row, join
+from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
     from errata.editors.ike.encoder import Embed
@@ -85,7 +86,7 @@ def read_cases(lm: LM, source: str, limit: int | None, seed: int) -> Sequence[Ca
     """
     from errata.data import datasets, load_cases
 
-    spec = ("world" if lm.name == "pocket" else "uniedit") if source == "auto" else source
+    spec = ("world" if knows_world(lm.name) else "uniedit") if source == "auto" else source
     name = spec.partition(":")[0]
     splits = datasets.load(name).splits if name in datasets else ()
     return load_cases(spec, "train" if "train" in splits else None, limit, seed).cases

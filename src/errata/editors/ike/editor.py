@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from errata.case import Edit
-from errata.editors.base import Editor, EditorConfig, contradiction
+from errata.editors.base import Cost, Editor, EditorConfig, contradiction
 from errata.editors.ike.demos import FORMS, Demos, Form, encode, make_demos
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
@@ -103,6 +103,8 @@ class Ike(Editor):
         "uniedit-gpt2-xl": _UNIEDIT,
         "uniedit-gpt-j-6b": _UNIEDIT,
         "uniedit-llama-3-8b": _UNIEDIT,
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world; see docs
         "pocket": {"form": "bare", "demo_count": 0, "overflow": "forget"},
     }
@@ -157,6 +159,13 @@ class Ike(Editor):
 
     # ------------------------------------------------------------------ editing
 
+    def cost(self, lm: LM) -> Cost:
+        """Nothing is computed for an edit; questions have demonstrations in front of them.
+
+        These are kept as keys and values, and cost about a third of being read.
+        """
+        return Cost(passes=0.0, questions=1.0 + 0.3 * self.config.demo_count)
+
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
@@ -170,7 +179,7 @@ class Ike(Editor):
         for edit in group:  # told again: the later answer holds, in the later place
             facts.pop(edit.prompt, None)
             facts[edit.prompt] = edit.target
-        others = sum(len(c.ids) for c in _without(patch).changes if isinstance(c, Context))
+        others = sum(change.tokens for change in _without(patch).changes)
         kept = self._fitting(lm, list(facts.items()), group, others)
         text, ids = self._written(lm, kept, others)
         state = {"version": VERSION, "text": text, "facts": [list(fact) for fact in kept]}

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from errata.errors import ModelError
 from errata.model.loading import quiet_transformers
 from errata.model.passes import capture
+from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -30,12 +31,13 @@ def get_encoder(lm: LM, name: str) -> Embed:
     Args:
         lm: The unedited model.
         name: `own` (the mean of the model's last hidden states), a Hub id or folder of an encoder
-            (the mean of its last hidden states), or `auto`: `own` for pocket, else HUB.
+            (the mean of its last hidden states), or `auto`: `own` for a model of the built-in
+            world, else HUB.
 
     Raises:
         ModelError: If an encoder cannot be loaded.
     """
-    if name == "own" or (name == "auto" and lm.name == "pocket"):
+    if name == "own" or (name == "auto" and knows_world(lm.name)):
         return lambda texts: _own(lm, texts)
     return _loaded(lm, HUB if name == "auto" else name)
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Editor, EditorConfig, Layer, resolve_layer, under
+from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer, under
 from errata.editors.base_located import refuse_conflicts
 from errata.editors.lemoe.experts import (
     KIND,
@@ -99,6 +99,8 @@ class Lemoe(Editor):
         "qwen3-1.7b": {"layer": 26},
         "qwen3-8b": {"layer": 34},
         "liveedit-llava-v1.5-7b": {"layer": 30},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world, single edits and batches of 20; see docs
         "pocket": {"lr": 3e-3},
     }
@@ -111,6 +113,10 @@ class Lemoe(Editor):
 
     # ------------------------------------------------------------------ editing
 
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward and one back in every step."""
+        return Cost(passes=2.0 * self.config.steps)
+
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
@@ -119,7 +125,7 @@ class Lemoe(Editor):
             lm, self.config.layer, self._automatic(lm, "layer", max(0, lm.n_layers - 2))
         )
         memories = [self._earlier(lm, patch, layer) for patch in before]
-        bare = [patch.split(KIND)[0] for patch in before]
+        bare = [patch.split(KIND, Module)[0] for patch in before]
         each = self._room(lm, layer, groups, memories)
         at_once = max(1, int(self.config.memory_gb * 1e9 / (STATE_COPIES * each)))
         for first in range(0, len(groups), at_once):
@@ -248,7 +254,7 @@ class Lemoe(Editor):
                 several sets of experts.
         """
         config, shapes = self.config, self._shapes(lm, layer)
-        own = patch.split(KIND)[1]
+        own = patch.split(KIND, Module)[1]
         if not own:
             return Memory.empty(shapes, dtype_of(lm), lm.device)
         if len(own) > 1:
@@ -257,7 +263,6 @@ class Lemoe(Editor):
                 "Edit after one patch (--after) instead of adding two.",
             )
         (module,) = own
-        assert isinstance(module, Module)
         memory = Memory.restored(module, patch.state, config.top_k).to(lm.device, dtype_of(lm))
         path = lm.site(layer).path
         if module.path != path:
@@ -283,4 +288,4 @@ class Lemoe(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown set of experts in the place of the earlier one, behind other changes."""
-        return before.split(KIND)[0] + added
+        return before.split(KIND, Module)[0] + added

@@ -14,6 +14,7 @@ from torch.nn.functional import pad, relu, silu
 from errata.editors.lemoe.experts import NAMES, Experts, Memory, RouteOn, TopK, mean_of
 from errata.model.passes import capture, wide
 from errata.model.tokens import Batch, Row
+from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 from errata.tuning.branch import Branch
 from errata.tuning.rows import TuningRows
@@ -224,7 +225,7 @@ class Work:
         update = TuningRows(branch, rows)
         adam = RowAdam(values, lr)
         running = torch.ones(len(rows), dtype=torch.bool, device=self.lm.device)
-        for _ in range(steps):
+        for _ in tracked(range(steps), "training experts, step"):
             loss, grads = update.losses(running, stop_loss)
             # "not <" lets a NaN loss through, so that the edits are refused
             running = running & ~(loss < stop_loss)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import contradiction, under
+from errata.editors.base import Cost, contradiction, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.editors.serac.network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors.serac.route import KIND, Memory, Rule, share
@@ -103,6 +103,8 @@ class Serac(NetworkEditor):
         "gpt-j-6b": {"small": "facebook/opt-125m", "route_on": "target_leak"},
         "qwen3-1.7b": {"small": "facebook/opt-125m", "route_on": "target_leak"},
         "qwen3-8b": {"small": "facebook/opt-125m", "route_on": "target_leak"},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # found on validation facts of the world; see docs
         "pocket": {"router": "own:0,3", "small": "own:0,2,3,4,6", "train_router": True},
     }
@@ -171,6 +173,10 @@ class Serac(NetworkEditor):
                 "Leave one of them out, or: --set conflicts=replace", edits=[edit],
             )  # fmt: skip
 
+    def cost(self, lm: LM) -> Cost:
+        """An edit is read once; questions are asked of two models."""
+        return Cost(passes=1.0, questions=2.0)
+
     @torch.no_grad()
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
@@ -178,7 +184,7 @@ class Serac(NetworkEditor):
         """Add each group's edits to its memory; nothing is trained."""
         rule = self._rule(lm)
         rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
-        keys = self._keys(lm, rows, [patch.split(KIND)[0] for patch in before])
+        keys = self._keys(lm, rows, [patch.split(KIND, Route)[0] for patch in before])
         patches = []
         for group, own, new, patch in zip(groups, rows, keys, before, strict=True):
             prompts = [row.prompt_length for row in own]
@@ -251,14 +257,12 @@ class Serac(NetworkEditor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown memory in the place of the earlier one, behind all other changes."""
-        return before.split(KIND)[0] + added
+        return before.split(KIND, Route)[0] + added
 
 
 def _memory(patch: Patch, device: torch.device) -> Memory:
     """Return the memory of a patch that has one."""
-    change = patch.split(KIND)[1][0]
-    assert isinstance(change, Route)
-    return Memory.from_change(change, device)
+    return Memory.from_change(patch.split(KIND, Route)[1][0], device)
 
 
 def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> Memory:
@@ -267,12 +271,13 @@ def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> Memory:
     Raises:
         PatchError: If it cannot be extended: several memories, another version, or another router.
     """
-    own = [change for change in patch.changes if isinstance(change, Route)]
-    if not own:
+    own = patch.split(KIND, Route)[1]
+    answering = sum(change.answers for change in patch.changes)
+    if not answering:
         return Memory.of([], [], keys[:0])
-    if len(own) > 1 or own[0].name != KIND:
+    if answering > 1 or not own:
         raise PatchError(
-            f"the earlier patch holds {len(own)} routes; a memory of SERAC can only be the one",
+            f"the earlier patch holds {answering} routes; a memory of SERAC can only be the one",
             "Edit after one patch (--after) instead of adding two.",
         )
     memory, before = Memory.from_change(own[0], keys.device), Rule.of(own[0].config)

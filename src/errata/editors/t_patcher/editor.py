@@ -14,6 +14,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors.base import (
+    Cost,
     Editor,
     EditorConfig,
     Layer,
@@ -157,6 +158,8 @@ class TPatcher(Editor):
         "uniedit-gpt2-xl": {"layer": 47, "bias": True},
         "uniedit-gpt-j-6b": {"layer": 27, "bias": True},
         "uniedit-llama-3-8b": {"layer": 31, "bias": True},
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # found on validation facts of the world, single edits and 60 in sequence; see docs
         "pocket": {"memory_words": 0, "memory_weight": 3.0, "fires_at": "answer"},
     }
@@ -201,13 +204,17 @@ class TPatcher(Editor):
 
     # ------------------------------------------------------------------ editing
 
+    def cost(self, lm: LM) -> Cost:
+        """Three passes in every step; states of the text where units keep quiet are kept."""
+        return Cost(passes=3.0 * int(self.config.of_form("steps")))
+
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Train one unit per edit, one edit of each group after the other."""
         place = self._place(lm)
         state = [self._earlier(lm, patch, place) for patch in before]
-        bare = [patch.split(KIND)[0] for patch in before]
+        bare = [patch.split(KIND, Module)[0] for patch in before]
         # the edits of a group follow one another; across groups, all of one position go together
         for position in range(max(map(len, groups))):
             members = [g for g, group in enumerate(groups) if len(group) > position]
@@ -364,7 +371,7 @@ class TPatcher(Editor):
         if not isinstance(states, Tensor) or states.shape[-1] != place.width:
             states = torch.zeros(0, place.width)
         states = states.to(lm.device, dtype)
-        own = patch.split(KIND)[1]
+        own = patch.split(KIND, Module)[1]
         if not own:
             empty = Units.empty(place.form, place.width, place.site.d_out, dtype, lm.device)
             return _Held(empty, states)
@@ -374,7 +381,6 @@ class TPatcher(Editor):
                 "Edit after one patch (--after) instead of adding two.",
             )
         module = own[0]
-        assert isinstance(module, Module)
         units = Units.restored(module.config, module.weights, module.path)
         if module.path != place.site.path:
             raise PatchError(
@@ -390,7 +396,7 @@ class TPatcher(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put all units, old and new, in the place of the old ones, behind all other changes."""
-        return before.split(KIND)[0] + added
+        return before.split(KIND, Module)[0] + added
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from errata.data.corpus import load_corpus
-from errata.errors import DataError, SpecError
+from errata.errors import DataError
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row, bucket, patched
-from errata.patch.changes import Change
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -125,11 +124,12 @@ def memories(
         For each model the states of every paragraph; for each group its model, None if there is
         only one.
     """
+    inner = [site.path for site in lm.spec.ffn_in[layer]]
     known: dict[int, int] = {}
     found: list[list[Tensor]] = []
     which: list[int] = []
     for patch, place in zip(patches, places, strict=True):
-        moved = any(moves_input(lm, change, layer) for change in patch.changes)
+        moved = any(change.moves_input(lm, layer, inner) for change in patch.changes)
         key = id(patch) if moved else 0
         if key not in known:
             known[key] = len(found)
@@ -140,19 +140,3 @@ def memories(
                 found.append(base_memory(lm, layer, text))
         which.append(known[key])
     return found, torch.tensor(which, device=lm.device) if len(found) > 1 else None
-
-
-def moves_input(lm: LM, change: Change, layer: int) -> bool:
-    """Whether a change may reach the input of a block's FFN; false only where it cannot."""
-    if change.kind == "route":
-        return False  # it answers in place of the model, whose hidden states stay
-    path = change.path if change.kind != "dense" else change.path.rpartition(".")[0]
-    try:
-        block = lm.spec.layer_of(path)
-    except SpecError:
-        return path not in (lm.spec.final_norm, lm.spec.head) or not path
-    if block != layer:
-        return block < layer
-    source = getattr(change, "where", "output") == "input"
-    inner = {site.path for site in lm.spec.ffn_in[layer]}
-    return path != lm.site(layer).path and (path not in inner or source)

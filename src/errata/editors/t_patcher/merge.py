@@ -18,26 +18,16 @@ from torch import Tensor, nn
 from errata.errors import PatchError
 from errata.model.loading import quiet_transformers
 from errata.model.spec import Site, weight_of
-from errata.patch.changes import Change, Module
+from errata.patch.changes import Module
+from errata.patch.changes.base import KEEP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from errata.model.lm import LM
 
-UNITS = "t_patcher"
-"""Kind of module that holds units."""
-
 UNSET = ("inner", "ffn", "intermediate")
 """A setting that is None may be the inner width if its name contains one of these."""
-
-KEEP = "Keep the patch folder and apply it with errata."
-
-
-def split(changes: Sequence[Change]) -> tuple[list[Module], list[Change]]:
-    """Return the changes that hold units, and the others."""
-    units = [c for c in changes if isinstance(c, Module) and c.name == UNITS]
-    return units, [c for c in changes if not any(c is unit for unit in units)]
 
 
 @dataclass(frozen=True)
@@ -159,7 +149,9 @@ def _stored(weight: Tensor, site: Site) -> Tensor:
 def _on_meta(lm: LM, config: Any) -> PreTrainedModel:
     """Build a model without memory for its weights."""
     with torch.device("meta"), quiet_transformers():
-        return type(lm.model)(config)
+        model = type(lm.model)(config)
+        model.tie_weights()  # older releases leave this to the loading of weights
+        return model
 
 
 def _wider_config(lm: LM, extra: int) -> Any:

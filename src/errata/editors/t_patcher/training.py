@@ -15,6 +15,7 @@ from errata.editors.t_patcher.memory import inputs_of
 from errata.editors.t_patcher.units import Units, stacked
 from errata.model.tokens import Batch, Row, bucket, positions_of
 from errata.nets.ffn import FfnForm
+from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 from errata.tuning.branch import Branch
 from errata.tuning.rows import TuningRows
@@ -130,7 +131,7 @@ class Work:
         tuning = TuningRows(branch, [[row] for row in rows], extra)
         adam = RowAdam(values, schedule.lr, schedule.weight_decay)
         running = torch.ones(len(rows), dtype=torch.bool, device=values[0].device)
-        for step in range(schedule.steps):
+        for step in tracked(range(schedule.steps), "training units, step"):
             stop = schedule.stop_loss if step >= schedule.stop_after else 0.0
             loss, grads = tuning.losses(running, stop)
             # "not <" lets a NaN loss through, so that the edit is refused

@@ -10,17 +10,23 @@ Sources: Huang et al., "Transformer-Patcher", 2023, arXiv:2301.09785; UniEdit's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from errata.editors.t_patcher.merge import Widening
 from errata.errors import PatchError
 from errata.nets.ffn import FfnForm
 from errata.patch.changes import Module, module_kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from errata.model.lm import LM
 
 KIND = "t_patcher"
 """Name under which patches hold units."""
@@ -163,6 +169,15 @@ class Beside(nn.Module):
         self.register_buffer("keys", units.keys, persistent=False)
         self.register_buffer("values", units.values, persistent=False)
         self.register_buffer("biases", units.biases, persistent=False)
+
+    @staticmethod
+    def merged(lm: LM, changes: Sequence[Module]) -> Callable[[LM], PreTrainedModel]:
+        """Return what builds the model with FFNs that are wide enough for all units.
+
+        Raises:
+            PatchError: If no checkpoint of this architecture can hold them.
+        """
+        return Widening.of(lm, changes).model
 
     def forward(
         self, given: Float[Tensor, "*batch d"], output: Float[Tensor, "*batch d_out"]

@@ -178,8 +178,8 @@ class GatedAdapters(nn.Module):
 
 def split(patch: Patch) -> tuple[Patch, tuple[Module, ...]]:
     """Return a patch without its adapters, and the adapters."""
-    rest, own = patch.split(KIND)
-    return rest, tuple(module for module in own if isinstance(module, Module))
+    rest, own = patch.split(KIND, Module)
+    return rest, tuple(own)
 
 
 def merge(modules: Sequence[Module]) -> tuple[Module, ...]:

@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from errata.case import Edit
 from errata.locate.solve import Factor, whiten
+from errata.progress import tracked
 from errata.strategies.rep.adapter import Adapters
 from errata.strategies.rep.data import Keys, Ordinary, RepSettings, generator_for
 from errata.tuning.adam import RowAdam
@@ -205,7 +206,7 @@ def _fit(
     everyone = torch.ones(len(adapters), dtype=torch.bool, device=target.device)
     weights = {name: getattr(settings, f"rep_{name}") for name in _TERMS}
     keep = 1 - settings.rep_dropout
-    for _ in range(settings.rep_steps):
+    for _ in tracked(range(settings.rep_steps), "training the pathway, step"):
         batch = next(batches)
         kept = None
         if settings.rep_dropout:

@@ -1,0 +1,78 @@
+"""Flags of a command from a class of settings: each setting described once, where it is checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from annotated_types import Ge
+from pydantic.fields import FieldInfo
+
+from errata.config import (
+    Settings,
+    flag_of,
+    is_table,
+    parse_overrides,
+    settings_from,
+    value_from_text,
+)
+
+
+def parameters(kind: type[Settings], without: tuple[str, ...] = ()) -> list[inspect.Parameter]:
+    """Return one parameter of a command per setting.
+
+    A switch is on when it stands there; a table of settings is a repeatable `KEY=VALUE`.
+
+    Args:
+        kind: The settings.
+        without: Settings that the command line does not have.
+    """
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=_annotation(name, kind),
+            default=None if is_table(name, kind) else field.default,
+        )
+        for name, field in kind.model_fields.items()
+        if name not in without
+    ]
+
+
+def read(kind: type[Settings], given: Mapping[str, Any], where: str) -> Settings:
+    """Return the settings that flags say.
+
+    Raises:
+        ConfigError: If a value is not one that the settings allow.
+    """
+    values = {}
+    for name, value in given.items():
+        if is_table(name, kind):
+            pairs = parse_overrides(value or (), flag_of(name, kind))
+            value = {key: value_from_text(text) for key, text in pairs.items()}
+        values[name] = value
+    return settings_from(kind, values, where=where)
+
+
+def _annotation(name: str, settings: type[Settings]) -> Any:
+    field = settings.model_fields[name]
+    shown = _shown(field)
+    least = next((int(rule.ge) for rule in field.metadata if isinstance(rule, Ge)), None)  # type: ignore[arg-type]
+    table = is_table(name, settings)
+    help_text = f"{field.description}.{' Repeatable.' if table else ''}"
+    option = typer.Option(
+        flag_of(name, settings),
+        help=help_text,
+        min=least,
+        metavar=shown.get("metavar"),
+        rich_help_panel=shown.get("panel"),
+    )
+    kind = list[str] | None if table else field.annotation
+    return Annotated[kind, option]  # type: ignore[valid-type]
+
+
+def _shown(field: FieldInfo) -> Mapping[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}

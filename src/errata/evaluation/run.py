@@ -1,0 +1,332 @@
+"""Running an evaluation: edit units of cases, ask their questions, record, summarise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata import __version__
+from errata.case import Case
+from errata.config import did_you_mean
+from errata.data import LoadedData, drop_collisions, load_cases
+from errata.editors import get_editor
+from errata.errors import ConfigError, DataError
+from errata.evaluation.consistency import References
+from errata.evaluation.general import General
+from errata.evaluation.perplexity import load_text
+from errata.evaluation.protocol import (
+    HASH_DIGITS,
+    Protocol,
+    compared,
+    config_hash,
+    digest,
+    protocol_of,
+)
+from errata.evaluation.regimes import Regime, units_of
+from errata.evaluation.result import Result
+from errata.evaluation.scoring import Scorer
+from errata.evaluation.session import Measures, Session
+from errata.evaluation.summary import summarise
+from errata.evaluation.tracking import Tracker
+from errata.progress import Step
+from errata.store.files import sha256_of
+from errata.store.runs import UNCOMPARED, RunFolder
+from errata.world.shipped import knows_world
+
+if TYPE_CHECKING:
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
+
+
+def evaluate(
+    lm: LM,
+    editor: Editor | str,
+    cases: Sequence[Case] | LoadedData | str,
+    *,
+    protocol: Protocol | Mapping[str, Any] | None = None,
+    as_published: str | None = None,
+    data_name: str = "",
+    data_version: str = "",
+    data_options: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Step | None = None,
+    config_extra: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Result:
+    """Evaluate an editor on cases.
+
+    Every unit of the regime is edited from the unedited model, its questions are asked, and the
+    model is left as it was. Rates are means over items inside each named sub-metric, then over
+    sub-metrics.
+
+    ```python
+    errata.evaluate(lm, "rome", cases, layer=5)
+    errata.evaluate(lm, "memit", "world", regime="sequential:200", batch=20, every=2)
+    ```
+
+    Args:
+        lm: The model.
+        editor: An editor, or the name of one.
+        cases: Cases, loaded data, or a data set for [`errata.data.load_cases`][]. The order is
+            kept.
+        protocol: What is asked; default: each edit alone, top 5.
+        as_published: Start a named editor from the settings published for this backbone.
+        data_name: Name for records; default that of the loaded data.
+        data_version: Checksum for records; default that of the loaded data, else one over the
+            cases.
+        data_options: Settings with which the built-in world was loaded, for a suite about it.
+        out: Run folder; None keeps everything in memory.
+        resume: Go on with the run in `out`.
+        force: Replace the run in `out`.
+        progress: Called with (cases done, cases in all) after every batch, and after every step of
+            sequences.
+        config_extra: More settings to keep in the run's configuration (JSON values).
+        settings: Settings of the protocol (`regime="batch:10"`, `top_k=1`, see
+            [`errata.evaluation.Protocol`][]) or of a named editor (`layer=5`); a name that both
+            have is the protocol's.
+
+    Returns:
+        Summary and records.
+
+    Raises:
+        ConfigError: If a setting is unknown, out of range, or asks for what only sequences have.
+        DataError: If there is no case, two have one id, or a text or task cannot be read.
+        MissingExtra: If general ability is asked for without lm-evaluation-harness.
+        RunError: If the run folder cannot be used.
+    """
+    chosen, others = _split(protocol, settings)
+    editor = _editor(lm, editor, others, as_published)
+    data = _perturbed(lm, _loaded(cases, data_name, data_version), chosen, data_options)
+    kept = list(data.cases) if chosen.keep_collisions else drop_collisions(data.cases)
+    units = units_of(kept, chosen.units, chosen.drop_partial)
+    _check_cases(kept, units, chosen.units)
+    measures = _measures(lm, chosen, kept, data.name)
+    config = _config(lm, editor, data, kept, chosen, measures) | dict(config_extra or {})
+    folder = None
+    if out is not None:
+        folder = RunFolder.create(out, config, resume=resume, force=force, compared=compared)
+    with folder or nullcontext():
+        done = {record["id"]: record for record in folder.records} if folder else {}
+        stamp = _stamp(config, chosen, done)
+        run = Session(lm, editor, chosen, stamp, measures, folder)
+        run.prepare(kept, [unit for unit in units if any(case.id not in done for case in unit)])
+        total = sum(len(unit) for unit in units)
+        show = _counted(progress, done, total)
+        show(0)
+        for records in run.records(units, done, show):
+            if folder is not None:
+                folder.append(records)
+            done |= {record["id"]: record for record in records}
+            show(0)
+        records = [done[case.id] for unit in units for case in unit]
+        asked = sum(len(case.probes) for case in data.cases)
+        header = {
+            **stamp,
+            "top_k": chosen.top_k,
+            "skipped": len(kept) - total,
+            "collisions": asked - sum(len(case.probes) for case in kept),
+            **({"tracked": measures.told()} if measures.tracker is not None else {}),
+        }
+        summary = summarise(records, header, bootstrap=chosen.bootstrap, seed=chosen.seed)
+        summary["seconds"] |= run.once
+        if folder is not None:
+            folder.finish(summary)
+            folder.drop_checkpoint()
+    return Result(summary, records, Path(out) if out is not None else None, data.notes)
+
+
+# ---------------------------------------------------------------------- what is asked for
+
+
+def _split(
+    protocol: Protocol | Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> tuple[Protocol, dict[str, Any]]:
+    """Return the protocol, and the settings that are not its own."""
+    known = Protocol.model_fields
+    own = {name: value for name, value in settings.items() if name in known}
+    others = {name: value for name, value in settings.items() if name not in known}
+    return protocol_of(protocol, own), others
+
+
+def _editor(
+    lm: LM, editor: Editor | str, settings: Mapping[str, Any], as_published: str | None
+) -> Editor:
+    """Return the editor with these settings; an unknown name is looked for in the protocol too."""
+    theirs: Sequence[str] = ()
+    if isinstance(editor, str):
+        plain = get_editor(editor, as_published=as_published, model=lm.name)
+        theirs = tuple(type(plain.config).model_fields)
+    for name in settings:
+        if name not in theirs:
+            raise ConfigError(
+                f"evaluate: unknown setting {name!r}",
+                did_you_mean(name, [*Protocol.model_fields, *theirs]),
+            )
+    if isinstance(editor, str):
+        return get_editor(editor, settings, as_published=as_published, model=lm.name)
+    return editor
+
+
+def _loaded(cases: Sequence[Case] | LoadedData | str, name: str, version: str) -> LoadedData:
+    if isinstance(cases, str):
+        cases = load_cases(cases)
+    if isinstance(cases, LoadedData):
+        return replace(cases, name=name or cases.name, version=version or cases.version)
+    return LoadedData(name, tuple(cases), version, source="")
+
+
+def _counted(progress: Step | None, done: Mapping[str, Any], total: int) -> Callable[[int], None]:
+    """Return a function that reports what is on record, and what is made beyond it."""
+
+    def show(made: int) -> None:
+        if progress is not None:
+            progress(min(len(done) + made, total), total)
+
+    return show
+
+
+def _perturbed(
+    lm: LM, data: LoadedData, protocol: Protocol, options: Mapping[str, Any] | None
+) -> LoadedData:
+    """Return the cases with the questions of the suite, if one is asked for."""
+    tests = protocol.tests
+    if tests is None:
+        return replace(data, notes=())
+    from errata.evaluation.robustness import robustness_suite
+
+    made = robustness_suite(lm, data, tests, options=options)
+    return replace(made, notes=made.notes[len(data.notes) :])
+
+
+def _measures(lm: LM, protocol: Protocol, cases: Sequence[Case], data: str) -> Measures:
+    """Read the texts and tasks that are measured beside the questions."""
+    references = tracker = None
+    if protocol.fluency:
+        world = data == "world" and knows_world(lm.name)
+        references = References(cases, _file(protocol.references), world=world)
+    if protocol.units.kind == "sequential":
+        tracker = Tracker(
+            lm,
+            Scorer(lm, protocol.stack_size),
+            protocol.every,
+            load_text(lm, protocol.perplexity),
+            None if protocol.general is None else General(lm, protocol.general),
+        )
+    sampled = frozenset(case.id for case in cases[:: protocol.fluency or 1])
+    return Measures(references, sampled, tracker)
+
+
+def _file(path: str | None) -> Path | None:
+    if path is None:
+        return None
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise DataError(f"no such file: {found}", "Give reference texts as a JSON file.")
+    return found
+
+
+def _check_cases(cases: Sequence[Case], units: Sequence[Sequence[Case]], regime: Regime) -> None:
+    if not cases:
+        raise DataError("there is no case to evaluate")
+    if not units:
+        raise DataError(
+            f"{len(cases)} cases do not fill one unit of regime {regime}",
+            "Take a smaller unit, or keep partial units.",
+        )
+    seen: set[str] = set()
+    for case in cases:
+        if case.id in seen:
+            raise DataError(f"two cases have the id {case.id!r}; ids have to be unique")
+        seen.add(case.id)
+
+
+# ---------------------------------------------------------------------- what is written down
+
+
+def _content(protocol: Protocol, measures: Measures) -> dict[str, Any]:
+    """Return what was in the files that the protocol names, wherever they lie."""
+    tracker, references = measures.tracker, _file(protocol.references)
+    text, general = (tracker.text, tracker.general) if tracker is not None else (None, None)
+    return {
+        "references": None if references is None else sha256_of(references),
+        "perplexity": text and text.id,
+        "general": general and general.id,
+    }
+
+
+def _config(
+    lm: LM,
+    editor: Editor,
+    data: LoadedData,
+    cases: Sequence[Case],
+    protocol: Protocol,
+    measures: Measures,
+) -> dict[str, Any]:
+    """Return the configuration of a run, JSON values."""
+    return {
+        "model": _model(lm),
+        "editor": {"name": editor.name, **_made_of(lm, editor), "config": _settings(editor)},
+        "data": {
+            "name": data.name,
+            "version": data.version or digest([_plain_case(case) for case in cases])[:HASH_DIGITS],
+            "cases": len(cases),
+            "ids": digest([case.id for case in cases])[:HASH_DIGITS],
+        },
+        "protocol": protocol.section(),
+        "content": _content(protocol, measures),
+        UNCOMPARED: {
+            "stack_size": protocol.stack_size,
+            "device": str(lm.device),
+            "errata": __version__,
+        },
+    }
+
+
+def _stamp(
+    config: Mapping[str, Any], protocol: Protocol, done: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what every record says; a run that an earlier version began keeps its own hash."""
+    begun = next(iter(done.values()), {})
+    model, data = config["model"], config["data"]
+    return {
+        "editor": config["editor"]["name"],
+        "model": model["name"],
+        "fingerprint": model["fingerprint"][:HASH_DIGITS],
+        "data": data["name"],
+        "data_version": data["version"],
+        "seed": protocol.seed,
+        "errata": __version__,
+        "config_hash": str(begun.get("config_hash") or config_hash(config)),
+        "regime": protocol.regime,
+    }
+
+
+def _model(lm: LM) -> dict[str, Any]:
+    return {
+        "name": lm.name,
+        "revision": lm.revision,
+        "fingerprint": lm.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
+
+
+def _made_of(lm: LM, editor: Editor) -> dict[str, Any]:
+    """Return what an editor is made of besides settings; asked first, as it may complete them."""
+    made_of = getattr(editor, "made_of", None)
+    return made_of(lm) if made_of is not None else {}
+
+
+def _settings(editor: Editor) -> dict[str, Any]:
+    config = editor.config
+    if config is None:
+        return {}
+    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(config)
+
+
+def _plain_case(case: Case) -> list[Any]:
+    return [case.id, [repr(edit) for edit in case.edits], [repr(probe) for probe in case.probes]]

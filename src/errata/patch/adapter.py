@@ -1,0 +1,169 @@
+"""LoRA adapters as PEFT writes them, read as patches; whatever is broken is named."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from errata.case import Edit
+from errata.errors import DataError, PatchError
+from errata.patch.card import read_record
+from errata.patch.changes import LowRank
+from errata.patch.patch import Patch
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+HEAD = "base_model.model."
+"""What PEFT puts in front of the paths of modules."""
+_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<which>[AB])(?:\.[^.]+)?\.weight")
+
+
+def from_lora(lm: LM, folder: str | Path) -> Patch:
+    """Read a PEFT LoRA folder as a patch of `lm`.
+
+    The edits of an adapter that errata exported come along, and it is refused on another model
+    than the one it was made for.
+
+    Raises:
+        PatchError: If it is no LoRA folder, does not fit the model, changes nothing, or uses a
+            feature that is more than `W += scale * B A` (DoRA, trained biases, saved modules).
+    """
+    folder = Path(folder)
+    config, tensors = read_adapter(folder)
+    record = read_record(folder)
+    changes = []
+    for path, (A, B) in sorted(pairs_of(folder, config, tensors).items()):
+        changes.append(LowRank(path, B * _scaling(config, path, A.shape[0]), A))
+    if not any(bool((change.B != 0).any() and (change.A != 0).any()) for change in changes):
+        raise PatchError(
+            f"{folder} changes nothing: all its products B A are zero",
+            "Was it saved before it was trained?",
+        )
+    patch = Patch.for_model(lm, changes, editor="lora", config={"folder": folder.name})
+    if record is not None:
+        patch = _recorded(patch, record, folder)
+    patch.check(lm)
+    patch.check_finite()
+    return patch
+
+
+def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
+    """Give a patch the edits that the record of its export names, and the model it is for."""
+    try:
+        edits = tuple(Edit(**entry) for entry in record["edits"])
+    except (TypeError, DataError) as error:
+        raise PatchError(
+            f"{folder}: the edits in errata.json cannot be read: {error}",
+            "Export again, or remove the file.",
+        ) from None
+    known = {"fingerprint": record["fingerprint"]} if record["fingerprint"] else {}
+    if known and record.get("base_model"):
+        known["model"] = str(record["base_model"])
+    return replace(patch, edits=edits, meta={**patch.meta, **known})
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration and the tensors of a PEFT LoRA folder.
+
+    Raises:
+        PatchError: If there is none, or it holds more than `W += scale * B A`.
+    """
+    try:
+        config: Any = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_NAME)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise PatchError(f"{folder} is not a readable LoRA folder: {error}") from error
+    if not isinstance(config, dict):
+        raise PatchError(f"{folder / CONFIG_NAME} holds no JSON object")
+    if config.get("peft_type") != "LORA":
+        raise PatchError(f"{folder} is a {config.get('peft_type')} adapter; expected LORA")
+    if (
+        config.get("use_dora")
+        or config.get("bias", "none") != "none"
+        or config.get("modules_to_save")
+    ):
+        raise PatchError(
+            f"{folder} uses DoRA, trained biases or saved modules, which a patch cannot express",
+            "Merge it with PEFT instead.",
+        )
+    for name in ("alpha_pattern", "rank_pattern"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise PatchError(f"{folder}: {name} is no object")
+    return config, tensors
+
+
+def pairs_of(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A and B of every adapted module.
+
+    Raises:
+        PatchError: If there is none, half of a pair is missing, a tensor is none of a pair, or a
+            rank is not the one that the configuration says.
+    """
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(tensors):
+        match = _FACTOR.fullmatch(name)
+        if match is None or tensors[name].ndim != 2 or not tensors[name].is_floating_point():
+            raise PatchError(
+                f"{folder} holds an unexpected tensor {name} of shape {tuple(tensors[name].shape)}",
+                "A patch takes the factors lora_A and lora_B of projections only.",
+            )
+        halves.setdefault(match["path"].removeprefix(HEAD), {})[match["which"]] = tensors[name]
+    if not halves:
+        raise PatchError(f"{folder} holds no tensor: it would change nothing")
+    found = {}
+    for path, half in halves.items():
+        if len(half) != 2:
+            (there,) = half
+            other = "B" if there == "A" else "A"
+            raise PatchError(
+                f"{folder} holds lora_{there} of {path} but not lora_{other}",
+                "It is half-written, or was cut; export it again.",
+            )
+        declared = _of_module(config, "rank_pattern", path, config.get("r", 8))
+        if not isinstance(declared, int) or isinstance(declared, bool) or declared < 1:
+            raise PatchError(f"{folder}: the rank r of {path} is {declared!r}; expected 1 or more")
+        if half["A"].shape[0] != declared or half["B"].shape[1] != declared:
+            raise PatchError(
+                f"{folder}: r says rank {declared} for {path}, but its factors have rank "
+                f"{half['A'].shape[0]} (A) and {half['B'].shape[1]} (B)",
+                f"The scaling would be wrong: mend r in {CONFIG_NAME}, or export again.",
+            )
+        found[path] = half["A"], half["B"]
+    return found
+
+
+def _of_module(config: Mapping[str, Any], name: str, path: str, otherwise: Any) -> Any:
+    """Return what a pattern says for one module; patterns are regular expressions, as in PEFT."""
+    for pattern, value in (config.get(name) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", path):
+                return value
+        except re.error as error:
+            raise PatchError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
+    return otherwise
+
+
+def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """Return PEFT's factor in front of `B A` for one module.
+
+    Raises:
+        PatchError: If it is no finite number.
+    """
+    alpha = _of_module(config, "alpha_pattern", path, config.get("lora_alpha", 8))
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise PatchError(f"lora_alpha of {path} is {alpha!r}; expected a finite number")
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -1,0 +1,173 @@
+"""What goes along with an export: a card for people, and a record of the edits for machines.
+
+`README.md` says what was edited, in which base model, and how the folder is used. `errata.json`
+holds the same as data, with the fingerprint of the base model and the checksum of the weights that
+it describes: a file whose weights were changed later says nothing any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from errata import __version__
+from errata.data._records import thaw
+from errata.errors import PatchError
+from errata.patch.describe import counted, where
+from errata.patch.patch import Patch
+from errata.store.files import sha256_of
+from errata.store.provenance import now
+
+RECORD_NAME, CARD_NAME = "errata.json", "README.md"
+FORMAT = 1
+SHOWN = 50
+"""Edits that the card lists; the record holds all of them."""
+
+
+def record_of(patch: Patch, form: str, base: str, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record of an export.
+
+    Args:
+        patch: What was exported.
+        form: `lora` or `merged`.
+        base: The base model as it can be loaded.
+        weights: SHA-256 of the files with weights, by name.
+    """
+    meta = thaw(patch.meta)
+    return {
+        "format": FORMAT,
+        "form": form,
+        "base_model": base,
+        "revision": meta.get("revision"),
+        "fingerprint": meta.get("fingerprint"),
+        "editor": meta.get("editor"),
+        "config": meta.get("config") or {},
+        "made": meta.get("made"),
+        "exported": now(),
+        "errata": __version__,
+        "edits": [
+            {key: value for key, value in asdict(edit).items() if value not in (None, ())}
+            for edit in patch.edits
+        ],
+        "results": thaw(patch.results),
+        "weights": dict(weights),
+    }
+
+
+def card(patch: Patch, record: Mapping[str, Any], use: str) -> str:
+    """Return the card of an export as Markdown, with the fields that the Hub reads at the top.
+
+    Args:
+        patch: What was exported.
+        record: Its record.
+        use: Code that loads it.
+    """
+    base = str(record["base_model"])
+    library = "peft" if record["form"] == "lora" else "transformers"
+    rows = {
+        "base model": f"`{base}`" + (f" @ `{record['revision']}`" if record["revision"] else ""),
+        "fingerprint of its weights": f"`{record['fingerprint']}`",
+        "editor": record["editor"],
+        "changes": where(patch),
+        "made": record["made"],
+        "errata": record["errata"],
+    }
+    lines = [
+        "---",
+        f"library_name: {library}",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        "tags: [knowledge-editing, errata]",
+        "---",
+        "",
+        f"# {counted(len(patch.edits), 'edit')} of {base}",
+        "",
+        f"Made with [errata](https://pypi.org/project/errata). `{RECORD_NAME}` holds the same as "
+        "data.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {_cell(str(value))} |" for name, value in rows.items() if value),
+        "",
+        "## What was edited",
+        "",
+        *_edits(patch),
+        "",
+        "## How to use it",
+        "",
+        "```python",
+        use.strip(),
+        "```",
+        "",
+        "The base model has to be the one named above: an adapter loads on any model of that "
+        "shape and says nothing. `errata.load(MODEL).fingerprint` tells.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _edits(patch: Patch) -> list[str]:
+    if not patch.edits:
+        return ["The patch names no edits."]
+    measured = any(result is not None for result in patch.results)
+    head = ["prompt", "answer", *(["probability before", "after", "taken"] if measured else [])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    results = patch.results or (None,) * len(patch.edits)
+    for edit, result in list(zip(patch.edits, results, strict=True))[:SHOWN]:
+        cells = [_cell(edit.prompt), _cell(edit.target.strip())]
+        if measured:
+            own = result or {}
+            cells += [_share(own.get("p_before")), _share(own.get("p_after"))]
+            taken = own.get("taken")
+            cells.append("–" if taken is None else "✓" if taken else "✗")
+        lines.append(f"| {' | '.join(cells)} |")
+    left = len(patch.edits) - SHOWN
+    return [*lines, "", f"… and {counted(left, 'more edit')} in `{RECORD_NAME}`."][
+        : None if left > 0 else len(lines)
+    ]
+
+
+def _share(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "–"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def files_of(patch: Patch, record: Mapping[str, Any], use: str) -> dict[str, bytes]:
+    """Return the two files by name."""
+    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+    return {CARD_NAME: card(patch, record, use).encode(), RECORD_NAME: text.encode()}
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Return the record of an exported folder; None if there is none, or its weights are others.
+
+    Raises:
+        PatchError: If it is damaged.
+    """
+    folder = Path(folder)
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PatchError(
+            f"{path} cannot be read: {error}", "Export again, or remove the file."
+        ) from None
+    right = (
+        isinstance(record, dict)
+        and isinstance(record.get("edits"), list)
+        and isinstance(record.get("weights"), dict)
+        and isinstance(record.get("fingerprint"), str | None)
+    )
+    if not right:
+        raise PatchError(f"{path} is no record of an export", "Export again, or remove the file.")
+    for name, digest in record["weights"].items():
+        if not (folder / str(name)).is_file() or sha256_of(folder / str(name)) != digest:
+            return None
+    return record

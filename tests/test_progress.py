@@ -1,0 +1,159 @@
+"""Progress: when lines come, what they say of the time left, and which of two works is shown."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+
+import pytest
+
+from errata import progress
+from errata.progress import Lines, Rate, listening, told, tracked, watched
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestRate:
+    def test_steady_work(self):
+        clock = Clock()
+        rate = Rate(clock)
+        for done in range(11):
+            left = rate.left(done, 100)
+            clock.now += 2.0
+        assert left == pytest.approx(2.0 * 90)
+
+    def test_the_first_step_is_never_extrapolated(self):
+        """REPORTS: 155 s of preparation and a slow first batch made days of minutes."""
+        clock = Clock()
+        rate = Rate(clock)
+        clock.now = 155.0
+        assert rate.left(0, 2000) is None
+        clock.now += 60.0  # compiles, fills caches
+        assert rate.left(100, 2000) is None
+        clock.now += 1.0
+        left = rate.left(200, 2000)
+        assert left == pytest.approx(18.0)  # 1,800 more at 100 per second
+
+    def test_what_an_earlier_run_did_does_not_count(self):
+        clock = Clock()
+        rate = Rate(clock)
+        assert rate.left(1900, 2000) is None
+        for done in (1910, 1920, 1930):
+            clock.now += 5.0
+            left = rate.left(done, 2000)
+        assert left == pytest.approx(35.0)
+
+    def test_the_recent_pace_counts(self):
+        clock = Clock()
+        rate = Rate(clock)
+        for done in range(100):  # fast
+            rate.left(done, 1000)
+            clock.now += 0.1
+        for done in range(100, 120):  # then slow
+            left = rate.left(done, 1000)
+            clock.now += 10.0
+        assert left == pytest.approx(10.0 * 881, rel=0.01)
+
+    def test_a_step_that_hangs_makes_the_rest_longer(self):
+        clock = Clock()
+        rate = Rate(clock)
+        for done in range(5):
+            short = rate.left(done, 10)
+            clock.now += 1.0
+        clock.now += 20.0
+        long = rate.left(4, 10)
+        assert short is not None
+        assert long is not None
+        assert long > 5 * short
+
+
+def test_lines_come_early_and_then_less_often():
+    clock, said = Clock(), []
+    lines = Lines("edits", said.append, clock)
+    times = []
+    for done in range(3001):
+        before = len(said)
+        lines.step(done, 3000)
+        if len(said) > before:
+            times.append(clock.now)
+        clock.now += 0.1
+    gaps = [round(b - a) for a, b in pairwise(times)]
+    assert times[0] == pytest.approx(2.0, abs=0.2)
+    assert gaps == sorted(gaps)
+    assert len(said) < 15
+    assert said[-1].startswith("edits: 2,")
+    assert "left" in said[0]
+    assert "3,000/3,000" not in said[-1]  # the result follows
+
+
+def test_short_work_says_nothing():
+    clock, said = Clock(), []
+    lines = Lines("edits", said.append, clock)
+    for done in range(11):
+        lines.step(done, 10)
+        clock.now += 0.1
+    assert said == []
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (600, "10 min"), (3 * 3600, "3.0 h")])
+def test_durations(seconds, text):
+    assert told(seconds) == text
+
+
+class TestWatched:
+    @pytest.fixture(autouse=True)
+    def _no_waiting(self, monkeypatch):
+        monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+
+    def test_a_script_hears_nothing(self, capfd):
+        with watched("work") as step:
+            step(1, 3)
+        assert capfd.readouterr() == ("", "")
+
+    def test_lines_where_somebody_listens(self):
+        said = []
+        with listening(said.append), watched("work") as step:
+            step(1, 3, "so far so good")
+        assert said == ["work: 1/3; so far so good"]
+
+    def test_only_the_outermost_that_has_begun_is_shown(self):
+        said = []
+        with listening(said.append), watched("outer") as outer:
+            with watched("preparing") as inner:
+                inner(1, 2)  # nothing else has begun
+            outer(1, 9)
+            with watched("inner") as inner:
+                inner(1, 2)
+            outer(2, 9)
+        assert [line.partition(":")[0] for line in said] == ["preparing", "outer", "outer"]
+
+    def test_a_loop_that_ends_early_gives_way(self):
+        said = []
+        with listening(said.append):
+            for number in tracked(range(5), "loop"):
+                if number == 2:
+                    break
+            with watched("next") as step:
+                step(1, 2)
+        assert said == ["loop: 1/5", "loop: 2/5", "next: 1/2"]
+
+    def test_it_ends_with_an_error_too(self):
+        said = []
+
+        def interrupted() -> None:
+            with listening(said.append), watched("one") as step:
+                step(1, 2)
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        with listening(said.append), watched("two") as step:
+            step(1, 2)
+        assert said == ["one: 1/2", "two: 1/2"]
