@@ -11,7 +11,6 @@ from pydantic import Field
 
 from errata.case import Edit
 from errata.data.corpus import load_corpus
-from errata.editors import OWN_MODELS
 from errata.editors.base import (
     Cost,
     Editor,
@@ -35,6 +34,7 @@ from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
 from errata.model.lm import LM
+from errata.world.shipped import knows_world
 
 Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
 
@@ -103,7 +103,7 @@ class LocateEditor(Editor):
 
     def ready(self, model: str) -> None:
         """Look for the texts that second moments are counted on."""
-        own = model in OWN_MODELS and self.config.moments_text == "auto"
+        own = knows_world(model) and self.config.moments_text == "auto"
         if self.whitens and self.config.moments_file is None and not own:
             load_corpus(model, self.config.moments_text, 1)
 
