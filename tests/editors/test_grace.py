@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.editors.test_contract import likelihood, low_rank
 from tests.locate.samples import EDITS
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from errata.model.tokens import Row
 from errata.patch import LowRank, Module, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
+from errata.testing.contract import likelihood, low_rank
 
 SAME = 1e-10
 """Float64: the same number by another way."""

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.editors.test_contract import likelihood, low_rank
 from tests.locate.samples import EDITS
 from tests.tiny_models import tiny_tokenizer
 
@@ -30,6 +29,7 @@ from errata.model.tokens import Row
 from errata.patch import Context, LowRank, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
+from errata.testing.contract import likelihood, low_rank
 
 SAME = 1e-9
 """Float64: the same number by another way."""

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.editors.test_contract import low_rank
-from tests.tiny_models import TINY, _build, _modern, qwen3, tiny_tokenizer
+from tests.tiny_models import TINY
 from torch import Tensor
 
 from errata.editors.grace.codebook import Codebook
@@ -19,11 +18,15 @@ from errata.model.passes import capture
 from errata.model.tokens import Row
 from errata.patch import Change, Context, Patch
 from errata.patch.stack import Stack
+from errata.testing.contract import low_rank
+from errata.testing.models import build_model, modern, qwen3, tiny_tokenizer
 
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOWS: dict[str, Callable[[], Any]] = {
-    "mistral-window": lambda: _build("Mistral", **_modern(sliding_window=4)),
-    "gemma3-window": lambda: _build("Gemma3Text", **_modern(sliding_window=4, layer_types=MIXED)),
+    "mistral-window": lambda: build_model("Mistral", **modern(sliding_window=4)),
+    "gemma3-window": lambda: build_model(
+        "Gemma3Text", **modern(sliding_window=4, layer_types=MIXED)
+    ),
     "qwen3-window": lambda: qwen3(sliding_window=2, use_sliding_window=True, layer_types=MIXED),
 }
 """Windows shorter than the contexts: the last one is like the pocket model's."""
