@@ -27,7 +27,6 @@ from errata.model.passes import Pass
 from errata.model.spec import find_spec
 from errata.nets.ffn import ffn_form
 from errata.patch import Context, Dense, LowRank, Module, Patch, Route, module_kind, route_kind
-from errata.patch.changes import _MODULES, _ROUTES
 from errata.patch.stack import Stack
 
 PROJECTION = "model.layers.1.mlp.down_proj"

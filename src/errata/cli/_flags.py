@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from annotated_types import Ge
 from pydantic.fields import FieldInfo
 
 from errata.config import (
@@ -59,7 +58,8 @@ def read(kind: type[Settings], given: Mapping[str, Any], where: str) -> Settings
 def _annotation(name: str, settings: type[Settings]) -> Any:
     field = settings.model_fields[name]
     shown = _shown(field)
-    least = next((int(rule.ge) for rule in field.metadata if isinstance(rule, Ge)), None)  # type: ignore[arg-type]
+    # pydantic keeps `ge=1` as an object with that attribute
+    least = next((int(rule.ge) for rule in field.metadata if hasattr(rule, "ge")), None)
     table = is_table(name, settings)
     help_text = f"{field.description}.{' Repeatable.' if table else ''}"
     option = typer.Option(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.config import backbone_of, did_you_mean, parse_overrides, settings_from
+from errata.editors.facts import FACTS
 from errata.errors import ConfigError, ModelError
 from errata.registry import Entry, Registry
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from errata.editors.base import Editor, EditorConfig
 
 __all__ = ["Editor", "EditorConfig", "editors", "get_editor", "published_settings"]
-
-FACTS = ("name", "title", "paper", "needs", "weights", "batch", "sequence", "exports")
-"""What the class of an editor states about itself; see `Editor`."""
 
 
 class EditorRegistry(Registry):

@@ -6,7 +6,9 @@ pyproject.toml (`make test-oldest`) to the newest releases (`make test-newest`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, MutableMapping
+import functools
+from collections.abc import Collection, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -46,3 +48,25 @@ def dequantised() -> dict[str, Any]:
 
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own warnings and progress bars off the terminal inside a `with` block."""
+    import tqdm.auto
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    start = tqdm.auto.tqdm.__init__
+    # the reader of GGUF files draws a bar of its own, which no setting of transformers turns off
+    silent = functools.partialmethod(start, disable=True)
+    tqdm.auto.tqdm.__init__ = silent  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tqdm.auto.tqdm.__init__ = start  # type: ignore[method-assign]
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -173,7 +173,7 @@ class LM:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights (tied ones once)."""
-        from errata.model.loading import weight_fingerprint
+        from errata.model.fingerprint import weight_fingerprint
 
         return weight_fingerprint(self.model)
 

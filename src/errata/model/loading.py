@@ -1,22 +1,18 @@
-"""Loading models from the Hub, a folder or the package; fingerprints of weights."""
+"""Loading models from the Hub, a folder, a GGUF file or the package."""
 
 from __future__ import annotations
 
 import difflib
-import functools
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from errata.config import did_you_mean
 from errata.errors import ConfigError, ModelError
 from errata.model import gguf, named
-from errata.model.compat import dequantised
+from errata.model.compat import dequantised, quiet_transformers
 from errata.model.lm import LM
 from errata.world.shipped import POCKET, is_shipped, pocket_path
 
@@ -29,26 +25,6 @@ DTYPES = {
 
 BY_NAME = (POCKET, *named.MODELS)
 """Models that need no path: shipped with errata, or fetched once."""
-
-
-def weight_fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 over all weights, tied ones once, in name order.
-
-    Floating-point weights are hashed as bfloat16, so one checkpoint has one fingerprint whether it
-    was loaded in float64, float32 or bfloat16, while any edit of it has another.
-    """
-    digest = hashlib.sha256()
-    seen: set[int] = set()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.numel() == 0 or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        if tensor.is_floating_point():
-            tensor = tensor.to(torch.bfloat16)
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _pick_device(device: str | None) -> torch.device:
@@ -88,28 +64,6 @@ def _source(model: str) -> str:
             f"Give a folder, a GGUF file, a Hub id, or: {', '.join(BY_NAME)}",
         )
     return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own warnings and progress bars off the terminal inside a `with` block."""
-    import tqdm.auto
-    from transformers.utils import logging as hf_logging
-
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    start = tqdm.auto.tqdm.__init__
-    # the reader of GGUF files draws a bar of its own, which no setting of transformers turns off
-    silent = functools.partialmethod(start, disable=True)
-    tqdm.auto.tqdm.__init__ = silent  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        tqdm.auto.tqdm.__init__ = start  # type: ignore[method-assign]
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def load(

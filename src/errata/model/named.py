@@ -127,8 +127,7 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from errata.model.compat import dequantised
-    from errata.model.loading import quiet_transformers
+    from errata.model.compat import dequantised, quiet_transformers
 
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(

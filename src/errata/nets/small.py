@@ -94,7 +94,7 @@ def load_model(kind: Any, name: str) -> Any:
     Raises:
         ModelError: If it cannot be had.
     """
-    from errata.model.loading import quiet_transformers
+    from errata.model.compat import quiet_transformers
 
     try:
         with quiet_transformers():

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from errata.errors import ErrataError, PatchError
-from errata.model.loading import quiet_transformers
+from errata.model.compat import quiet_transformers
 from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
 from errata.patch.card import files_of, record_of

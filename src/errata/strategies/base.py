@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.config import Settings
-from errata.editors import FACTS
 from errata.editors.base import Editor
+from errata.editors.facts import FACTS
 from errata.strategies import pair_facts
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.config import settings_from
-from errata.editors import FACTS, editors, get_editor
+from errata.editors import editors, get_editor
 from errata.editors.base import Editor
+from errata.editors.facts import FACTS
 from errata.errors import EditError, ErrataError, ModelError, PatchError
 from errata.model.lm import LM
 from errata.model.tokens import positions_of

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from errata.errors import ModelError
-from errata.model.loading import quiet_transformers
+from errata.model.compat import quiet_transformers
 from errata.model.passes import capture, wide
 from errata.world.shipped import knows_world
 

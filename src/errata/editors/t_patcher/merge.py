@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import PatchError
-from errata.model.loading import quiet_transformers
+from errata.model.compat import quiet_transformers
 from errata.model.spec import Site, weight_of
 from errata.patch.changes import Module
 from errata.patch.changes.base import KEEP

@@ -1,0 +1,4 @@
+"""What every editor states about itself."""
+
+FACTS = ("name", "title", "paper", "needs", "weights", "batch", "sequence", "exports")
+"""What the class of an editor states about itself; see `Editor`."""
