@@ -369,16 +369,9 @@ class LM:
         return [self.row(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def _placed(
-        self,
-        prompts: Sequence[str | Row],
-        stack: Stack | None,
-        groups: Sequence[int] | None,
+        self, prompts: Sequence[str | Row], stack: Stack | None, groups: Sequence[int] | None
     ) -> list[Row]:
-        """Return rows, each under the patch that a caller of the public methods named for it.
-
-        Raises:
-            PatchError: If the stack is not the active one.
-        """
+        """Return rows, each under the patch that a caller of the public methods named for it."""
         if stack is not None and stack is not self.installed.stack:
             raise PatchError("this stack of patches is not active", "Ask inside `with stack:`.")
         rows = self.rows(prompts)
