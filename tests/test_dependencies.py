@@ -18,6 +18,7 @@ MODULES = {"lm-eval": "lm_eval", "huggingface-hub": "huggingface_hub"}
 
 THROUGH_OTHERS = {
     "trackio": "accelerate starts it by the name of the tracker",
+    "gguf": "transformers reads GGUF files with it",
     "tensorboard": "accelerate starts it by the name of the tracker",
 }
 """Declared, and imported by a package to which errata gives the name; with the reason."""

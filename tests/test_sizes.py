@@ -11,12 +11,8 @@ SOURCE = Path(errata.__file__).parent
 FUNCTION, FILE = 100, 400
 
 # Still too long; each entry goes as soon as it is not.
-LONG_FUNCTIONS = {
-    "cli/eval.py evaluate",
-    "cli/train.py train",
-    "evaluation/protocol.py evaluate",
-}
-LONG_FILES = {"model/lm.py"}
+LONG_FUNCTIONS: set[str] = set()
+LONG_FILES: set[str] = set()
 
 
 def test_functions_are_short() -> None:

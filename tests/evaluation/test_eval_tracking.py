@@ -19,8 +19,8 @@ from errata.evaluation.perplexity import TOKENS, WINDOW, load_text, perplexity, 
 from errata.evaluation.scoring import Scorer
 from errata.evaluation.summary import summarise
 from errata.evaluation.tracking import spread
-from errata.model.fingerprint import weight_fingerprint
 from errata.model.lm import LM
+from errata.model.weights import weight_fingerprint
 from errata.patch import Dense, LowRank, Patch
 from tests.evaluation.conftest import make_case
 from tests.evaluation.stubs import Planted

@@ -27,6 +27,7 @@ from errata.model.passes import Pass
 from errata.model.spec import find_spec
 from errata.nets.ffn import ffn_form
 from errata.patch import Context, Dense, LowRank, Module, Patch, Route, module_kind, route_kind
+from errata.patch.changes.kinds import NETWORKS, ROUTERS
 from errata.patch.stack import Stack
 
 PROJECTION = "model.layers.1.mlp.down_proj"
@@ -64,7 +65,8 @@ def kinds() -> Iterator[None]:
     route_kind("parrot")(Parrot)
     module_kind("whispers")(Whispers)
     yield
-    del _ROUTES["parrot"], _MODULES["whispers"]
+    ROUTERS.forget("parrot")
+    NETWORKS.forget("whispers")
 
 
 def fresh(name: str = "qwen3") -> LM:

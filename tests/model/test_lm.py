@@ -11,11 +11,11 @@ from tests.tiny_models import TINY, gpt2, llama, tiny_tokenizer
 
 import errata
 from errata.errors import ConfigError, ModelError
-from errata.model.fingerprint import weight_fingerprint
 from errata.model.lm import LM
 from errata.model.logprobs import SCORED_AT_ONCE, score_logits
 from errata.model.passes import capture, first, make_prefix, reuse_below, suffix_batch
 from errata.model.tokens import positions_of
+from errata.model.weights import weight_fingerprint
 
 ARCHITECTURES = sorted(name for name in TINY if "-" not in name)
 PADDING = 1e-10

@@ -96,8 +96,9 @@ def test_a_kind_of_another_distribution_does_all_that_the_own_ones_do(
     with loaded.applied(lm):
         assert torch.equal(logprobs(lm), expected)
     with Stack(lm, [loaded]) as stack:
-        stack.route([0, 0])
-        torch.testing.assert_close(logprobs(lm), expected, rtol=EXACT, atol=EXACT)
+        found = lm.score(ROWS, stack=stack, groups=[0, 0])
+    stacked = torch.tensor([score.logprobs for score in found], dtype=torch.float64)
+    torch.testing.assert_close(stacked, expected, rtol=EXACT, atol=EXACT)
     (delta,) = weight_deltas(lm, patch.scaled(0.5).changes).values()
     torch.testing.assert_close(delta, 0.25 * weight, rtol=EXACT, atol=EXACT)
     assert bounded(lm, patch) is patch

@@ -250,7 +250,7 @@ def test_force_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
 
 
 def test_model_and_random_state_are_as_before(tmp_path: Path) -> None:
-    from errata.model.fingerprint import weight_fingerprint
+    from errata.model.weights import weight_fingerprint
 
     lm = model()
     weights, state = weight_fingerprint(lm.model), torch.get_rng_state()

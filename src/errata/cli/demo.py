@@ -165,7 +165,7 @@ def _compared(lm: LM) -> list[str]:
 def _edit(lm: LM, folder: Path) -> tuple[Mapping[str, Any], Patch, list[Question], dict[str, Any]]:
     """Make the edit and ask about it from all sides."""
     from errata.api import compare, edit
-    from errata.model.fingerprint import weight_fingerprint
+    from errata.model.weights import weight_fingerprint
     from errata.world import demo_case, knows_world, real_case
 
     case = demo_case() if knows_world(lm.name) else real_case()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,75 @@ SORTED_BY_DOMAIN = ("uniedit", "world")
 _DATA, _EDITOR, _RUN = "Data", "Editor", "Run"
 
 
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the networks are trained."""
+
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the optimiser; short for --train steps=N.")
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of everything that is drawn; short for --train seed=K."),
+    ] = None
+    tracker: Annotated[
+        str | None,
+        typer.Option(metavar="tensorboard|trackio", help="Log there too, besides log.jsonl."),
+    ] = None
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train",
+            "-t",
+            metavar="KEY=VALUE",
+            help="A setting of the loop, e.g. lr=1e-3; see docs/training.md. Repeatable.",
+            rich_help_panel=_EDITOR,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which records they learn from, besides the data sets' names."""
+
+    split: Annotated[
+        str | None,
+        typer.Option(help="Part of the main data set; default train.", rich_help_panel=_DATA),
+    ] = None
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="Part of it that chooses the best networks; default val, else held out.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Records of the main data set.", rich_help_panel=_DATA),
+    ] = None
+    shuffle: Annotated[
+        bool | None,
+        typer.Option(
+            "--shuffle/--no-shuffle",
+            help="Draw those of --limit by the seed, or take the first. Sets whose files are sorted"
+            " by domain (world, uniedit) are drawn unless told otherwise.",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    data_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-set",
+            metavar="KEY=VALUE",
+            help="A setting of the main data set. Repeatable.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    skip_bad: SkipBad = False
+
+
 @expand
 def train(
     editor: Annotated[
@@ -51,6 +120,8 @@ def train(
         ),
     ],
     model: ModelOptions,
+    loop: LoopOptions,
+    records: DataOptions,
     data: Annotated[
         str,
         typer.Option(
@@ -72,17 +143,6 @@ def train(
             rich_help_panel=_RUN,
         ),
     ],
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the optimiser; short for --train steps=N.")
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of everything that is drawn; short for --train seed=K."),
-    ] = None,
-    tracker: Annotated[
-        str | None,
-        typer.Option(metavar="tensorboard|trackio", help="Log there too, besides log.jsonl."),
-    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,53 +153,7 @@ def train(
             rich_help_panel=_EDITOR,
         ),
     ] = None,
-    training: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--train",
-            "-t",
-            metavar="KEY=VALUE",
-            help="A setting of the loop, e.g. lr=1e-3; see docs/training.md. Repeatable.",
-            rich_help_panel=_EDITOR,
-        ),
-    ] = None,
     as_published: AsPublished = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Part of the main data set; default train.", rich_help_panel=_DATA),
-    ] = None,
-    validation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPLIT",
-            help="Part of it that chooses the best networks; default val, else held out.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Records of the main data set.", rich_help_panel=_DATA),
-    ] = None,
-    shuffle: Annotated[
-        bool | None,
-        typer.Option(
-            "--shuffle/--no-shuffle",
-            help="Draw those of --limit by the seed, or take the first. Sets whose files are sorted"
-            " by domain (world, uniedit) are drawn unless told otherwise.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    data_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data-set",
-            metavar="KEY=VALUE",
-            help="A setting of the main data set. Repeatable.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    skip_bad: SkipBad = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -158,15 +172,14 @@ def train(
         raise ConfigError(
             "--resume goes on with the run, --force replaces it", "Give one or the other."
         )
-    short = {"steps": steps, "seed": seed, "tracker": tracker}
-    chosen, config = _settings(editor, model.model, settings, training, short, as_published)
+    chosen, config = _settings(editor, model.model, settings, loop, as_published)
     if (out / "config.json").exists() and not (force or resume):
         raise RunError(
             f"{out} already holds a run",
             "Go on with it: --resume. Replace it: --force. Or choose another --out.",
         )
     _output.check_free(out, "config.json", force=True)
-    sources = _read(data, split, validation, limit, shuffle, data_set, skip_bad, config.seed)
+    sources = _read(data, records, config.seed)
     lm = _on_own_device(model).load()
     from errata.api import train as run
 
@@ -213,8 +226,7 @@ def _settings(
     editor: str,
     model: str,
     networks: list[str] | None,
-    loop: list[str] | None,
-    short: Mapping[str, Any],
+    loop: LoopOptions,
     as_published: str | None,
 ) -> tuple[NetworkEditor, TrainConfig]:
     """Return the untrained editor and the settings of the loop.
@@ -222,7 +234,8 @@ def _settings(
     Raises:
         ConfigError: If the editor has nothing to train, or a setting is wrong.
     """
-    given = key_values(loop, "--train", "lr=1e-3")
+    given = key_values(loop.training, "--train", "lr=1e-3")
+    short = {"steps": loop.steps, "seed": loop.seed, "tracker": loop.tracker}
     from errata.editors.base_networks import trainable
     from errata.training.config import settings_for
 
@@ -232,30 +245,23 @@ def _settings(
     return chosen, settings_for(chosen, model, values, overrides)
 
 
-def _read(
-    data: str,
-    split: str | None,
-    validation: str | None,
-    limit: int | None,
-    shuffle: bool | None,
-    data_set: list[str] | None,
-    skip_bad: bool,
-    seed: int,
-) -> Sources:
+def _read(data: str, records: DataOptions, seed: int) -> Sources:
     from errata.training.sources import parse_sources, read_sources
 
-    options = key_values(data_set, "--data-set", "suffix=")
+    options = key_values(records.data_set, "--data-set", "suffix=")
+    shuffle = records.shuffle
     if shuffle is None:
-        shuffle = limit is not None and parse_sources(data)[0].name in SORTED_BY_DOMAIN
+        by_domain = parse_sources(data)[0].name in SORTED_BY_DOMAIN
+        shuffle = records.limit is not None and by_domain
     with _output.status(f"reading {data}"):
         sources = read_sources(
             data,
-            split=split,
-            validation=validation,
-            limit=limit,
+            split=records.split,
+            validation=records.validation,
+            limit=records.limit,
             shuffle=shuffle,
             seed=seed,
-            skip_bad=skip_bad,
+            skip_bad=records.skip_bad,
             options=options or None,
         )
     if _is_main():

@@ -150,7 +150,7 @@ class NetworkEditor(Editor):
 
     def made_of(self, lm: LM) -> dict[str, str]:
         """Return the fingerprint of the networks: a run does not go on with others."""
-        from errata.model.fingerprint import weight_fingerprint
+        from errata.model.weights import weight_fingerprint
 
         return {"networks": weight_fingerprint(self.network(lm))[:16]}
 

@@ -173,7 +173,7 @@ class LM:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights (tied ones once)."""
-        from errata.model.fingerprint import weight_fingerprint
+        from errata.model.weights import weight_fingerprint
 
         return weight_fingerprint(self.model)
 
@@ -206,7 +206,7 @@ class LM:
         Raises:
             ModelError: Names the first such parameter.
         """
-        from errata.model.loading import check_finite
+        from errata.model.weights import check_finite
 
         check_finite(self)
 

@@ -142,26 +142,6 @@ def load(
     return lm
 
 
-def check_finite(lm: LM) -> None:
-    """Refuse a model that holds NaN or infinite weights; only what was written since is read.
-
-    Raises:
-        ModelError: Names the first such parameter.
-    """
-    known: dict[str, tuple[int, int]] = lm.once("weights known to be finite", dict)
-    for name, parameter in lm.model.named_parameters():
-        state = (id(parameter), parameter._version)  # counts in-place writes
-        if known.get(name) == state or not parameter.numel():
-            continue
-        low, high = torch.aminmax(parameter.detach())  # unlike isfinite, needs no memory
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ModelError(
-                f"parameter {name} of {lm.name} holds NaN or infinite values",
-                "The checkpoint is damaged; load it again from its source.",
-            )
-        known[name] = state
-
-
 def _why_not(model: str, error: Exception) -> tuple[str, str]:
     text = str(error).strip().partition("\n")[0]
     if "trust_remote_code" in str(error):

@@ -33,6 +33,7 @@ from errata.errors import ErrataError, RunError
 from errata.store.files import write_atomically
 from errata.store.locks import LOCK, take_lock
 from errata.store.provenance import environment
+from errata.store.records import cut_to, line_of, mend_records, read_records, reported
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -71,7 +72,7 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is not a run folder: {CONFIG} is missing")
-    records, _ = _read_records(path / RECORDS)
+    records, _ = read_records(path / RECORDS)
     summary = _read_json(path / SUMMARY) if (path / SUMMARY).is_file() else None
     return Run(path, _read_json(path / CONFIG), records, summary)
 
@@ -122,7 +123,7 @@ class RunFolder:
                 it cannot be written.
         """
         path = Path(path)
-        with _reported(f"cannot use {path} as run folder"):
+        with reported(f"cannot use {path} as run folder"):
             strange = not (path / LOCK).exists() and not (path / CONFIG).exists()
             if strange and path.is_dir() and any(path.iterdir()):
                 raise RunError(f"{path} exists and is not a run folder", "Choose another --out.")
@@ -151,11 +152,11 @@ class RunFolder:
             )
         if there and resume:
             _same_config(path, compared(_read_json(path / CONFIG)), compared(config))
-            records = _mend_records(path / RECORDS)
+            records = mend_records(path / RECORDS)
             _write_json(path / ENV, {**_read_env(path), "resumed": environment()})
             _append_command(path)
             return records
-        with _reported(f"cannot replace the run in {path}"):
+        with reported(f"cannot replace the run in {path}"):
             for name in FILES:
                 (path / name).unlink(missing_ok=True)
             _drop_checkpoints(path)
@@ -196,7 +197,7 @@ class RunFolder:
         Raises:
             RunError: If they cannot be written; the file then holds what it held before.
         """
-        data = b"".join(_line(record) for record in records)
+        data = b"".join(line_of(record) for record in records)
         file = self.path / RECORDS
         size = file.stat().st_size if file.exists() else 0
         try:
@@ -205,7 +206,7 @@ class RunFolder:
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            _cut(file, size)
+            cut_to(file, size)
             raise RunError(
                 f"cannot write {file}: {error.strerror or error}",
                 "Make room and go on with --resume; everything finished is kept.",
@@ -229,7 +230,7 @@ class RunFolder:
         old = _checkpoints(self.path)
         number = 1 + (int(old[-1].name.removeprefix(CHECKPOINT)) if old else 0)
         part = self.path / PART
-        with _reported(f"cannot write a checkpoint in {self.path}"):
+        with reported(f"cannot write a checkpoint in {self.path}"):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:
@@ -260,15 +261,6 @@ class RunFolder:
 # ---------------------------------------------------------------------- files
 
 
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Turn what the system refuses into an error that says what was tried."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{what}: {error.strerror or error}") from error
-
-
 def _checkpoints(path: Path) -> list[Path]:
     """Return whole checkpoints, oldest first."""
     found = [
@@ -293,10 +285,6 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,60 +316,9 @@ def _read_env(path: Path) -> dict[str, Any]:
     return _read_json(path / ENV) if (path / ENV).is_file() else {}
 
 
-def _read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the records of a file and the length of the part that holds them.
-
-    Raises:
-        RunError: If a line before the last is damaged.
-    """
-    if not path.is_file():
-        return [], 0
-    with _reported(f"cannot read {path}"):
-        data = path.read_bytes()
-    records: list[dict[str, Any]] = []
-    good = 0
-    lines = data.splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        record = _parse(line)
-        if record is None:
-            if number < len(lines):
-                raise RunError(
-                    f"{path}, line {number}: not a record",
-                    "The file was changed by hand or damaged.",
-                )
-            break
-        records.append(record)
-        good += len(line)
-    return records, good
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and "id" in record else None
-
-
-def _mend_records(path: Path) -> list[dict[str, Any]]:
-    """Read the records and cut off a half-written last line."""
-    records, good = _read_records(path)
-    if path.is_file() and path.stat().st_size > good:
-        _cut(path, good)
-    return records
-
-
-def _cut(path: Path, size: int) -> None:
-    with _reported(f"cannot mend {path}"):
-        if path.is_file():
-            os.truncate(path, size)
-
-
 def _append_command(path: Path) -> None:
     with (
-        _reported(f"cannot write {path / COMMAND}"),
+        reported(f"cannot write {path / COMMAND}"),
         (path / COMMAND).open("a", encoding="utf-8") as handle,
     ):
         handle.write(shlex.join(sys.argv) + "\n")

@@ -17,10 +17,10 @@ from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.editors.serac.network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors.serac.route import KIND, Memory, Rule, share
 from errata.errors import EditError, PatchError
-from errata.model.fingerprint import weight_fingerprint
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row
+from errata.model.weights import weight_fingerprint
 from errata.nets.scope import embed, nearest
 from errata.patch import Patch
 from errata.patch.changes import Route
