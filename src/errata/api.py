@@ -67,7 +67,7 @@ def edit(
     for group in groups:
         after = editor.edit_one(lm, group, after)
     assert after is not None  # there is at least one request
-    return after
+    return after.dated()
 
 
 def _requests(
