@@ -36,6 +36,7 @@ REDUCED = (
      " --train calibration_edits=2 --set rank=4"),
     (r"(errata train mend .*) --set rank=4", r"\1 --steps 2"),
     (r"(errata world (?:bench|build) .*)", r"\1 --scale test"),
+    (r"(errata world build (?!.*--steps).*)", r"\1 --steps 2"),
     (r"(errata world measure)$", r"\1 --limit 2"),
     # nothing is downloaded
     (r"--data zsre ", "--data zsre:zsre.json "),
