@@ -76,7 +76,7 @@ def edit(
             progress(number, len(groups))
         after = editor.edit_one(lm, group, after)
     assert after is not None  # there is at least one request
-    return after
+    return after.dated()
 
 
 def _requests(

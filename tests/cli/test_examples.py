@@ -29,12 +29,14 @@ REDUCED = (
     (r"sequential:\d+", "sequential:4 --limit 4"),
     (r"--batch \d+", "--batch 2"),
     (r"(errata demo.*)", r"\1 --cases 1"),
+    (r"(errata trace (?!.*--limit).*)", r"\1 --limit 2"),
     (r"(errata trace .*)", r"\1 --samples 1 --window 2"),
-    (r"(errata trace pocket|errata trace \./my-model)", r"\1 --limit 1"),
     (r"(errata eval .*world-bench/test)", r"\1 --limit 2"),
-    (r"(errata train .*)", r"\1 --set rank=4"),
+    (r"(errata train .*)", r"\1 --limit 16 --train batch=2 --train validation_groups=4"
+     " --train calibration_edits=2 --set rank=4"),
     (r"(errata train mend .*) --set rank=4", r"\1 --steps 2"),
     (r"(errata world (?:bench|build) .*)", r"\1 --scale test"),
+    (r"(errata world build (?!.*--steps).*)", r"\1 --steps 2"),
     (r"(errata world measure)$", r"\1 --limit 2"),
     # nothing is downloaded
     (r"--data zsre ", "--data zsre:zsre.json "),

@@ -98,12 +98,16 @@ def moments_state(lm: LM, editor: Editor) -> str | None:
         return None
     if getattr(config, "moments_file", None):
         return f"given: {config.moments_file}"  # pyright: ignore[reportAttributeAccessIssue]
+    from errata.errors import DataError
     from errata.locate.moments import cached_layers
 
     layers = edited_layers(lm, editor)
     if isinstance(layers, str):
         return None
-    there = cached_layers(lm, layers, config)  # pyright: ignore[reportArgumentType]
+    try:
+        there = cached_layers(lm, layers, config)  # pyright: ignore[reportArgumentType]
+    except DataError as error:  # what the edit itself would fail with
+        return f"not to be had: {error.message}"
     missing = [layer for layer in layers if layer not in there]
     if not missing:
         return "in the cache"

@@ -71,6 +71,8 @@ def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
     known = {"fingerprint": record["fingerprint"]} if record["fingerprint"] else {}
     if known and record.get("model"):
         known["model"] = str(record["model"])
+    if isinstance(record.get("made"), str):
+        known["made"] = record["made"]
     return replace(patch, edits=edits, meta={**patch.meta, **known})
 
 

@@ -94,7 +94,6 @@ class Patch:
             "editor": editor,
             "config": dict(config or {}),
             "errata": __version__,
-            "made": now(),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
 
@@ -190,6 +189,13 @@ class Patch:
         """
         changes = tuple(change.scaled(factor) for change in self.changes)
         return replace(self, changes=changes, results=())
+
+    def dated(self) -> Patch:
+        """Return the patch with the time of this moment as `made`; an editor alone notes no time.
+
+        So two patches of the same request are the same, whenever they are made.
+        """
+        return replace(self, meta={**self.meta, "made": now()})
 
     def compact(self) -> Patch:
         """Return an equal patch with one low-rank change per module, factors side by side."""
