@@ -108,8 +108,8 @@ def test_imports_point_one_way(path: Path) -> None:
 CIRCLES = {
     frozenset(
         f"errata.patch.{name}"
-        for name in ("adapter", "card", "compare", "export", "folder", "in_place", "patch")
-    ): "Patch has save, applied, compare, to_lora … as methods, which live in files of their own",
+        for name in ("adapter", "card", "export", "folder", "in_place", "patch")
+    ): "Patch has save, applied, to_lora … as methods, which live in files of their own",
 }
 
 

@@ -99,9 +99,12 @@ PATCHES: dict[str, tuple[Break, str]] = {
     "unknown kind": (described(lambda d: d["changes"][0].update(kind="magic")), "'magic'"),
     "change without path": (
         described(lambda d: d["changes"][0].pop("path") and None),
-        "changes[0].path is null",
+        "changes[0]: path is null",
     ),
-    "path as number": (described(lambda d: d["changes"][0].update(path=7)), "changes[0].path is 7"),
+    "path as number": (
+        described(lambda d: d["changes"][0].update(path=7)),
+        "changes[0]: path is 7",
+    ),
     "path of no module": (
         described(lambda d: d["changes"][0].update(path="model.layers.99.mlp")),
         "no module model.layers.99.mlp",

@@ -57,10 +57,10 @@ before = list(warnings.filters)
 import errata
 lm = errata.load("pocket")
 edits = [errata.Edit("The capital of France is the city named", "Tokyo", "France")]
-patch = errata.get_editor("rome", steps=1).edit_one(lm, edits)
+patch = errata.get_editor("rome", {"steps": 1}).edit_one(lm, edits)
 with patch.applied(lm):
     lm.generate(["The capital of France is"], 2)
-bare = errata.get_editor("ike", form="bare", demo_count=0).edit_one(lm, edits)
+bare = errata.get_editor("ike", {"form": "bare", "demo_count": 0}).edit_one(lm, edits)
 ids = torch.tensor([lm.row("The capital of France is").ids])
 with bare.applied(lm):
     lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)

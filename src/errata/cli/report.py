@@ -17,7 +17,7 @@ EXAMPLES = (
     "errata report runs/table2-pocket",
     "errata report runs/rome runs/mend runs/grace --format csv",
     "errata report runs/table2-pocket --out tables",
-    "errata report runs/rome runs/memit --metrics counterfact,texts",
+    "errata report runs/rome --metrics counterfact,texts",
 )
 _TABLE, _STATISTICS = "Tables", "Statistics"
 FORMATS = ("markdown", "latex", "csv")

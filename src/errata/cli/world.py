@@ -137,7 +137,7 @@ def bench(
     epilog=_output.examples(
         (
             "errata world samples --out samples",
-            "errata eval --editor rome --data counterfact:samples/counterfact.json",
+            "errata eval --editor rome --data counterfact:sample",
         )
     )
 )

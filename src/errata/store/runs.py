@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.errors import ErrataError, RunError
 from errata.store.files import write_atomically
-from errata.store.locks import LOCK, take_lock
+from errata.store.locks import HELD, LOCK, take_lock
 from errata.store.provenance import environment
 from errata.store.records import cut_to, line_of, mend_records, read_records, reported
 
@@ -125,7 +125,7 @@ class RunFolder:
         path = Path(path)
         with reported(f"cannot use {path} as run folder"):
             strange = not (path / LOCK).exists() and not (path / CONFIG).exists()
-            if strange and path.is_dir() and any(path.iterdir()):
+            if strange and path.is_dir() and any(file.name != HELD for file in path.iterdir()):
                 raise RunError(f"{path} exists and is not a run folder", "Choose another --out.")
             new = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
@@ -179,13 +179,13 @@ class RunFolder:
             self._discard_empty()
 
     def _discard_empty(self) -> None:
-        """Remove a folder that holds no result."""
-        if (self.path / RECORDS).exists() or _checkpoints(self.path):
-            return
-        for name in (*FILES, LOCK):
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # something else lies there
-            self.path.rmdir()
+        """Remove a folder that holds no result: nothing but what starting a run writes."""
+        begun = {CONFIG, ENV, COMMAND, LOCK, HELD}
+        if {file.name for file in self.path.iterdir()} <= begun:
+            for name in begun:
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
 
     def close(self) -> None:
         """Let other processes write the folder."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
@@ -62,6 +63,22 @@ def numbers_of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if not tensors[name].is_floating_point():
         raise PatchError(f"the tensor {name!r} holds {tensors[name].dtype}")
     return tensors[name]
+
+
+@contextmanager
+def building(label: str) -> Iterator[None]:
+    """Name the change whose configuration or tensors are not what its kind needs.
+
+    Raises:
+        PatchError: Says what is missing or wrong.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise PatchError(
+            f"{label} cannot be built: {what}", "The patch is damaged; make it again."
+        ) from error
 
 
 class Change(ABC):

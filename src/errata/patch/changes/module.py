@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from errata.errors import PatchError
-from errata.patch.changes.base import Change, Merge, object_of, text_of
+from errata.patch.changes.base import Change, Merge, building, object_of, text_of
 from errata.patch.changes.kinds import NETWORKS, change_kind, module_kind
 from errata.patch.places import module_of
 
@@ -65,7 +65,8 @@ class Module(Change):
             PatchError: If this version of errata does not know the kind.
         """
         make = NETWORKS.find(self.name, f" at {self.path}")
-        return make(self.config, self.weights).eval()
+        with building(self.label):
+            return make(self.config, self.weights).eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved in the tensor file."""

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from errata.errors import PatchError
-from errata.patch.changes.base import Change, object_of, text_of
+from errata.patch.changes.base import Change, building, object_of, text_of
 from errata.patch.changes.kinds import ROUTERS, change_kind
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class Route(Change):
             PatchError: If this version of errata does not know the kind, or what the router needs
                 is missing.
         """
-        return ROUTERS.find(self.name)(lm, self.config, self.weights)
+        make = ROUTERS.find(self.name)
+        with building(self.label):
+            return make(lm, self.config, self.weights)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved in the tensor file."""
