@@ -145,7 +145,7 @@ def test_rows_say_where_they_run(tiny):
 def test_own_calls_of_the_model_have_to_be_routed(tiny):
     lm = tiny("llama")
     row = lm.row(*PROMPTS[0])
-    ids = torch.tensor([row.ids])
+    ids = torch.tensor([row.ids], device=DEVICE)
     base = lm.model(ids).logits
     with Stack(lm, [Patch((low_rank(lm, 1, 1, 0),))]) as stack:
         with pytest.raises(PatchError, match=r"this stack holds 0\.\.0"):

@@ -305,6 +305,7 @@ class LM:
 
     def logits(self, batch: Batch, at: Int[Tensor, "N 2"], **kwargs: Any) -> Float[Tensor, "N V"]:
         """Return logits at (row, position) pairs only; never `rows x T x vocabulary`."""
+        at = at.to(self.device)  # routers read it beside tensors of the model
         with gather_logits(self, at), self.installed.running(at=at):
             return self.run(batch, **kwargs).logits[0]
 
