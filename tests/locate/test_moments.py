@@ -382,3 +382,10 @@ def test_a_missing_data_set_says_what_to_do(
     monkeypatch.setattr(datasets, "load_dataset", nothing)
     with pytest.raises(DataError, match="moments_text=FILE"):
         load_corpus("tiny-gpt2", "auto", 10)
+
+
+def test_the_built_in_text_serves_every_model() -> None:
+    one, other = load_corpus("any model", "world", 40), load_corpus("pocket", "auto", 40)
+    assert one.texts == other.texts
+    assert len(one.texts) == 40
+    assert one.id == other.id

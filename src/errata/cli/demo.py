@@ -29,7 +29,6 @@ NUMBERS = {3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven"}
 METRICS = ("reliability", "generality", "locality", "average")
 CASES, QUICK_CASES = 40, 4
 SEED = 0
-TEXTS = 2000  # sentences of the world on which another model than the pocket one is counted
 WORDS = 8  # tokens of the model's own words
 
 
@@ -142,13 +141,7 @@ def _editor(name: str, lm: LM, folder: Path) -> Editor:
     cls = editors.load(name)
     own: dict[str, Any] = {}
     if not knows_world(lm.name) and "moments" in cls.needs:
-        from errata.store.files import write_atomically
-        from errata.world import build_world, texts
-
-        text = folder / "world.txt"
-        if not text.exists():
-            write_atomically(text, "\n".join(texts(build_world(), TEXTS)).encode())
-        own["moments_text"] = str(text)
+        own["moments_text"] = "world"  # needs no network
     return get_editor(name, own, model=lm.name)
 
 

@@ -22,6 +22,10 @@ WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1"
 """What `auto` means for every model but the pocket one: what REP's scripts count moments on."""
 
 
+WORLD = "world"
+"""Names the text of the built-in world."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Documents on which second moments are counted.
@@ -43,7 +47,8 @@ def load_corpus(model: str, source: str, samples: int) -> Corpus:
 
     Args:
         model: Name of the model, for `auto`.
-        source: `auto` (the pocket model's own world; else wikitext-103 from the Hub), a local file
+        source: `auto` (the pocket model's own world; else wikitext-103 from the Hub), `world` (the
+            built-in world's text, for any model: works without a network), a local file
             (`.txt`: paragraphs separated by blank lines; `.json`: a list of texts or of `{"text":
             …}`; `.jsonl`), or a data set of the Hub as `owner/name` or `owner/name:configuration`.
         samples: How many documents are drawn; fewer are there if the source holds fewer.
@@ -53,8 +58,8 @@ def load_corpus(model: str, source: str, samples: int) -> Corpus:
     """
     from errata.world.shipped import knows_world
 
-    if source == "auto" and knows_world(model):
-        name, texts = "the pocket model's world", list(_pocket_texts())
+    if source == WORLD or (source == "auto" and knows_world(model)):
+        name, texts = "the built-in world", list(_world_texts())
     else:
         name = WIKITEXT if source == "auto" else source
         path = Path(name).expanduser()
@@ -72,7 +77,7 @@ def load_corpus(model: str, source: str, samples: int) -> Corpus:
     return Corpus(name, chosen, digest_of_all(chosen))
 
 
-def _pocket_texts() -> Iterable[str]:
+def _world_texts() -> Iterable[str]:
     from errata.world import build_world, texts
 
     return texts(build_world())
@@ -126,5 +131,6 @@ def _read_hub(name: str, samples: int) -> Iterator[str]:
     except Exception as error:
         raise DataError(
             f"cannot read texts from {name!r}: {str(error).strip().partition(chr(10))[0]}",
-            "Give a local file: --set moments_text=FILE.txt (or .json, .jsonl)",
+            "Give a local file: --set moments_text=FILE.txt (or .json, .jsonl), "
+            "or the built-in text: --set moments_text=world",
         ) from error
