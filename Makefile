@@ -17,11 +17,12 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo test test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
+.PHONY: help demo demo-real test test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       an edit shown before and after, then a small comparison of editors"
+	@echo "make demo-real  an edit of a real model, SmolLM2-135M (fetched once: 93 MB)"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
 	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
 	@echo "make lock       write requirements.lock: newest releases, for demo, test and CI"
@@ -31,7 +32,7 @@ help:
 	@echo "make test-gpu   tests of editors and patches on a GPU, and equality with the CPU"
 	@echo "make bench-gpu  all that a GPU changes, in minutes (both: ARGS='--device cpu', see docs/gpu.md)"
 	@echo "make docs       write the command line's help and the settings of training into docs/"
-	@echo "make readme     run the README's commands again and write down their output"
+	@echo "make readme     run the commands of README and docs/tour.md again and write down their output"
 	@echo "make results    write docs/results-*.md again from the results in studies"
 	@echo "make clean      remove caches and build products (.venv* and runs stay)"
 
@@ -44,6 +45,9 @@ $(READY): pyproject.toml requirements.lock .ci/environment.py .ci/versions.py
 
 demo: $(READY)
 	@$(BIN)/errata demo
+
+demo-real: $(READY)
+	@$(BIN)/errata demo --model smollm2
 
 test: $(READY)
 	@$(TEST) -n $(WORKERS)
@@ -99,6 +103,7 @@ docs: $(READY)
 
 readme: $(READY)
 	@$(BIN)/python docs/refresh.py README.md
+	@$(BIN)/python docs/refresh.py docs/tour.md
 
 results: $(READY)
 	@$(BIN)/python -m studies.pocket page

@@ -1,6 +1,6 @@
 """Run the console sessions of a document again and write down what they print now.
 
-python docs/refresh.py README.md [FIRST-WORDS …]
+python docs/refresh.py README.md|docs/tour.md [FIRST-WORDS …]
 
 In a fence marked `console`, a line `$ command` (continued by lines `> …`) is followed by its
 output. Commands run one after another in one scratch folder, with `errata` of this environment.
@@ -55,7 +55,9 @@ def run(command: list[str], folder: Path) -> list[str]:
     )
     if done.returncode not in (0, 3):
         sys.exit(f"failed with {done.returncode}: {text}")
-    lines = [line.rstrip().replace(f"{ROOT}/", "") for line in done.stdout.splitlines()]
+    home = str(Path.home())
+    shown = done.stdout.replace(f"{ROOT}/", "").replace(home, "~")
+    lines = [line.rstrip() for line in shown.splitlines()]
     while lines and not lines[0]:
         lines.pop(0)
     while lines and not lines[-1]:
@@ -68,8 +70,6 @@ def main(path: Path, first: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "errata"
         folder.mkdir()
-        shared = Path(os.environ.get("ERRATA_SHARED", ROOT.parent / "shared"))
-        (Path(scratch) / "shared").symlink_to(shared)
 
         def fence(match: re.Match[str]) -> str:
             lines: list[str] = []

@@ -60,3 +60,22 @@ def test_python_example(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exec(block("errata.load(").replace("limit=20", "limit=2"), {})
     assert "Tokyo" in capsys.readouterr().out
     assert (here / "tokyo" / "patch.json").is_file()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tour.md"])
+def test_no_command_reads_what_a_clone_does_not_have(page: str) -> None:
+    """Sessions make what they read, or take samples that ship."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = "".join(re.findall(r"^```(?:console|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    commands = re.findall(r"^[$>] (.*)", fences, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert "../" not in command
+        for data in re.findall(r"(?:--data|--cases|--edits) (\S+)", command):
+            name, _, where = data.partition(":")
+            assert where in ("", "sample"), command
+            assert not name.endswith((".json", ".jsonl")), command

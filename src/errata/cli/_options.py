@@ -242,8 +242,16 @@ class EditorOptions:
         )
 
 
-def key_values(pairs: list[str] | None, flag: str, example: str) -> dict[str, str]:
+def key_values(
+    pairs: list[str] | None, flag: str, example: str, *, empty: bool = False
+) -> dict[str, str]:
     """Split the `KEY=VALUE` strings of a repeatable flag.
+
+    Args:
+        pairs: What was typed.
+        flag: The flag, for messages.
+        example: What could follow it.
+        empty: Whether a value may be the empty text.
 
     Raises:
         ConfigError: If one of them has no `=`.
@@ -251,7 +259,7 @@ def key_values(pairs: list[str] | None, flag: str, example: str) -> dict[str, st
     values: dict[str, str] = {}
     for pair in pairs or ():
         key, sep, value = pair.partition("=")
-        if not sep or not key.strip() or not value.strip():
+        if not sep or not key.strip() or not (empty or value.strip()):
             raise ConfigError(
                 f"{flag} {pair!r} is not of the form KEY=VALUE", f"Example: {flag} {example}"
             )

@@ -115,7 +115,7 @@ def evaluate(
     chosen = editor.build(model.model)
     if shuffle is None:
         shuffle = data.partition(":")[0] in SORTED_BY_DOMAIN
-    options = key_values(data_set, "--data-set", "suffix=") or None
+    options = key_values(data_set, "--data-set", "suffix=", empty=True) or None
     with _output.status(f"reading {data}"):
         loaded = load_cases(
             data, split, limit, protocol.seed if shuffle else None, skip_bad, options

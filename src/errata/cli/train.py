@@ -248,7 +248,7 @@ def _settings(
 def _read(data: str, records: DataOptions, seed: int) -> Sources:
     from errata.training.sources import parse_sources, read_sources
 
-    options = key_values(records.data_set, "--data-set", "suffix=")
+    options = key_values(records.data_set, "--data-set", "suffix=", empty=True)
     shuffle = records.shuffle
     if shuffle is None:
         by_domain = parse_sources(data)[0].name in SORTED_BY_DOMAIN

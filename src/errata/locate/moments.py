@@ -63,8 +63,8 @@ class MomentSettings(Settings):
     moments_text: str = Field(
         default="auto",
         description="Texts to count on: auto (wikitext-103; for the pocket model its own world), "
-        "world (that text for any model: no network), a local .txt, .json or .jsonl file, or a data set "
-        "of the Hub as owner/name[:configuration]",
+        "world (that text for any model: no network), a .txt, .json or .jsonl file, or a data "
+        "set of the Hub as owner/name[:configuration]",
     )
     moments_samples: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
