@@ -17,13 +17,14 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo demo-real test test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
+.PHONY: help demo demo-real test test-real test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       an edit shown before and after, then a small comparison of editors"
 	@echo "make demo-real  an edit of a real model, SmolLM2-135M (fetched once: 93 MB)"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
+	@echo "make test-real  the main paths on SmolLM2 (fetched once: 93 MB)"
 	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
 	@echo "make lock       write requirements.lock: newest releases, for demo, test and CI"
 	@echo "make lint       ruff                             make types      pyright"
@@ -72,6 +73,9 @@ SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model
 
 shapes: $(READY)
 	@$(TEST) -n $(WORKERS) tests/model tests/patch tests/locate tests/tuning tests/tracing --jaxtyping-packages=$(SHAPES),beartype.beartype
+
+test-real: $(READY)
+	@ERRATA_FETCH=1 $(TEST) -m real
 
 test-slow: $(READY)
 	@$(TEST) -m slow

@@ -39,6 +39,7 @@ REDUCED = (
     (r"(errata world build (?!.*--steps).*)", r"\1 --steps 2"),
     (r"(errata world measure)$", r"\1 --limit 2"),
     # nothing is downloaded
+    (r"--model smollm2", "--model pocket"),
     (r"--data zsre ", "--data zsre:zsre.json "),
     (r"--data uniedit,counterfact:counterfact-train.json:512,zsre:zsre-train.json:512",
      "--data world,counterfact:counterfact.json:1,zsre:zsre.json:1"),

@@ -154,6 +154,7 @@ def test_oldest_python_is_the_declared_one(versions: ModuleType) -> None:
     assert Version("{}.{}".format(*versions.oldest_python(project))) == Version(PYTHONS[0])
 
 
+@pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")  # pip's own, with old ones
 class TestLines:
     """The lock's lines, from a report as pip writes it."""
 
