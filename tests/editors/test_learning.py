@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.nets.samples import small, untrained
@@ -26,7 +27,7 @@ PEOPLE, TOWNS, JOBS = 48, 12, 12
 ASKED = ("{} lives in", "the home of {} is in")
 OTHER = "{} works as"
 HELD = 16
-STEPS, BATCH = 160, 8
+STEPS, BATCH = 120, 8
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Edit learning rates of plain gradient steps, from far too small to far too large."""
 
@@ -47,6 +48,13 @@ def lm() -> LM:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
     model = gpt2(vocab_size=len(entries), n_embd=48, n_inner=96)
+    drawn = np.random.default_rng(
+        0
+    )  # releases of transformers draw their first weights differently
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.ndim == 2:
+                parameter.copy_(torch.from_numpy(drawn.normal(0, 0.02, tuple(parameter.shape))))
     lm = LM(model, tokenizer, name="facts")
     questions = [(p, q) for p in range(PEOPLE) for q in (*ASKED, OTHER)]
     rows = [lm.row(q.format(f"p{p}"), answer(p, q)) for p, q in questions]
@@ -112,8 +120,7 @@ def test_E22_training_beats_gradient_steps(lm: LM, groups: list[Group]) -> None:
     calibrate(lm, editor.sites(lm), start, known, 0.3)
     before = objective.run(start, held)
     after = objective.run(trained(lm, known, objective, editor), held)
-    # 0.47 of it with torch 2.13, 0.54 with torch 2.6, which draws other weights
-    assert after["total"] < 0.6 * before["total"]
+    assert after["total"] < 0.5 * before["total"]
 
     plain = untrained(small("mend", layers=(0, 1), matrices="out", norm="none"), lm)
     steps = []
