@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What [`TuningRows`][errata.tuning.rows.TuningRows] can train, side by side for all groups.
 
