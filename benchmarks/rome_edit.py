@@ -182,11 +182,11 @@ class PlainRome:
 # ---------------------------------------------------------------------- errata
 
 
-def errata_rome(lm: Any, given: dict[str, Any], **economy: bool) -> Any:
+def errata_rome(lm: Any, given: dict[str, Any], **savings: bool) -> Any:
     """Return the editor, prepared."""
     from errata.editors import get_editor
 
-    editor = get_editor("rome", {**given, **economy})
+    editor = get_editor("rome", {**given, **savings})
     editor.prepare(lm)
     return editor
 
@@ -207,12 +207,12 @@ def ways(lm: Any, given: dict[str, Any], edits: list[Any], ablation: bool) -> di
     """Return the ways to edit that are compared."""
     plain = PlainRome(lm, given)
 
-    def together(**economy: bool) -> Any:
-        editor = errata_rome(lm, given, **economy)
+    def together(**savings: bool) -> Any:
+        editor = errata_rome(lm, given, **savings)
         return lambda: editor.edit(lm, [[edit] for edit in edits])
 
-    def alone(**economy: bool) -> Any:
-        editor = errata_rome(lm, given, **economy)
+    def alone(**savings: bool) -> Any:
+        editor = errata_rome(lm, given, **savings)
         return lambda: [editor.edit_one(lm, [edit]) for edit in edits]
 
     found = {"plain": lambda: [plain.edit(edit) for edit in edits], "all": together()}

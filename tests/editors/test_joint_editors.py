@@ -16,7 +16,7 @@ from errata.case import Edit
 from errata.editors.base_joint import JointEditor, Write
 from errata.errors import ConfigError, EditError
 from errata.locate.contexts import Contexts
-from errata.locate.joint import Memory
+from errata.locate.joint import KeyMemory
 from errata.locate.keys import edit_keys
 from errata.model.lm import LM
 from errata.patch import Dense, LowRank, Patch
@@ -202,7 +202,7 @@ def test_the_memory_holds_the_keys_of_the_edited_model(tiny: Tiny, make: Make) -
         with patch.applied(lm):
             keys = edit_keys(lm, group, contexts, [1], mean="two_level")[1].mean_key
         total = total + keys.T @ keys
-    held = Memory.from_tensors(both.state, "memory.1").total()
+    held = KeyMemory.from_tensors(both.state, "memory.1").total()
     assert held is not None
     assert distance(held, total) < SAME
 
@@ -213,14 +213,14 @@ def test_a_memory_goes_on_beyond_the_units_of_the_ffn(name: str, tiny: Tiny, mak
     editor = built(make, name, steps=2)
     size = lm.site(0).d_in
     patch = editor.edit_one(lm, EDITS[:1])
-    filled = Memory.empty().add(torch.eye(size, dtype=torch.float64)[: size - 2])
+    filled = KeyMemory.empty().add(torch.eye(size, dtype=torch.float64)[: size - 2])
     near = {**patch.state}
     for layer in (0, 1):
         near |= filled.tensors(f"memory.{layer}")
     patch = replace(patch, state=near)
     for group in (EDITS[1:2], EDITS[2:4], EDITS[:1]):  # the second one fills it
         patch = editor.edit_one(lm, group, after=patch)
-    memory = Memory.from_tensors(patch.state, "memory.1")
+    memory = KeyMemory.from_tensors(patch.state, "memory.1")
     assert memory.count == size + 2
     assert memory.keys is None
     assert "memory.1.keys" not in patch.state

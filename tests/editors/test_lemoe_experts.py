@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.editors.lemoe.experts import Experts, Memory, Mixture, mean_of, shapes_of
+from errata.editors.lemoe.experts import ExpertMemory, Experts, Mixture, mean_of, shapes_of
 from errata.editors.lemoe.order import alike_together, clusters_of
 from errata.editors.lemoe.training import by_group, train_router
 from errata.model.passes import Pass
@@ -144,7 +144,7 @@ def test_a_router_of_one_is_taught_to_classify() -> None:
     for count, edits in ((3, 5), (1, 2), (2, 4)):
         means = torch.randn(edits, 8, generator=g, dtype=torch.float64)
         owner = (torch.arange(edits) % count).sort().values
-        groups.append(Memory(some_experts(count, seed=count), means, owner))
+        groups.append(ExpertMemory(some_experts(count, seed=count), means, owner))
     taught = train_router(groups, lr=lr, steps=steps, stop_loss=0.0)
     for memory, found in zip(groups, taught, strict=True):
         t = {name: tensor.clone() for name, tensor in memory.experts.tensors().items()}

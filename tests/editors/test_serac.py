@@ -17,7 +17,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.editors.serac.editor import Serac
 from errata.editors.serac.network import Asked, SeracNetwork, full_text, read_out
-from errata.editors.serac.route import Memory, mixed
+from errata.editors.serac.route import ScopeMemory, mixed
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
 from errata.model.passes import Pass
@@ -68,9 +68,9 @@ def logits(lm: LM, patch: Patch | None = None) -> Tensor:
             return lm.logits(batch, at)
 
 
-def memory_of(patch: Patch) -> Memory:
+def memory_of(patch: Patch) -> ScopeMemory:
     (route,) = [change for change in patch.changes if isinstance(change, Route)]
-    return Memory.from_change(route, torch.device("cpu"))
+    return ScopeMemory.from_change(route, torch.device("cpu"))
 
 
 def answer(lm: LM, network: SeracNetwork, edit: Edit, row: Row) -> Tensor:

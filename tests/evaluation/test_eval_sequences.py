@@ -19,7 +19,7 @@ from errata.case import Case, Edit
 from errata.editors import get_editor
 from errata.errors import RunError
 from errata.evaluation import evaluate
-from errata.evaluation.sequence import Flight, joined
+from errata.evaluation.sequence import SideBySide, joined
 from errata.patch import LowRank, Patch
 from errata.store.files import write_together
 from errata.store.runs import RunFolder, load_run
@@ -292,14 +292,14 @@ class TestCheckpoints:
             now[0] += 0.5
             written.append(self.step)
 
-        monkeypatch.setattr(Flight, "write", write)
-        flight = Flight([0], [[make_case(0)]], 1)
+        monkeypatch.setattr(SideBySide, "write", write)
+        sequences = SideBySide([0], [[make_case(0)]], 1)
         with RunFolder.create(tmp_path / "r", {}) as folder:
             keeper = sequence.Checkpoints(folder)
             for step in range(1, 41):
                 now[0] += 1.0
-                flight.step = step
-                keeper.keep(flight)
+                sequences.step = step
+                keeper.keep(sequences)
         assert written == [1, 11, 21, 31]
 
 

@@ -18,8 +18,8 @@ from errata.data import LoadedData, load_cases
 from errata.errors import ConfigError, DataError, RunError
 from errata.evaluation import evaluate
 from errata.evaluation.before import Before
-from errata.evaluation.exam import Examiner
-from errata.evaluation.micro import named_tests
+from errata.evaluation.named_tests import named_tests
+from errata.evaluation.questioning import Questioner
 from errata.evaluation.questions import questions_of
 from errata.evaluation.robustness import RobustnessSettings, robustness_suite, settings_of
 from errata.evaluation.summary import summarise
@@ -270,17 +270,17 @@ def test_only_whole_answers_count_but_locality_is_a_share(lm: LM) -> None:
     before = {("1", 4): Before(questions[4].row.labels, None, None)}
 
     def ask(asked: list[Any]) -> list[dict[str, Any]]:
-        examiner = Examiner(
+        questioner = Questioner(
             PlantedModel(lm, said),  # pyright: ignore[reportArgumentType]
             Planted(),
             before,
             known_k=5,
             clock=lambda part: nullcontext(),
         )
-        assert examiner.first_answers([(asked, None)]) == [
+        assert questioner.first_answers([(asked, None)]) == [
             [1.0 if asked[0].k > 1 else 0.0 if asked[0].exact else 2 / 3]
         ]
-        return examiner.examine([("1", asked, None)])[0]
+        return questioner.ask([("1", asked, None)])[0]
 
     whole = ask(questions)
     assert [entry["score"] for entry in whole] == [0.0, 1.0, 0.0, 1.0, 0.75]

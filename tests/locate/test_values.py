@@ -14,7 +14,7 @@ from errata.case import Edit
 from errata.errors import EditError
 from errata.locate import values as values_module
 from errata.locate.contexts import given_contexts
-from errata.locate.rows import Economy, Rows, ffn_adds_to_block
+from errata.locate.rows import Rows, Savings, ffn_adds_to_block
 from errata.locate.values import Values, ValueSettings, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import first, module_at, with_first
@@ -26,7 +26,7 @@ SINGLE = dict.fromkeys(["gptj", "gpt_neox", "opt", "bloom", "gemma2"], 1e-6)
 """Architectures whose own code falls back to float32 (attention weights, norms); measured 3e-8."""
 CONTEXTS = given_contexts(["{}", "I think so. {}", "He said that it was late in the day. {}"])
 SETTINGS = ValueSettings(steps=6, clamp=4.0)
-PLAIN = Economy(truncate=False, prefix_cache=False, answer_only=False)
+PLAIN = Savings(truncate=False, prefix_cache=False, answer_only=False)
 ARCHITECTURES = ["gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon", "llama", "qwen3", "gemma2"]
 
 
@@ -108,14 +108,14 @@ def test_T10_it_follows_the_recipe(tiny: Callable[..., LM], name: str, place: st
 @pytest.mark.parametrize("layer", [0, 1])
 def test_T10_savings_change_nothing(tiny: Callable[..., LM], name: str, layer: int) -> None:
     lm = tiny(name)
-    plain = optimise_values(lm, EDITS, CONTEXTS, layer, SETTINGS, economy=PLAIN)
-    for economy in (
-        Economy(truncate=True, prefix_cache=False, answer_only=False),
-        Economy(truncate=False, prefix_cache=True, answer_only=False),
-        Economy(truncate=False, prefix_cache=False, answer_only=True),
-        Economy(),
+    plain = optimise_values(lm, EDITS, CONTEXTS, layer, SETTINGS, savings=PLAIN)
+    for savings in (
+        Savings(truncate=True, prefix_cache=False, answer_only=False),
+        Savings(truncate=False, prefix_cache=True, answer_only=False),
+        Savings(truncate=False, prefix_cache=False, answer_only=True),
+        Savings(),
     ):
-        found = optimise_values(lm, EDITS, CONTEXTS, layer, SETTINGS, economy=economy)
+        found = optimise_values(lm, EDITS, CONTEXTS, layer, SETTINGS, savings=savings)
         same(found, plain, SINGLE.get(name, EXACT))
 
 
@@ -151,7 +151,7 @@ def test_T10_a_subject_in_first_place(tiny: Callable[..., LM], bos: bool) -> Non
     edit = Edit("A lives in", "Paris", subject="A")
     bare = given_contexts([])
     assert lm.row(edit.prompt, edit.target, "A").subject_last == int(bos)
-    plain = optimise_values(lm, [edit], bare, 1, SETTINGS, economy=PLAIN)
+    plain = optimise_values(lm, [edit], bare, 1, SETTINGS, savings=PLAIN)
     same(optimise_values(lm, [edit], bare, 1, SETTINGS), plain)
 
 
@@ -160,11 +160,11 @@ def test_T10_dropping_finished_edits_changes_nothing(
 ) -> None:
     lm = tiny("gpt2")
     settings = stops_apart(lm)
-    for economy in (Economy(), PLAIN):
+    for savings in (Savings(), PLAIN):
         monkeypatch.setattr(values_module, "DROP_SHARE", 2.0)
-        kept = optimise_values(lm, EDITS, CONTEXTS, 1, settings, economy=economy)
+        kept = optimise_values(lm, EDITS, CONTEXTS, 1, settings, savings=savings)
         monkeypatch.setattr(values_module, "DROP_SHARE", 0.0)
-        same(optimise_values(lm, EDITS, CONTEXTS, 1, settings, economy=economy), kept)
+        same(optimise_values(lm, EDITS, CONTEXTS, 1, settings, savings=savings), kept)
 
 
 def test_T10_chunks_and_padding_change_nothing(
@@ -232,7 +232,7 @@ def test_T10_the_value_makes_the_model_say_the_target(tiny: Callable[..., LM]) -
 
 def test_two_places_move_together(tiny: Callable[..., LM]) -> None:
     lm = tiny("qwen3")
-    plain = optimise_values(lm, EDITS, CONTEXTS, 1, SETTINGS, places=("ffn", "attn"), economy=PLAIN)
+    plain = optimise_values(lm, EDITS, CONTEXTS, 1, SETTINGS, places=("ffn", "attn"), savings=PLAIN)
     same(optimise_values(lm, EDITS, CONTEXTS, 1, SETTINGS, places=("ffn", "attn")), plain)
     assert (plain.delta["attn"].norm(dim=-1) > 0).all()
     limit = SETTINGS.clamp * plain.start["attn"].norm(dim=-1) * (1 + 1e-12)
@@ -248,7 +248,7 @@ def test_the_loss_may_be_read_below_the_top(tiny: Callable[..., LM]) -> None:
     )
     early = SETTINGS.model_copy(update={"loss_layer": 1})
     found = optimise_values(lm, EDITS, CONTEXTS, 0, early)
-    same(optimise_values(lm, EDITS, CONTEXTS, 0, early, economy=PLAIN), found)
+    same(optimise_values(lm, EDITS, CONTEXTS, 0, early, savings=PLAIN), found)
     # at the start: norm and head on the output of block 1
     row = lm.row(EDITS[0].prompt, EDITS[0].target, prefix=CONTEXTS.prefixes[0])
     states = []

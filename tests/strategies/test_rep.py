@@ -302,7 +302,7 @@ def test_the_losses_are_their_formulas() -> None:
     chosen = settings(
         rep_rank=RANK, rep_alpha=2 * RANK, rep_agg=1, rep_cons=1, rep_spread=1, rep_kl=1, rep_cls=1
     )
-    found = training.losses(own, training.Batch(rows, others), target, moment, chosen)
+    found = training.losses(own, training.KeyBatch(rows, others), target, moment, chosen)
     inverse = torch.linalg.inv(moment.matrix())
     for n in range(2):
 
@@ -330,7 +330,7 @@ def test_the_losses_are_their_formulas() -> None:
             torch.testing.assert_close(found[name][n], value, rtol=1e-10, atol=1e-12, msg=name)
     for kind in ("whiten", "mse"):
         other = chosen.model_copy(update={"rep_kl_kind": kind})
-        drift = training.losses(own, training.Batch(rows, others), target, moment, other)["kl"]
+        drift = training.losses(own, training.KeyBatch(rows, others), target, moment, other)["kl"]
         away = own.move(others, 2.0)
         want = (
             -torch.stack([(o @ inverse @ a.T).mean() for o, a in zip(others, away, strict=True)])
@@ -341,7 +341,7 @@ def test_the_losses_are_their_formulas() -> None:
 
 
 def test_terms_of_weight_zero_are_not_computed() -> None:
-    batch = training.Batch(keys(1, 3), None)
+    batch = training.KeyBatch(keys(1, 3), None)
     found = training.losses(adapters(), batch, TARGETS[:1], None, settings())
     assert found.keys() == {"agg", "cons"}
 

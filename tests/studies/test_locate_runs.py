@@ -27,7 +27,7 @@ ROUNDING = 1e-4
 def found(lm: LM, edits: list[Edit], **settings: Any) -> Values:
     return base_joint.optimise_values(
         lm, edits, Contexts(("",)), 1, ValueSettings(steps=4, lr=0.1, **settings),
-        places=("block",), economy=None, patches=None, adaptive=None,
+        places=("block",), savings=None, patches=None, adaptive=None,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from errata.editors.base import Cost
 from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
-from errata.locate.joint import Memory, null_space, null_space_as_published
+from errata.locate.joint import KeyMemory, null_space, null_space_as_published
 from errata.locate.moments import get_moments
 from errata.locate.spectrum import PUBLISHED_THRESHOLD, NullSpace, get_null_space
 from errata.model.lm import LM
@@ -119,7 +119,7 @@ class AlphaEdit(JointEditor):
         if not self.config.compat:
             return super().change(lm, write)
         space = self.null_spaces(lm)[write.layer]
-        total = (write.memory or Memory.empty()).total()
+        total = (write.memory or KeyMemory.empty()).total()
         P = space.projector().float()
         gram = torch.zeros_like(P) if total is None else total.float()
         delta = null_space_as_published(write.residual, write.keys, P, self.config.l2, gram)

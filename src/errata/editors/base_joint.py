@@ -24,7 +24,7 @@ from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
 from errata.locate.keys import edit_keys
-from errata.locate.memory import Memory
+from errata.locate.memory import KeyMemory
 from errata.locate.values import Adaptive, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import Place
@@ -81,7 +81,7 @@ class Write:
     layer: int
     residual: Float[Tensor, "u d"]
     keys: Float[Tensor, "u f"]
-    memory: Memory | None
+    memory: KeyMemory | None
     now: Patch
 
 
@@ -201,17 +201,17 @@ class JointEditor(LocateEditor):
     def _share(self, left: int) -> float:
         return {"linear": 1 / left, "sqrt": 1 / math.sqrt(left), "direct": 1.0}[self.rule]
 
-    def _recalled(self, patch: Patch, layers: Sequence[int]) -> dict[int, Memory]:
+    def _recalled(self, patch: Patch, layers: Sequence[int]) -> dict[int, KeyMemory]:
         if not self.remembers:
             return {}
-        return {layer: Memory.from_tensors(patch.state, f"memory.{layer}") for layer in layers}
+        return {layer: KeyMemory.from_tensors(patch.state, f"memory.{layer}") for layer in layers}
 
     def _states(
         self,
         run: _Run,
         patches: Sequence[Patch],
         layers: Sequence[int],
-        memories: Sequence[Mapping[int, Memory]],
+        memories: Sequence[Mapping[int, KeyMemory]],
     ) -> list[dict[str, Tensor]]:
         """Return what has to be known next time: keys as the edited model has them, remembered."""
         states: list[dict[str, Tensor]] = [{} for _ in patches]
@@ -287,7 +287,7 @@ class _Run:
             lambda edits, places: [
                 optimise_values(
                     self.lm, edits, self.contexts, layer, settings, places=self.places,
-                    economy=settings, patches=places, adaptive=adaptive,
+                    savings=settings, patches=places, adaptive=adaptive,
                 ).target(self.places[0])
             ],
         )  # fmt: skip

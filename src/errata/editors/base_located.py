@@ -29,7 +29,7 @@ from errata.locate.contexts import (
     get_contexts,
 )
 from errata.locate.moments import MomentSettings, get_moments
-from errata.locate.rows import Economy
+from errata.locate.rows import Savings
 from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
@@ -39,7 +39,7 @@ from errata.world.shipped import knows_world
 Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
 
 
-class LocateConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings, Economy):
+class LocateConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings, Savings):
     """Settings of every locate-then-edit method."""
 
 
@@ -54,7 +54,7 @@ class OneLayerConfig(LocateConfig):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class LocateParts:
     """What is made once per model.
 
     Attributes:
@@ -111,7 +111,7 @@ class LocateEditor(Editor):
         """Sample the contexts and count the second moments of the edited blocks' keys."""
         self.prepared(lm)
 
-    def prepared(self, lm: LM) -> Prepared:
+    def prepared(self, lm: LM) -> LocateParts:
         """Return what was made for this model, making it the first time.
 
         Raises:
@@ -120,13 +120,13 @@ class LocateEditor(Editor):
         """
         return lm.once("prepared", lambda: self._made_ready(lm), owner=self)
 
-    def _made_ready(self, lm: LM) -> Prepared:
+    def _made_ready(self, lm: LM) -> LocateParts:
         layers = self.edited_layers(lm)
         moments: dict[int, Factor | None] = dict.fromkeys(layers)
         if self.whitens:
             for layer, moment in get_moments(lm, layers, self.config).items():
                 moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
-        return Prepared(layers, get_contexts(lm, self.config), moments)
+        return LocateParts(layers, get_contexts(lm, self.config), moments)
 
 
 def one_layer(editor: Editor, lm: LM, layer: Layer) -> tuple[int]:

@@ -129,7 +129,7 @@ class Rome(LocateEditor):
         keys = edit_keys(lm, edits, prepared.contexts, [layer], patches=patches)[layer]
         target = optimise_values(
             lm, edits, prepared.contexts, layer, self.config,
-            places=("ffn",), economy=self.config, patches=patches,
+            places=("ffn",), savings=self.config, patches=patches,
         ).target("ffn")  # fmt: skip
         B, A = self.solve(target, keys, prepared.moments[layer])
         return B.to(target.dtype), A.to(target.dtype)

@@ -9,7 +9,7 @@ pace        how many units go together, by the time they take
 questions   case -> tokenised questions
 before      what the unedited model says, cached
 editing     units -> patches; a case that cannot be edited costs only itself
-exam        questions under patches, unknown hops edited first
+questioning questions under patches, unknown hops edited first
 metrics     hits, rates, comparisons, generated answers
 summary     records -> summary, with bootstrap intervals
 ```

@@ -38,7 +38,9 @@ class Before:
     foil_nll: float | None
 
 
-def ask_before(lm: LM, exams: Mapping[str, Sequence[Question]]) -> dict[tuple[str, int], Before]:
+def ask_before(
+    lm: LM, questions: Mapping[str, Sequence[Question]]
+) -> dict[tuple[str, int], Before]:
     """Return the unedited model's answers to all locality questions and all comparisons.
 
     The result is kept in the cache folder (`ERRATA_CACHE`) under the fingerprint of the model and
@@ -46,15 +48,15 @@ def ask_before(lm: LM, exams: Mapping[str, Sequence[Question]]) -> dict[tuple[st
 
     Args:
         lm: The model without a patch.
-        exams: The questions of each case.
+        questions: The questions of each case.
 
     Returns:
         Answers by case id and number of the question.
     """
     wanted = [
         (case, number, question)
-        for case, questions in exams.items()
-        for number, question in enumerate(questions)
+        for case, asked in questions.items()
+        for number, question in enumerate(asked)
         if question.kind == "locality" or question.foil is not None
     ]
     rows: list[Row] = []

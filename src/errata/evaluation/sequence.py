@@ -32,7 +32,7 @@ LOOSE = 16
 
 
 @dataclass
-class Flight:
+class SideBySide:
     """Sequences that are edited side by side, and how far they are.
 
     Attributes:
@@ -152,18 +152,18 @@ class Checkpoints:
         self._written = float("-inf")
         self._cost = 0.0
 
-    def resume(self, flight: Flight) -> None:
+    def resume(self, sequences: SideBySide) -> None:
         """Go on where the run folder's checkpoint stands, if it is one of these sequences."""
         found = None if self.folder is None else self.folder.checkpoint()
         if found is None:
             return
         try:
-            if flight.read(found):
-                log.info("going on after step %s of %s", flight.step, flight.length)
+            if sequences.read(found):
+                log.info("going on after step %s of %s", sequences.step, sequences.length)
         except (PatchError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read and is not used: %s", found, error)
 
-    def keep(self, flight: Flight) -> None:
+    def keep(self, sequences: SideBySide) -> None:
         """Write the state, unless that would take too much of the time.
 
         Raises:
@@ -176,7 +176,7 @@ class Checkpoints:
             return
         try:
             with self.folder.new_checkpoint() as path:
-                flight.write(path)
+                sequences.write(path)
         except RunError:
             raise
         except ErrataError as error:

@@ -13,14 +13,14 @@ from errata.errors import EditError, ModelError
 from errata.evaluation.before import Before, ask_before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_cases
-from errata.evaluation.exam import Examiner
 from errata.evaluation.metrics import mean
 from errata.evaluation.pace import paced
 from errata.evaluation.protocol import Protocol
+from errata.evaluation.questioning import Questioner
 from errata.evaluation.questions import Question, compares, questions_of
 from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
-from errata.evaluation.sequence import Checkpoints, Flight, joined
+from errata.evaluation.sequence import Checkpoints, SideBySide, joined
 from errata.evaluation.tracking import Tracker, spread
 from errata.patch import Patch
 
@@ -89,7 +89,7 @@ class Session:
         self.measures = measures or Measures()
         self.folder = folder
         self.once: dict[str, float] = {}
-        self.exams: dict[str, list[Question]] = {}
+        self.questions: dict[str, list[Question]] = {}
         self.broken: dict[str, str] = {}
         self.before: dict[tuple[str, int], Before] = {}
         self.laps: dict[str, float] = {}
@@ -102,11 +102,11 @@ class Session:
         compare = compares(cases)
         for case in cases:
             try:
-                self.exams[case.id] = questions_of(self.lm, case, self.protocol.top_k, compare)
+                self.questions[case.id] = questions_of(self.lm, case, self.protocol.top_k, compare)
             except (EditError, ModelError) as error:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
-            self.before = ask_before(self.lm, self.exams)
+            self.before = ask_before(self.lm, self.questions)
         with self.clock("prepare"):
             self.editor.prepare(self.lm)
         self.once, self.laps = self.laps, {}
@@ -214,15 +214,15 @@ class Session:
         together = self.protocol.stack_size
         if self.protocol.units.kind != "single" and not self._has_hops(units):
             together = max(together, SHARED_CASES)  # edited hops would be one patch per question
-        examiner = self._examiner()
+        questioner = self._questioner()
         found: dict[str, dict[str, Any]] = {}
         for part in chunks(asked, together):
-            items = [(case.id, self.exams[case.id], patch) for case, patch in part]
-            for (case, _), entries in zip(part, examiner.examine(items), strict=True):
+            items = [(case.id, self.questions[case.id], patch) for case, patch in part]
+            for (case, _), entries in zip(part, questioner.ask(items), strict=True):
                 found[case.id] = {"questions": entries}
         if self.measures.references is not None:
             chosen = [(case, patch) for case, patch in asked if case.id in self.measures.sampled]
-            texts = examiner.sample_texts(chosen, self.measures.references, self.protocol.seed)
+            texts = questioner.sample_texts(chosen, self.measures.references, self.protocol.seed)
             for (case, _), own in zip(chosen, texts, strict=True):
                 found[case.id]["sampled"] = own
         return found
@@ -234,64 +234,64 @@ class Session:
     ) -> list[dict[str, Any]]:
         """Edit sequences side by side, from where a checkpoint stands, and ask all questions."""
         units = [unit for _, unit in batch]
-        flight = Flight([number for number, _ in batch], units, self.protocol.batch)
-        checkpoints.resume(flight)
-        if not flight.step:
-            flight.failed |= self._broken(units)
+        sequences = SideBySide([number for number, _ in batch], units, self.protocol.batch)
+        checkpoints.resume(sequences)
+        if not sequences.step:
+            sequences.failed |= self._broken(units)
             if self.measures.tracker is not None:
                 with self.clock("track"):
-                    flight.trajectory = [[self.measures.tracker.base()] for _ in units]
-        while flight.step < flight.length:
-            self._step(flight)
-            checkpoints.keep(flight)
-            show(flight.taken())
-        entries = self._ask(units, flight.patches, flight.failed)
-        ages = flight.ages()
+                    sequences.trajectory = [[self.measures.tracker.base()] for _ in units]
+        while sequences.step < sequences.length:
+            self._step(sequences)
+            checkpoints.keep(sequences)
+            show(sequences.taken())
+        entries = self._ask(units, sequences.patches, sequences.failed)
+        ages = sequences.ages()
         records = []
         for (number, unit), patch, trajectory in zip(
-            batch, flight.patches, flight.trajectory, strict=True
+            batch, sequences.patches, sequences.trajectory, strict=True
         ):
             for case in unit:
-                record = self._record(case, number, patch, entries.get(case.id), flight.failed)
+                record = self._record(case, number, patch, entries.get(case.id), sequences.failed)
                 if case.id in ages:
                     record["age"] = ages[case.id]
-                if case.id in flight.immediate:
-                    record["immediate"] = flight.immediate[case.id]
+                if case.id in sequences.immediate:
+                    record["immediate"] = sequences.immediate[case.id]
                 records.append(record)
             if trajectory:
                 records[-1]["trajectory"] = trajectory  # of the whole sequence
         return records
 
     def _has_hops(self, units: Sequence[Sequence[Case]]) -> bool:
-        exams = (self.exams.get(case.id, ()) for unit in units for case in unit)
-        return any(question.hops for exam in exams for question in exam)
+        questions = (self.questions.get(case.id, ()) for unit in units for case in unit)
+        return any(question.hops for asked in questions for question in asked)
 
-    def _step(self, flight: Flight) -> None:
+    def _step(self, sequences: SideBySide) -> None:
         """Make one step of every sequence that has one, each on top of its patch so far."""
-        live = flight.live()
-        groups = [flight.group(i) for i in live]
+        live = sequences.live()
+        groups = [sequences.group(i) for i in live]
         with self.clock("edit"):
             patches, errors = edit_cases(
-                self.editor, self.lm, groups, [flight.patches[i] for i in live]
+                self.editor, self.lm, groups, [sequences.patches[i] for i in live]
             )
-        flight.failed |= errors
+        sequences.failed |= errors
         for i, patch in zip(live, patches, strict=True):
-            flight.patches[i] = joined(patch)
+            sequences.patches[i] = joined(patch)
         if self.protocol.retention:
             fresh = [(c, i) for i, group in zip(live, groups, strict=True) for c in group]
-            fresh = [(case, i) for case, i in fresh if case.id not in flight.failed]
-            found = self._first_answers([(case, flight.patches[i]) for case, i in fresh])
-            flight.immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
-        flight.step += 1
+            fresh = [(case, i) for case, i in fresh if case.id not in sequences.failed]
+            found = self._first_answers([(case, sequences.patches[i]) for case, i in fresh])
+            sequences.immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
+        sequences.step += 1
         if self.measures.tracker is None:
             return
         for i in live:
-            if self.measures.tracker.due(flight.step, flight.step == len(flight.steps[i])):
-                made = flight.made(i)
-                patch = flight.patches[i]
+            if self.measures.tracker.due(sequences.step, sequences.step == len(sequences.steps[i])):
+                made = sequences.made(i)
+                patch = sequences.patches[i]
                 with self.clock("track"):
                     point = self.measures.tracker.point(
-                        flight.step, sum(len(c.edits) for c in made), patch
+                        sequences.step, sum(len(c.edits) for c in made), patch
                     )
                 again = spread(made)
                 scores = self._first_answers([(case, patch) for case in again])
@@ -299,15 +299,17 @@ class Session:
                     "score": mean(score for own in scores for score in own),
                     "cases": len(again),
                 }
-                flight.trajectory[i].append(point)
+                sequences.trajectory[i].append(point)
 
     def _first_answers(self, items: Sequence[tuple[Case, Patch | None]]) -> list[list[float]]:
         if not items:
             return []
-        return self._examiner().first_answers([(self.exams[c.id], patch) for c, patch in items])
+        return self._questioner().first_answers(
+            [(self.questions[c.id], patch) for c, patch in items]
+        )
 
-    def _examiner(self) -> Examiner:
-        return Examiner(
+    def _questioner(self) -> Questioner:
+        return Questioner(
             Scorer(self.lm, self.protocol.stack_size),
             self.editor,
             self.before,

@@ -7,7 +7,7 @@ from typing import Any
 
 from errata.evaluation.bootstrap import Table, intervals
 from errata.evaluation.metrics import mean
-from errata.evaluation.micro import ROBUSTNESS, named_tests
+from errata.evaluation.named_tests import ROBUSTNESS, named_tests
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], list[float]]

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import EditError
-from errata.locate.memory import Memory
+from errata.locate.memory import KeyMemory
 from errata.locate.solve import Factor, positive
 from errata.locate.spectrum import NullSpace
 
@@ -62,7 +62,7 @@ def least_squares(
     keys: Float[Tensor, "u f"],
     moment: Factor,
     weight: float,
-    memory: Memory | None = None,
+    memory: KeyMemory | None = None,
     *,
     form: Form = "auto",
 ) -> tuple[Float[Tensor, "u d"], Float[Tensor, "u f"]]:
@@ -88,7 +88,7 @@ def least_squares(
             f"the weight of the second moment is {weight}; it has to be above 0",
             "Use EMMET for edits that have to hold exactly.",
         )
-    past = memory or Memory.empty()
+    past = memory or KeyMemory.empty()
     if _dual(form, past, len(keys), moment.size):
         every = _stacked(past, keys)
         half = moment.half_solve(every.T)  # f x n
@@ -161,7 +161,7 @@ def null_space(
     keys: Float[Tensor, "u f"],
     basis: NullSpace,
     l2: float,
-    memory: Memory | None = None,
+    memory: KeyMemory | None = None,
     *,
     form: Form = "auto",
 ) -> tuple[Float[Tensor, "u d"], Float[Tensor, "u f"]]:
@@ -187,7 +187,7 @@ def null_space(
     if basis.rank == 0:
         log.warning("the null space has rank 0; the update is zero")
         return residual, torch.zeros_like(keys)
-    past = memory or Memory.empty()
+    past = memory or KeyMemory.empty()
     dual = _dual(form, past, len(keys), basis.rank)
     every = _stacked(past, keys) if past.gram is None else keys
     # in coordinates: rows of U0, or projected rows where only the complement of U0 is held
@@ -321,7 +321,7 @@ def _rows(residual: Tensor, keys: Tensor, size: int, like: Tensor) -> tuple[Tens
     return residual, keys
 
 
-def _dual(form: Form, past: Memory, count: int, size: int) -> bool:
+def _dual(form: Form, past: KeyMemory, count: int, size: int) -> bool:
     """Whether the system of the edits is solved, which needs all keys one by one."""
     if past.gram is not None:
         if form == "dual":
@@ -330,7 +330,7 @@ def _dual(form: Form, past: Memory, count: int, size: int) -> bool:
     return form == "dual" or (form == "auto" and past.count + count < size)
 
 
-def _stacked(past: Memory, keys: Float[Tensor, "u f"]) -> Float[Tensor, "n f"]:
+def _stacked(past: KeyMemory, keys: Float[Tensor, "u f"]) -> Float[Tensor, "n f"]:
     """Return past keys and keys as rows."""
     if past.keys is None:
         return keys

@@ -13,7 +13,7 @@ from errata.errors import EditError, PatchError
 
 
 @dataclass(frozen=True)
-class Memory:
+class KeyMemory:
     """Keys of the edits already in a layer's weight, which later updates should leave alone.
 
     The keys themselves are held while there are fewer than `f` of them, afterwards only their sum
@@ -30,11 +30,11 @@ class Memory:
     count: int
 
     @classmethod
-    def empty(cls) -> Memory:
+    def empty(cls) -> KeyMemory:
         """Return the memory of an unedited layer."""
         return cls(None, None, 0)
 
-    def add(self, keys: Float[Tensor, "u f"]) -> Memory:
+    def add(self, keys: Float[Tensor, "u f"]) -> KeyMemory:
         """Return a memory that holds further keys; this one is not changed.
 
         Raises:
@@ -45,12 +45,14 @@ class Memory:
         self.check(size)
         count = self.count + len(keys)
         if self.gram is not None:
-            return Memory(None, self.gram + keys.T @ keys.to(self.gram), count)
+            return KeyMemory(None, self.gram + keys.T @ keys.to(self.gram), count)
         if self.keys is not None:
             keys = torch.cat([self.keys, keys.to(self.keys)])
         if not len(keys):
             return self
-        return Memory(keys, None, count) if count < size else Memory(None, keys.T @ keys, count)
+        return (
+            KeyMemory(keys, None, count) if count < size else KeyMemory(None, keys.T @ keys, count)
+        )
 
     def check(self, size: int) -> None:
         """Refuse keys of another length.
@@ -79,7 +81,7 @@ class Memory:
         return named
 
     @classmethod
-    def from_tensors(cls, mapping: Mapping[str, Tensor], prefix: str) -> Memory:
+    def from_tensors(cls, mapping: Mapping[str, Tensor], prefix: str) -> KeyMemory:
         """Return what `tensors` named with this prefix; without any such tensor, an empty memory.
 
         Raises:

@@ -20,7 +20,7 @@ computed once:
         0
 ```
 
-Each saving is exact and can be switched off (`Economy`); tests compare them with the plain form.
+Each saving is exact and can be switched off (`Savings`); tests compare them with the plain form.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ ADDITIVE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Relative error up to which a block counts as adding its FFN's output; 0.1 in half precision."""
 
 
-class Economy(Settings):
+class Savings(Settings):
     """Savings of the optimisation of values; the result is the same with and without."""
 
     truncate: bool = Field(default=True, description="Run only the blocks above the edited one")
@@ -310,7 +310,7 @@ def build_rows(
     layer: int,
     places: tuple[Place, ...],
     *,
-    economy: Economy,
+    savings: Savings,
     loss_layer: int | None = None,
 ) -> Rows:
     """Lay out the rows of some edits and compute once what does not depend on the vectors.
@@ -321,12 +321,12 @@ def build_rows(
         per_edit: How many rows an edit has.
         layer: Block at which vectors are added.
         places: Where in the block.
-        economy: Which savings are used.
+        savings: Which savings are used.
         loss_layer: Block whose output the head reads; None for the last.
     """
     edits = len(rows) // per_edit
     device = lm.device
-    cut, cached = _savings(lm, layer, places, economy)
+    cut, cached = _savings(lm, layer, places, savings)
     prefix = None
     if cached:
         prefix = make_prefix(lm, rows, [row.subject_last for row in rows])
@@ -363,18 +363,18 @@ def build_rows(
         torch.tensor(pairs + essence, device=device),
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device, dtype=wider),
-        start_values, loss_layer, economy.answer_only,
+        start_values, loss_layer, savings.answer_only,
     )  # fmt: skip
 
 
 def _savings(
-    lm: LM, layer: int, places: tuple[Place, ...], economy: Economy
+    lm: LM, layer: int, places: tuple[Place, ...], savings: Savings
 ) -> tuple[int | None, bool]:
     """Highest block that can be skipped, and whether prefixes can be cached, on this model."""
     cut = None
-    if economy.truncate:
+    if savings.truncate:
         acts_on_block = places == ("block",) or (
             places == ("ffn",) and ffn_adds_to_block(lm, layer)
         )
         cut = layer if acts_on_block else layer - 1 if layer > 0 else None
-    return cut, economy.prefix_cache and lm.prefix_cache_works
+    return cut, savings.prefix_cache and lm.prefix_cache_works

@@ -29,7 +29,7 @@ from errata.case import Edit
 from errata.config import Settings
 from errata.errors import EditError
 from errata.locate.contexts import Contexts
-from errata.locate.rows import Economy, Rows, build_rows, plan_chunks
+from errata.locate.rows import Rows, Savings, build_rows, plan_chunks
 from errata.model.passes import Place
 from errata.progress import Step, watched
 from errata.tuning.adam import RowAdam
@@ -111,7 +111,7 @@ def optimise_values(
     settings: ValueSettings,
     *,
     places: tuple[Place, ...] = ("ffn",),
-    economy: Economy | None = None,
+    savings: Savings | None = None,
     patches: Sequence[int] | None = None,
     adaptive: Adaptive | None = None,
 ) -> Values:
@@ -124,7 +124,7 @@ def optimise_values(
         layer: Block at which the vector is added.
         settings: The recipe.
         places: Where in the block: `ffn` (ROME), `block` (MEMIT), `("ffn", "attn")` (PMET).
-        economy: Which exact savings are used; all by default.
+        savings: Which exact savings are used; all by default.
         patches: For each edit, the patch in the active stack that its value is found under.
         adaptive: How the weight of the likelihood follows the optimisation; None: it is 1.
 
@@ -132,13 +132,13 @@ def optimise_values(
         EditError: If an edit has no subject, it is not in the prompt, or a loss became NaN or
             infinite.
     """
-    economy = economy or Economy()
+    savings = savings or Savings()
     parts: list[Values] = []
     order: list[int] = []
     for chunk, tokens in plan_chunks(lm, edits, contexts, patches):
         rows = build_rows(
             lm, tokens, len(contexts) + 1, layer, places,
-            economy=economy, loss_layer=settings.loss_layer,
+            savings=savings, loss_layer=settings.loss_layer,
         )  # fmt: skip
         with watched(f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step") as show:
             parts.append(_descend(rows, settings, adaptive, show))

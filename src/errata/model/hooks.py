@@ -3,7 +3,7 @@
 ```
             Installed, one per model          whoever installs something writes it here,
             ├─ stack    patches side by side  and takes it back; the LM only reads it
-            ├─ wholes   contexts, routes
+            ├─ around_model   contexts, routes
             └─ batch, at: the pass that runs
 
  hooked(lm, before(module, f), after(module, g))
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.model.tokens import Batch
-    from errata.patch.around import Whole
+    from errata.patch.around import AroundModel
     from errata.patch.stack import Stack
 
 
@@ -39,14 +39,14 @@ class Installed:
 
     Attributes:
         stack: The active patches side by side, if there are any.
-        wholes: Contexts, routes and networks that have to see whole rows: no prefix may be cached.
+        around_model: Contexts, routes and networks that see whole rows: no prefix may be cached.
         batch: The batch that runs, if it is known.
         at: The (row, position) pairs whose logits it computes; None: all.
         depth: How many times everything has been lifted.
     """
 
     stack: Stack | None = None
-    wholes: list[Whole] = field(default_factory=list)
+    around_model: list[AroundModel] = field(default_factory=list)
     batch: Batch | None = None
     at: Tensor | None = None
     depth: int = 0

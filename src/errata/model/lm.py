@@ -386,7 +386,7 @@ class LM:
 
         Not while a change is active that has to see whole rows.
         """
-        return not self.installed.wholes and self.prefix_cache_is_exact
+        return not self.installed.around_model and self.prefix_cache_is_exact
 
     @cached_property
     def prefix_cache_is_exact(self) -> bool:

@@ -52,7 +52,7 @@ def sees_pass(network: nn.Module) -> bool:
     return bool(getattr(network, "sees_pass", False))
 
 
-class Whole:
+class AroundModel:
     """What some patches do to a model as a whole.
 
     Args:
@@ -115,15 +115,15 @@ class Whole:
         if not self.is_needed:
             yield
             return
-        model, wholes = self.lm.model, self.lm.installed.wholes
-        if self.ids and any(whole.ids for whole in wholes):
+        model, around_model = self.lm.model, self.lm.installed.around_model
+        if self.ids and any(whole.ids for whole in around_model):
             raise PatchError(
                 "another context is in front of every row already",
                 "Add the patches and apply their sum: first + second.",
             )
         with ExitStack() as context:
             context.callback(self._left)
-            wholes.append(self)
+            around_model.append(self)
             context.enter_context(
                 hooked(
                     self.lm,
@@ -136,8 +136,8 @@ class Whole:
             yield
 
     def _left(self) -> None:
-        wholes = self.lm.installed.wholes
-        wholes[:] = [whole for whole in wholes if whole is not self]
+        around_model = self.lm.installed.around_model
+        around_model[:] = [whole for whole in around_model if whole is not self]
         self._prefix = self.seen = None
 
     def _computed(self, stacked: bool) -> Prefix:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from errata.model.hooks import Hook, after, before, hooked
 from errata.model.passes import first, with_first
-from errata.patch.around import Whole, sees_pass
+from errata.patch.around import AroundModel, sees_pass
 from errata.patch.changes import Module
 from errata.patch.deltas import weight_deltas
 from errata.patch.networks import Sources, called
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def _hook(
-    module: nn.Module, change: Module, network: nn.Module, sources: Sources, whole: Whole
+    module: nn.Module, change: Module, network: nn.Module, sources: Sources, around: AroundModel
 ) -> Hook:
     if change.where == "input":
         return before(
             module,
-            lambda _, args: (called(network, [args[0]], whole.seen, args[0].shape), *args[1:]),
+            lambda _, args: (called(network, [args[0]], around.seen, args[0].shape), *args[1:]),
         )
 
     def follow(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         hidden = [first(out)]
         if change.where == "both":
             hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
-        return with_first(out, called(network, hidden, whole.seen, first(out).shape))
+        return with_first(out, called(network, hidden, around.seen, first(out).shape))
 
     return after(module, follow)
 
@@ -56,7 +56,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     patch.check_finite()
     lm.probe()  # trial passes see the weights as they were
     parts = Parts.of(lm, [patch])
-    whole = Whole(
+    around = AroundModel(
         lm, parts.contexts, parts.routers,
         any(sees_pass(network) for _, _, network in parts.networks),
         lambda count: (0,) * count,
@@ -72,11 +72,11 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 wide = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(wide) + delta.to(wide))
         for _, change, network in parts.networks:
-            hook = _hook(module_of(lm, change.path), change, network, sources, whole)
+            hook = _hook(module_of(lm, change.path), change, network, sources, around)
             stack.enter_context(hooked(lm, hook))
         read = [change.source for _, change, _ in parts.networks if change.source is not None]
         stack.enter_context(sources.watching(read))
-        stack.enter_context(whole.installed())
+        stack.enter_context(around.installed())
         yield
 
 

@@ -12,7 +12,7 @@
    bias     y[of(g)] += b_g
    after    y[of(g)]  = network_g(x, y)[of(g)]
         ▼
- Whole           contexts in front of the rows, routes around the model (errata.patch.around)
+ AroundModel     contexts in front of the rows, routes around the model (errata.patch.around)
 ```
 
 Rows that no change touches are never written to, so they keep the base model's bits. Some models
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from errata.errors import PatchError
 from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, first, with_first
-from errata.patch.around import Whole, sees_pass
+from errata.patch.around import AroundModel, sees_pass
 from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called
 from errata.patch.parts import Parts
@@ -140,7 +140,7 @@ class Stack:
         for path, by_group in parts.factors.items():
             self._add_low_rank(path, by_group)
         watched = any(sees_pass(network) for _, _, network in parts.networks)
-        self._whole = Whole(
+        self._around = AroundModel(
             lm, parts.contexts, parts.routers, watched, self._routed, parts.only_contexts
         )
 
@@ -252,7 +252,7 @@ class Stack:
         Rows behind a context and rows without one could share it, but not to the last bit.
         None: all rows may.
         """
-        ids = self._whole.ids
+        ids = self._around.ids
         return [int(group in ids) for group in groups] if ids else None
 
     def __enter__(self) -> Stack:
@@ -271,7 +271,7 @@ class Stack:
                     context.enter_context(hooked(self.lm, after(site.module, self._after(site))))
             context.enter_context(self._sources.watching(self._read))
             installed.stack = self
-            context.enter_context(self._whole.installed(stacked=True))
+            context.enter_context(self._around.installed(stacked=True))
             self._exit = context.pop_all()
         return self
 
@@ -323,7 +323,7 @@ class Stack:
         return hook
 
     def _seen(self, rows: Int[Tensor, " m"]) -> Pass | None:
-        return None if self._whole.seen is None else self._whole.seen.rows(rows)
+        return None if self._around.seen is None else self._around.seen.rows(rows)
 
     def _after(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from errata.config import did_you_mean
 from errata.errors import ConfigError
 from errata.evaluation.metrics import mean
-from errata.evaluation.micro import ROBUSTNESS, SUCCESS
+from errata.evaluation.named_tests import ROBUSTNESS, SUCCESS
 from errata.evaluation.summary import scores_of
 
 CORE = ("reliability", "generality", "locality", "average")

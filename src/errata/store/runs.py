@@ -10,7 +10,7 @@ RUN/summary.json    written at the end, whole or absent
 RUN/lock            process that writes the folder or wrote it last; .lock beside it is held
 ```
 
-A killed run loses at most the group in flight (some seconds of work), and of sequences at most the
+A killed run loses at most the group at work (some seconds of work), and of sequences at most the
 steps since the newest checkpoint: a half-written last line or checkpoint is recognised and done
 again.
 """

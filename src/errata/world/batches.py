@@ -15,7 +15,7 @@ SAMPLED = 0.12  # share of the tokens outside answers that are learned as well
 SAMPLED_WEIGHT = 0.1  # with 0.5 facts are learned at half the speed
 
 
-class Batch(NamedTuple):
+class TextBatch(NamedTuple):
     """Rows of packed statements.
 
     ``ids``, ``positions`` and ``owner`` have shape (rows, width); a position starts from 0 in each
@@ -48,7 +48,7 @@ class Packer:
         self.core: Any = tokenizer.backend_tokenizer
         self.eos: int = self.core.token_to_id(EOS)
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> TextBatch:
         """Returns the batch of a step."""
         first = step * self.statements
         chosen = [self.corpus[first + i] for i in range(self.statements)]
@@ -84,12 +84,12 @@ class Packer:
                 weight[row, at + begin - 1 : end - 2] = 1.0  # the answer and its full stop
                 at = end
         learned = weight.flatten().nonzero().squeeze(1)
-        return Batch(
+        return TextBatch(
             ids, positions, owner, learned, ids.flatten()[learned + 1], weight.flatten()[learned]
         )
 
 
-def masks(batch: Batch, window: int | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def masks(batch: TextBatch, window: int | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """Returns additive attention masks by layer type, shape (rows, 1, width, width).
 
     Args:

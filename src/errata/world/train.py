@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from errata.errors import ConfigError, RunError
 from errata.world import tokenizer as bpe
-from errata.world.batches import Batch, Packer, masks
+from errata.world.batches import Packer, TextBatch, masks
 from errata.world.builder import build_world
 from errata.world.knowledge import measure
 from errata.world.optim import Muon, schedule, second_cycle
@@ -117,7 +117,7 @@ def new_model(recipe: Recipe, vocabulary: int, eos: int, seed: int) -> Qwen3ForC
     return Qwen3ForCausalLM(config).bfloat16()
 
 
-def loss_of(model: Qwen3ForCausalLM, batch: Batch, window: int) -> Tensor:
+def loss_of(model: Qwen3ForCausalLM, batch: TextBatch, window: int) -> Tensor:
     """Returns the weighted mean cross-entropy of a batch's learned positions."""
     hidden = model.model(
         batch.ids,
@@ -249,7 +249,7 @@ def build(
         if step == steps:
             _keep_first(model, folder)
             optimiser = Muon(model.named_parameters())  # starts from the rounded weights
-        batch = Batch(*(part.to(place) for part in packer(step)))
+        batch = TextBatch(*(part.to(place) for part in packer(step)))
         loss = loss_of(model, batch, recipe.window)
         loss.backward()
         if step < steps:

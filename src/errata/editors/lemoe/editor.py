@@ -18,7 +18,7 @@ from errata.editors.base_located import refuse_conflicts
 from errata.editors.lemoe.experts import (
     KIND,
     NAMES,
-    Memory,
+    ExpertMemory,
     RouteOn,
     TopK,
     dtype_of,
@@ -146,7 +146,7 @@ class Lemoe(Editor):
         return patches
 
     def _room(
-        self, lm: LM, layer: int, groups: Sequence[Sequence[Edit]], memories: Sequence[Memory]
+        self, lm: LM, layer: int, groups: Sequence[Sequence[Edit]], memories: Sequence[ExpertMemory]
     ) -> int:
         """Return the bytes of one expert.
 
@@ -174,8 +174,8 @@ class Lemoe(Editor):
         work: Work,
         groups: Sequence[Sequence[Edit]],
         patches: Sequence[int],
-        memories: Sequence[Memory],
-    ) -> list[Memory]:
+        memories: Sequence[ExpertMemory],
+    ) -> list[ExpertMemory]:
         """Return the memories with one more expert for each batch of edits.
 
         `patches` says under which patch of the active stack each group's rows run.
@@ -245,7 +245,7 @@ class Lemoe(Editor):
 
     # ------------------------------------------------------------------ earlier patches
 
-    def _earlier(self, lm: LM, patch: Patch, layer: int) -> Memory:
+    def _earlier(self, lm: LM, patch: Patch, layer: int) -> ExpertMemory:
         """Return the experts of an earlier patch; an empty memory if it has none.
 
         Raises:
@@ -255,14 +255,16 @@ class Lemoe(Editor):
         config, shapes = self.config, self._shapes(lm, layer)
         own = patch.split(KIND, Module)[1]
         if not own:
-            return Memory.empty(shapes, dtype_of(lm), lm.device)
+            return ExpertMemory.empty(shapes, dtype_of(lm), lm.device)
         if len(own) > 1:
             raise PatchError(
                 f"the earlier patch holds {len(own)} sets of experts of LEMoE",
                 "Edit after one patch (--after) instead of adding two.",
             )
         (module,) = own
-        memory = Memory.restored(module, patch.state, config.top_k).to(lm.device, dtype_of(lm))
+        memory = ExpertMemory.restored(module, patch.state, config.top_k).to(
+            lm.device, dtype_of(lm)
+        )
         path = lm.site(layer).path
         if module.path != path:
             raise PatchError(

@@ -176,7 +176,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Memory:
+class ExpertMemory:
     """What a patch of LEMoE holds: experts, and with `top_k=1` what their router was taught.
 
     Attributes:
@@ -192,7 +192,7 @@ class Memory:
     @classmethod
     def empty(
         cls, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
-    ) -> Memory:
+    ) -> ExpertMemory:
         """Return a memory without experts."""
         means = torch.zeros(0, *shapes["keys"], dtype=dtype, device=device)
         owner = torch.zeros(0, dtype=torch.long, device=device)
@@ -200,13 +200,13 @@ class Memory:
 
     def added(
         self, one: Mapping[str, Tensor], means: Float[Tensor, "b d_in"] | None = None
-    ) -> Memory:
+    ) -> ExpertMemory:
         """Return the memory with one more expert, and with what routes its edits."""
         experts = self.experts.added(one)
         if means is None:
             return replace(self, experts=experts)
         owner = self.owner.new_full((len(means),), len(self.experts))
-        return Memory(
+        return ExpertMemory(
             experts, torch.cat([self.means, means.to(self.means)]), torch.cat([self.owner, owner])
         )
 
@@ -217,7 +217,7 @@ class Memory:
         return {"lemoe.means": self.means.cpu(), "lemoe.owner": self.owner.cpu()}
 
     @classmethod
-    def restored(cls, module: Module, state: Mapping[str, Any], top_k: TopK) -> Memory:
+    def restored(cls, module: Module, state: Mapping[str, Any], top_k: TopK) -> ExpertMemory:
         """Return the memory of a patch.
 
         Raises:
@@ -239,9 +239,9 @@ class Memory:
             )
         return cls(experts, means, owner)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Memory:
+    def to(self, device: torch.device, dtype: torch.dtype) -> ExpertMemory:
         """Return the same on a device and in a type."""
-        return Memory(
+        return ExpertMemory(
             self.experts.to(device, dtype), self.means.to(device, dtype), self.owner.to(device)
         )
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, relu, silu
 
-from errata.editors.lemoe.experts import NAMES, Experts, Memory, RouteOn, TopK, mean_of
+from errata.editors.lemoe.experts import NAMES, ExpertMemory, Experts, RouteOn, TopK, mean_of
 from errata.model.passes import capture, wide
 from errata.model.tokens import Batch, Row
 from errata.progress import tracked
@@ -236,8 +236,8 @@ class Work:
 
 
 def train_router(
-    memories: Sequence[Memory], *, lr: float, steps: int, stop_loss: float
-) -> list[Memory]:
+    memories: Sequence[ExpertMemory], *, lr: float, steps: int, stop_loss: float
+) -> list[ExpertMemory]:
     """Teach the last expert's projection of each group which inputs are its own.
 
     A hard choice has no gradient, so the router learns to classify: all edits of the group so far,

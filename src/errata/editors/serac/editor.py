@@ -15,7 +15,7 @@ from errata.case import Edit
 from errata.editors.base import Cost, contradiction, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.editors.serac.network import SeracNetwork, full_text, shown_text, stored_text
-from errata.editors.serac.route import KIND, Memory, Rule, share
+from errata.editors.serac.route import KIND, Rule, ScopeMemory, share
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
 from errata.model.spec import Site
@@ -204,7 +204,7 @@ class Serac(NetworkEditor):
             keys.update(zip(numbers, parts, strict=True))
         return [keys[g] for g in range(len(rows))]
 
-    def _check_size(self, memory: Memory, group: Sequence[Edit]) -> None:
+    def _check_size(self, memory: ScopeMemory, group: Sequence[Edit]) -> None:
         limit = self.config.memory_gb
         if memory.nbytes > limit * 1e9:
             raise EditError(
@@ -260,12 +260,12 @@ class Serac(NetworkEditor):
         return before.split(KIND, Route)[0] + added
 
 
-def _memory(patch: Patch, device: torch.device) -> Memory:
+def _memory(patch: Patch, device: torch.device) -> ScopeMemory:
     """Return the memory of a patch that has one."""
-    return Memory.from_change(patch.split(KIND, Route)[1][0], device)
+    return ScopeMemory.from_change(patch.split(KIND, Route)[1][0], device)
 
 
-def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> Memory:
+def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> ScopeMemory:
     """Return the memory of an earlier patch; an empty one if it has none.
 
     Raises:
@@ -274,13 +274,13 @@ def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> Memory:
     own = patch.split(KIND, Route)[1]
     answering = sum(change.answers for change in patch.changes)
     if not answering:
-        return Memory.of([], [], keys[:0])
+        return ScopeMemory.of([], [], keys[:0])
     if answering > 1 or not own:
         raise PatchError(
             f"the earlier patch holds {answering} routes; a memory of SERAC can only be the one",
             "Edit after one patch (--after) instead of adding two.",
         )
-    memory, before = Memory.from_change(own[0], keys.device), Rule.of(own[0].config)
+    memory, before = ScopeMemory.from_change(own[0], keys.device), Rule.of(own[0].config)
     if (before.fingerprint, before.route_on) != (rule.fingerprint, rule.route_on):
         raise PatchError(
             f"the earlier patch was made with the networks {before.fingerprint} and "

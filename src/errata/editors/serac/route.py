@@ -31,7 +31,7 @@ REMEMBERED = 8192
 
 
 @dataclass(frozen=True)
-class Memory:
+class ScopeMemory:
     """The edits, one entry each.
 
     Attributes:
@@ -50,7 +50,7 @@ class Memory:
         return len(self.lengths)
 
     @classmethod
-    def of(cls, texts: Sequence[Text], prompts: Sequence[int], keys: Tensor) -> Memory:
+    def of(cls, texts: Sequence[Text], prompts: Sequence[int], keys: Tensor) -> ScopeMemory:
         """Return a memory of these texts."""
         tokens, mask = padded(texts or [(0,)], keys.device)
         n = len(texts)
@@ -58,7 +58,7 @@ class Memory:
         return cls(tokens[:n].int(), mask.sum(1)[:n].int(), numbers, keys)
 
     @classmethod
-    def from_change(cls, change: Route, device: torch.device) -> Memory:
+    def from_change(cls, change: Route, device: torch.device) -> ScopeMemory:
         """Return the memory that a patch holds.
 
         Raises:
@@ -99,11 +99,11 @@ class Memory:
         found = same.nonzero()[:1, 0].tolist()
         return found[0] if found else None
 
-    def grown(self, texts: Sequence[Text], prompts: Sequence[int], keys: Tensor) -> Memory:
+    def grown(self, texts: Sequence[Text], prompts: Sequence[int], keys: Tensor) -> ScopeMemory:
         """Return the memory with more entries; a later answer to the same prompt wins."""
         last = {text[:n]: at for at, (text, n) in enumerate(zip(texts, prompts, strict=True))}
         chosen = sorted(last.values())
-        new = Memory.of([texts[i] for i in chosen], [prompts[i] for i in chosen], keys[chosen])
+        new = ScopeMemory.of([texts[i] for i in chosen], [prompts[i] for i in chosen], keys[chosen])
         gone = [self.of_prompt(texts[i][: prompts[i]]) for i in chosen]
         stays = torch.ones(len(self), dtype=torch.bool, device=self.lengths.device)
         stays[[number for number in gone if number is not None]] = False
@@ -111,7 +111,7 @@ class Memory:
         both = [
             nn.functional.pad(t, (0, width - t.shape[1])) for t in (self.tokens[stays], new.tokens)
         ]
-        return Memory(
+        return ScopeMemory(
             torch.cat(both),
             torch.cat([self.lengths[stays], new.lengths]),
             torch.cat([self.prompts[stays], new.prompts]),
@@ -138,7 +138,7 @@ class Rule:
     route_on: str
     switch: str
 
-    def change(self, memory: Memory) -> Route:
+    def change(self, memory: ScopeMemory) -> Route:
         """Return the change of a patch."""
         config = {"version": VERSION, **{k: getattr(self, k) for k in self.__dataclass_fields__}}
         return Route(KIND, config, memory.weights())
@@ -214,7 +214,7 @@ class SeracRouter:
 
     def __init__(self, lm: LM, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.lm = lm
-        self.memory = Memory.from_change(Route(KIND, config, tensors), lm.device)
+        self.memory = ScopeMemory.from_change(Route(KIND, config, tensors), lm.device)
         self.rule = Rule.of(config)
         self.network = networks_of(lm, self.rule) if len(self.memory) else None
         self.found: dict[Text, tuple[float, int]] = {}

@@ -25,7 +25,7 @@ TRAINED_AT_ONCE = 2**27
 
 
 @dataclass(frozen=True)
-class Batch:
+class KeyBatch:
     """One step's keys of all adapters.
 
     Attributes:
@@ -49,7 +49,7 @@ def shuffled(count: int, take: int, generator: torch.Generator) -> Iterator[Int[
 
 def losses(
     adapters: Adapters,
-    batch: Batch,
+    batch: KeyBatch,
     target: Float[Tensor, "n f"],
     moment: Factor | None,
     settings: RepSettings,
@@ -151,7 +151,7 @@ def _batches(
     ordinary: Ordinary | None,
     settings: RepSettings,
     generators: Sequence[torch.Generator],
-) -> Iterator[Batch]:
+) -> Iterator[KeyBatch]:
     """Yield one batch per step, without end."""
     rows = [
         shuffled(len(own.perturbed), settings.rep_batch, generator)
@@ -171,7 +171,7 @@ def _batches(
                     for own, allowed, generator in zip(keys, free, generators, strict=True)
                 ]
             )
-        yield Batch(torch.stack(taken), others)
+        yield KeyBatch(torch.stack(taken), others)
 
 
 def _elsewhere(
@@ -194,7 +194,7 @@ def _elsewhere(
 
 def _fit(
     adapters: Adapters,
-    batches: Iterator[Batch],
+    batches: Iterator[KeyBatch],
     target: Float[Tensor, "n f"],
     moment: Factor | None,
     settings: RepSettings,

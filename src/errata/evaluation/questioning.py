@@ -47,7 +47,7 @@ class _Asked:
     failures: list[str] = field(default_factory=list)
 
 
-class Examiner:
+class Questioner:
     """Asks questions as the protocol says.
 
     Args:
@@ -76,7 +76,7 @@ class Examiner:
         self.clock = clock
         self.generate = generate
 
-    def examine(
+    def ask(
         self, items: Sequence[tuple[str, Sequence[Question], Patch | None]]
     ) -> list[list[dict[str, Any]]]:
         """Return one entry per question of each (case id, questions, patch), in order."""
