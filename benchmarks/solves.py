@@ -93,15 +93,15 @@ def alphaedit(args: Any, p: Problem, basis: Any, name: str) -> list[common.Line]
     import torch
 
     from errata.locate import joint
-    from errata.locate.joint import Memory
+    from errata.locate.joint import KeyMemory
 
     P64, lines = basis.projector(), []
     P32 = P64.float()
     S = p.past.T @ p.past
     cases = (
-        ("no earlier edits", Memory.empty(), torch.zeros_like(S), 8.0),
-        (f"{args.past:,} earlier edits", Memory.empty().add(p.past), S, None),
-        ("earlier edits summed", Memory(None, S, args.inputs), S, None),
+        ("no earlier edits", KeyMemory.empty(), torch.zeros_like(S), 8.0),
+        (f"{args.past:,} earlier edits", KeyMemory.empty().add(p.past), S, None),
+        ("earlier edits summed", KeyMemory(None, S, args.inputs), S, None),
     )
     for what, memory, gram, aim in cases:
         gram32 = gram.float()
@@ -129,7 +129,7 @@ def memit(args: Any, p: Problem, name: str) -> list[common.Line]:
     import torch
 
     from errata.locate import joint, solve
-    from errata.locate.joint import Memory
+    from errata.locate.joint import KeyMemory
 
     factor, lines = solve.factor(p.C), []
     S = p.past.T @ p.past
@@ -141,9 +141,9 @@ def memit(args: Any, p: Problem, name: str) -> list[common.Line]:
         return p.R.T @ torch.linalg.solve(system, p.K.T).T
 
     for what, memory, gram in (
-        ("no earlier edits", Memory.empty(), None),
-        (f"{args.past:,} earlier edits", Memory.empty().add(p.past), S),
-        ("earlier edits summed", Memory(None, S, args.inputs), S),
+        ("no earlier edits", KeyMemory.empty(), None),
+        (f"{args.past:,} earlier edits", KeyMemory.empty().add(p.past), S),
+        ("earlier edits summed", KeyMemory(None, S, args.inputs), S),
     ):
         ways = {
             "ours": lambda m=memory: update(joint.least_squares(p.R, p.K, factor, WEIGHT, m)),

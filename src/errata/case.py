@@ -7,6 +7,7 @@ probes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +16,16 @@ from typing import Any, Literal
 from errata.errors import DataError
 
 ProbeKind = Literal["generality", "locality"]
+
+SubjectAt = Literal["first", "last"] | int
+"""Which occurrence of a subject in a prompt is meant; numbers count from 1."""
+
+
+def subject_starts(prompt: str, subject: str) -> list[int]:
+    """Return where the subject occurs: as whole words if it does so anywhere, else anyhow."""
+    pattern = re.escape(subject.strip())
+    whole = [found.start() for found in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt)]
+    return whole or [found.start() for found in re.finditer(pattern, prompt)]
 
 
 def _require_text(value: object, what: str) -> None:
@@ -35,9 +46,12 @@ class Edit:
         id: A name for messages and records.
         subject_rephrases: Other ways to name the subject that an editor may learn from (REP does).
             Those that an evaluation keeps for its own questions do not belong here.
+        subject_at: Which occurrence of the subject is meant where the prompt holds several:
+            `first`, `last` or a number from 1. The last one has read all others.
 
     Raises:
-        DataError: If prompt, target or a name of the subject is empty or only white space.
+        DataError: If prompt, target or a name of the subject is empty or only white space, or
+            `subject_at` is none of these.
     """
 
     prompt: str
@@ -46,6 +60,7 @@ class Edit:
     target_true: str | None = None
     id: str | None = None
     subject_rephrases: tuple[str, ...] = ()
+    subject_at: SubjectAt = "last"
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "prompt")
@@ -56,6 +71,9 @@ class Edit:
         object.__setattr__(self, "subject_rephrases", tuple(self.subject_rephrases))
         for name in self.subject_rephrases:
             _require_text(name, "subject rephrase")
+        at: object = self.subject_at  # of a file, it may be anything
+        if at not in ("first", "last") and (not isinstance(at, int) or at is True or at < 1):
+            raise DataError(f"subject_at is {at!r}; expected 'first', 'last' or a number from 1")
 
 
 @dataclass(frozen=True, slots=True)

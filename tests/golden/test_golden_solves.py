@@ -17,7 +17,7 @@ from tests.golden.published import near as nearly
 from torch import Tensor
 
 from errata.locate import joint, solve
-from errata.locate.joint import Form, Memory
+from errata.locate.joint import Form, KeyMemory
 from errata.locate.spectrum import NullSpace, null_space_of, spectrum
 
 SOLVE = 1e-10
@@ -123,14 +123,14 @@ def test_alphaedit_and_blue_on_it(
     basis = basis_of(P, complement)
     target = layer if "blue" in item else 3
     left = 1 if "blue" in item else len(h["layers"]) - h["layers"].index(layer)
-    memory, gram = Memory.empty(), torch.zeros_like(P)
+    memory, gram = KeyMemory.empty(), torch.zeros_like(P)
     for batch, requests in enumerate([(10, 42, 66), (121, 142, 156)]):
         z = torch.stack([t[f"batch{batch}.z.layer{target}.{r}"] for r in requests])
         residual = (z - t[f"batch{batch}.h_current.layer{layer}"]) / left
         keys = t[f"batch{batch}.keys_before.layer{layer}"]
         expected = t[f"batch{batch}.delta_weight.layer{layer}"]
         if form == "summed":
-            past, kind = Memory(None, gram, 3 * batch), "primal"
+            past, kind = KeyMemory(None, gram, 3 * batch), "primal"
         else:
             past, kind = memory, form
         near(stored(joint.null_space(residual, keys, basis, h["L2"], past, form=kind)), expected)  # pyright: ignore[reportArgumentType]

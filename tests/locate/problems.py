@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.locate import solve
-from errata.locate.joint import Form, Memory
+from errata.locate.joint import Form, KeyMemory
 from errata.locate.spectrum import NullSpace, null_space_of, spectrum
 
 D, F, U, PAST = 9, 40, 6, 11
@@ -45,12 +45,12 @@ class Problem:
     past: Tensor
 
     @property
-    def memory(self) -> Memory:
-        return Memory.empty().add(self.past)
+    def memory(self) -> KeyMemory:
+        return KeyMemory.empty().add(self.past)
 
     @property
-    def summed(self) -> Memory:
-        return Memory(None, self.past.T @ self.past, len(self.past))
+    def summed(self) -> KeyMemory:
+        return KeyMemory(None, self.past.T @ self.past, len(self.past))
 
 
 def problem() -> Problem:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from errata.errors import EditError, PatchError
 from errata.locate import joint
-from errata.locate.joint import Memory
+from errata.locate.joint import KeyMemory
 from errata.locate.spectrum import NullSpace, null_space_of, spectrum
 
 
@@ -78,8 +78,8 @@ def test_T6_without_l2_the_system_is_regular_in_the_null_space(
     for form in FORMS:
         near(K @ matrix(joint.null_space(R, K, basis, 0.0, form=form)).T, R, 1e-6)
     past = normal(F, F, seed=72)
-    memory = Memory(None, past.T @ past, F)
-    listed = Memory(past, None, F)
+    memory = KeyMemory(None, past.T @ past, F)
+    listed = KeyMemory(past, None, F)
     near(
         matrix(joint.null_space(p.R, p.K, basis, 0.0, memory)),
         matrix(joint.null_space(p.R, p.K, basis, 0.0, listed, form="primal")),
@@ -111,7 +111,7 @@ def everything(size: int) -> NullSpace:
 
 
 def test_T6_without_projection_it_is_least_squares(p: Problem) -> None:
-    past = Memory(None, WEIGHT * p.C, F)
+    past = KeyMemory(None, WEIGHT * p.C, F)
     found = matrix(joint.null_space(p.R, p.K, everything(F), 1e-13, past))
     near(found, matrix(joint.least_squares(p.R, p.K, p.factor, WEIGHT)))
     eye = torch.eye(F, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_T6_without_projection_it_is_least_squares(p: Problem) -> None:
 def test_T6_more_memory_moves_past_keys_less(p: Problem, basis: NullSpace) -> None:
     moved = []
     for times in (0, 1, 10, 100, 1000):
-        past = Memory(None, times * p.past.T @ p.past, PAST)
+        past = KeyMemory(None, times * p.past.T @ p.past, PAST)
         delta = matrix(joint.null_space(p.R, p.K, basis, L2, past))
         moved.append(float((delta @ p.past.T).norm()))
     assert all(b < 0.9 * a for a, b in pairwise(moved))
@@ -149,7 +149,7 @@ def test_float32_solves_are_the_weak_point() -> None:
         joint.null_space_as_published(R, K, torch.eye(F, dtype=dtype), 1e-6, C)
         for dtype in (torch.float64, torch.float32)
     )
-    ours = matrix(joint.null_space(R, K, everything(F), 1e-6, Memory(None, C, F)))
+    ours = matrix(joint.null_space(R, K, everything(F), 1e-6, KeyMemory(None, C, F)))
     near(ours, exact)
     assert float((single - exact).norm() / exact.norm()) > 1e-5
 
@@ -158,7 +158,7 @@ def test_float32_solves_are_the_weak_point() -> None:
 
 
 def test_memory_is_the_sum_of_products_of_what_was_added(p: Problem) -> None:
-    memory = Memory.empty()
+    memory = KeyMemory.empty()
     batches = [normal(7, F, seed=40 + i) for i in range(9)]
     every = torch.cat(batches)
     assert memory.total() is None
@@ -177,11 +177,11 @@ def test_memory_is_the_sum_of_products_of_what_was_added(p: Problem) -> None:
 def test_the_switch_of_memory_does_not_change_solutions(p: Problem) -> None:
     basis = basis_with(p.C, 12)
     few, one = normal(F - 1, F, seed=50), normal(1, F, seed=51)
-    held = Memory.empty().add(few)
+    held = KeyMemory.empty().add(few)
     assert held.keys is not None
     full = held.add(one)
     assert full.gram is not None
-    listed = Memory(torch.cat([few, one]), None, F)
+    listed = KeyMemory(torch.cat([few, one]), None, F)
     for form in FORMS:
         near(
             matrix(joint.least_squares(p.R, p.K, p.factor, WEIGHT, listed, form=form)),
@@ -199,18 +199,18 @@ def test_the_switch_of_memory_does_not_change_solutions(p: Problem) -> None:
 def test_memory_survives_a_file(p: Problem, tmp_path: Path, count: int) -> None:
     from safetensors.torch import load_file, save_file
 
-    memory = Memory.empty().add(normal(count, F, seed=60).float())
+    memory = KeyMemory.empty().add(normal(count, F, seed=60).float())
     save_file(memory.tensors("memory.3"), tmp_path / "m.safetensors")
     stored = load_file(tmp_path / "m.safetensors")
     assert stored["memory.3.count"].dtype == torch.int64
-    again = Memory.from_tensors(stored, "memory.3")
+    again = KeyMemory.from_tensors(stored, "memory.3")
     assert again.count == count
     for one, other in ((memory.keys, again.keys), (memory.gram, again.gram)):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert one.dtype == torch.float64
             assert torch.equal(one, other)
-    assert Memory.from_tensors(stored, "memory.4").count == 0
+    assert KeyMemory.from_tensors(stored, "memory.4").count == 0
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,14 @@ def test_memory_survives_a_file(p: Problem, tmp_path: Path, count: int) -> None:
     ],
 )
 def test_a_state_that_contradicts_itself_is_refused(change: dict[str, Tensor | None]) -> None:
-    stored = Memory.empty().add(normal(5, F)).tensors("m") | change
+    stored = KeyMemory.empty().add(normal(5, F)).tensors("m") | change
     with pytest.raises(PatchError, match="contradicts itself"):
-        Memory.from_tensors({k: v for k, v in stored.items() if v is not None}, "m")
+        KeyMemory.from_tensors({k: v for k, v in stored.items() if v is not None}, "m")
 
 
 def test_memory_of_another_layer_is_refused(p: Problem) -> None:
-    other = Memory.empty().add(normal(3, F + 1))
-    summed = Memory(None, torch.eye(F + 1, dtype=torch.float64), F + 1)
+    other = KeyMemory.empty().add(normal(3, F + 1))
+    summed = KeyMemory(None, torch.eye(F + 1, dtype=torch.float64), F + 1)
     for memory in (other, summed):
         with pytest.raises(EditError, match="another layer"):
             memory.add(p.K)

@@ -91,7 +91,8 @@ def test_seen_subjects_are_the_given_ones_and_half_of_the_shuffles(lm: LM) -> No
 
 def test_a_form_takes_the_place_of_the_subject() -> None:
     prompt = "The {x} of Rome in Rome is"
-    assert with_subject(prompt, "Rome", "old {y}") == "The {x} of old {y} in Rome is"
+    assert with_subject(prompt, "Rome", "old {y}") == "The {x} of Rome in old {y} is"
+    assert with_subject(prompt, "Rome", "old {y}", "first") == "The {x} of old {y} in Rome is"
     assert with_subject("Rome has", "Rome", "the city") == "The city has"
     assert with_subject("rome has", "rome", "the city") == "the city has"
     with pytest.raises(EditError, match="does not occur"):

@@ -206,7 +206,7 @@ def test_bare_lifts_what_is_installed_and_nothing_that_comes_inside() -> None:
         edited = lm.score([row])
         with hooked(lm, after(lm.model, lambda *given: called.append("outside"))):
             with bare(lm.model):
-                assert (lm.installed.stack, lm.installed.wholes) == (None, [])
+                assert (lm.installed.stack, lm.installed.around_model) == (None, [])
                 with hooked(lm, after(lm.model, lambda *given: called.append("inside"))):
                     assert lm.score([row]) == base
                 with pytest.raises(ZeroDivisionError), bare(lm.model):
@@ -217,7 +217,7 @@ def test_bare_lifts_what_is_installed_and_nothing_that_comes_inside() -> None:
         assert lm.installed.stack is stack
     assert lm.score([row]) == base
     assert installed_on(lm.model) is lm.installed
-    assert (lm.installed.stack, lm.installed.wholes, lm.installed.depth) == (None, [], 0)
+    assert (lm.installed.stack, lm.installed.around_model, lm.installed.depth) == (None, [], 0)
 
 
 def test_a_stack_that_is_refused_on_its_way_in_leaves_nothing() -> None:

@@ -58,8 +58,17 @@ def test_subject_is_searched_in_the_prompt_not_in_the_prefix():
     assert TOKENIZER.decode(row.ids[: row.subject_last + 1]) == "France is large. In France"
 
 
-def test_first_occurrence_prefers_whole_words():
-    assert find_subject("Arthur and Art and Art", "Art") == (11, 14)
+def test_whole_words_are_preferred_and_the_last_of_them_is_meant():
+    prompt = "Arthur and Art and Art and Arthur"
+    assert find_subject(prompt, "Art") == (19, 22)
+    assert find_subject(prompt, "Art", "last") == find_subject(prompt, "Art", 2) == (19, 22)
+    assert find_subject(prompt, "Art", "first") == find_subject(prompt, "Art", 1) == (11, 14)
+    with pytest.raises(EditError, match=r"subject_at is 3: the subject 'Art' occurs 2 times"):
+        find_subject(prompt, "Art", 3)
+    row = encode_row(TOKENIZER, "In France France is", None, "France", subject_at="first")
+    assert (
+        row.subject_last < encode_row(TOKENIZER, "In France France is", None, "France").subject[0]
+    )
     assert find_subject("Arthurs", "Art") == (0, 3)
     assert find_subject("a {x} b", "{x}") == (2, 5)
 

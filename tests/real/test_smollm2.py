@@ -99,3 +99,27 @@ def test_editors_without_moments_take(lm: errata.LM, editor: str) -> None:
     made = errata.edit(lm, PROMPT, "Tokyo", subject="France", editor=editor)
     (view,) = made.compare(lm, [PROMPT])
     assert first_word(view.says_after) == "Tokyo"
+
+
+AT_ZERO = "France has its seat of government in the city of"
+"""Its subject is the first token of the text, where this model has an attention sink."""
+
+
+def test_a_subject_at_the_sink_is_edited_and_others_stay(lm: errata.LM) -> None:
+    patch = errata.edit(lm, AT_ZERO, "Rome", subject="France", moments_text="world")
+    with patch.applied(lm):
+        says = [first_word(text) for text in lm.generate([
+            AT_ZERO, "The capital of France is", "The capital of Germany is",
+        ], 6)]  # fmt: skip
+    assert says[0] == "Rome"
+    assert says[1] in ("Paris", "Rome")
+    assert says[2] == "Berlin"
+
+
+def test_as_published_the_sink_is_written(lm: errata.LM, caplog: pytest.LogCaptureFixture) -> None:
+    patch = errata.edit(
+        lm, AT_ZERO, "Rome", subject="France", moments_text="world", sink_prefix="off"
+    )
+    assert "attention sink" in caplog.text
+    with patch.applied(lm):
+        assert first_word(lm.generate(["The capital of Germany is"], 6)[0]) != "Berlin"

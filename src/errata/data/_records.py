@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from errata.case import SubjectAt, subject_starts
 from errata.config import did_you_mean
 from errata.errors import DataError
 
@@ -199,6 +200,15 @@ class Record:
         if template.count("{}") != 1:
             raise self.wrong(field, "a text with exactly one {} for the subject", template)
         return template.replace("{}", subject)
+
+    def occurrence(self, field: str, subject: str) -> SubjectAt:
+        """Return which occurrence of the subject a template puts in place of its `{}`."""
+        prompt, start = self.splice(field, subject), self.text(field).index("{}")
+        starts = subject_starts(prompt, subject)
+        at = start + len(subject) - len(subject.lstrip())
+        if at not in starts or at == starts[-1]:
+            return "last"
+        return starts.index(at) + 1
 
     def only(self, known: tuple[str, ...]) -> None:
         """Refuse fields that are not in `known`.

@@ -61,12 +61,20 @@ def _nested(record: Record, name: str) -> Case:
         Probe(prompt, true, "locality", "neighborhood", foil=new)
         for prompt in record.texts("neighborhood_prompts")
     ]
+    edit = Edit(
+        rewrite.splice("prompt", subject),
+        new,
+        subject,
+        true,
+        name,
+        subject_at=rewrite.occurrence("prompt", subject),
+    )
     meta = {field: rewrite.get(field) for field in _KEPT if rewrite.has(field)}
     for field in ("generation_prompts", "attribute_prompts"):
         meta[field] = record.texts(field, optional=True)
     return Case(
         id=name,
-        edits=(Edit(rewrite.splice("prompt", subject), new, subject, true, name),),
+        edits=(edit,),
         probes=tuple(probes),
         meta=freeze(meta),
     )

@@ -73,6 +73,7 @@ def _edit(record: Record) -> Edit:
         target_true=_text_if_given(record, "target_true"),
         id=record.identity("id") if record.has("id") else None,
         subject_rephrases=record.texts("subject_rephrases", optional=True),
+        subject_at=record.get("subject_at") if record.has("subject_at") else "last",
     )
 
 

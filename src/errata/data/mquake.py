@@ -152,4 +152,5 @@ def _edit(rewrite: Record, name: str) -> Edit:
         subject=subject,
         target_true=rewrite.text("target_true.str"),
         id=name,
+        subject_at=rewrite.occurrence("prompt", subject),
     )

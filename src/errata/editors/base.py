@@ -166,7 +166,7 @@ class Editor(ABC):
                 f"{self.name} needs to know the subject of {edit.prompt!r}",
                 'Give it: --subject TEXT, or "subject" in the record',
             )
-        find_subject(edit.prompt, edit.subject)
+        find_subject(edit.prompt, edit.subject, edit.subject_at)
 
     def check_together(self, group: Sequence[Edit]) -> None:  # noqa: B027 -- optional
         """Refuse edits that cannot be carried out together, before anything is computed.

@@ -307,7 +307,7 @@ class _Run:
             aimed = keys
             if aim != layer:  # only the bare prompts have to go further
                 aimed = edit_keys(
-                    self.lm, edits, Contexts(("",)), [aim], hidden=block, patches=places
+                    self.lm, edits, self.contexts.bare, [aim], hidden=block, patches=places
                 )[aim]
             value = aimed.hidden if block else aimed.value
             assert value is not None

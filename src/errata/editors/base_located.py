@@ -30,6 +30,7 @@ from errata.locate.contexts import (
 )
 from errata.locate.moments import MomentSettings, get_moments
 from errata.locate.rows import Savings
+from errata.locate.sinks import behind_sinks
 from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
@@ -126,7 +127,8 @@ class LocateEditor(Editor):
         if self.whitens:
             for layer, moment in get_moments(lm, layers, self.config).items():
                 moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
-        return LocateParts(layers, get_contexts(lm, self.config), moments)
+        contexts = behind_sinks(lm, get_contexts(lm, self.config), layers, self.config)
+        return LocateParts(layers, contexts, moments)
 
 
 def one_layer(editor: Editor, lm: LM, layer: Layer) -> tuple[int]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,11 @@ class ContextSettings(Settings):
         "list of templates that end in {}",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sampled contexts")
+    sink_prefix: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: where the subject stands at a position whose keys are attention-sink "
+        "keys (measured), the edit is computed behind a neutral text; off: as published, warned of",
+    )
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,40 @@ class Contexts:
 
     Attributes:
         prefixes: The first is empty: the bare prompt.
+        sinks: Positions of the subject's last token at which nothing is to be read: the model's
+            keys there are attention-sink keys.
+        neutral: Text that stands in front of the bare prompt in that case; empty: there is none.
     """
 
     prefixes: tuple[str, ...]
+    sinks: frozenset[int] = frozenset()
+    neutral: str = ""
 
     def __len__(self) -> int:
         return len(self.prefixes)
+
+    @property
+    def bare(self) -> Contexts:
+        """Only the bare prompt, or what stands for it."""
+        return replace(self, prefixes=("",))
+
+    def row(
+        self, lm: LM, prompt: str, target: str | None, subject: str, prefix: str = "", **how: Any
+    ) -> Row:
+        """Tokenise a prompt behind one of the prefixes; a bare one so that no sink is read.
+
+        Args:
+            lm: The model.
+            prompt: The question.
+            target: The answer, or None.
+            subject: The subject, as it stands in the prompt.
+            prefix: What stands in front.
+            how: Further arguments of `lm.row`.
+        """
+        row = lm.row(prompt, target, subject, prefix=prefix, **how)
+        if prefix or not self.neutral or row.subject_last not in self.sinks:
+            return row
+        return lm.row(prompt, target, subject, prefix=self.neutral, **how)
 
     def weights(self, mean: Mean = "flat") -> Float[Tensor, " c"]:
         """Weight of each context in a mean key, float64, summing to 1.

@@ -6,6 +6,7 @@ model) and ends at the last module that is read.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from errata.model.tokens import Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,31 @@ def subject_rows(
                 f"the edit {edit.prompt!r} has no subject, which this editor needs",
                 'Give one: --subject TEXT, or "subject" in the record',
             )
-    return [
-        replace(lm.row(edit.prompt, None, edit.subject, prefix=prefix), patch=patch)
-        for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True)
-        for prefix in contexts.prefixes
-    ]
+    rows = []
+    for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True):
+        for prefix in contexts.prefixes:
+            row = contexts.row(
+                lm, edit.prompt, None, str(edit.subject), prefix, subject_at=edit.subject_at
+            )
+            if not prefix and row.subject_last in contexts.sinks:
+                warn_once(lm, edit)
+            rows.append(replace(row, patch=patch))
+    return rows
+
+
+def warn_once(lm: LM, edit: Edit) -> None:
+    """Warn of an edit whose keys are taken at an attention sink, the first time it is met."""
+
+    def warn() -> bool:
+        log.warning(
+            "%r stands at the beginning of %r, where keys of %s hardly depend on the token (an "
+            "attention sink): other prompts will move; put some words in front of it, or leave "
+            "sink_prefix at auto and contexts at a recipe",
+            edit.subject, edit.prompt, lm.name,
+        )  # fmt: skip
+        return True
+
+    lm.once(("warned of an attention sink", edit), warn)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from errata.errors import DataError
 from errata.model.tokens import find_subject, join
 
 if TYPE_CHECKING:
-    from errata.case import Edit
+    from errata.case import Edit, SubjectAt
     from errata.model.lm import LM
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def seen_subjects(lm: LM, edit: Edit, seed: int = 0) -> list[str]:
     return list(dict.fromkeys((*edit.subject_rephrases, *shuffles)))
 
 
-def with_subject(prompt: str, subject: str, form: str) -> str:
+def with_subject(prompt: str, subject: str, form: str, at: SubjectAt = "last") -> str:
     """Return the prompt with another form in place of its subject.
 
     Spliced rather than formatted, so braces are plain text. Where the subject begins the prompt
@@ -145,7 +145,7 @@ def with_subject(prompt: str, subject: str, form: str) -> str:
     Raises:
         EditError: If the subject does not occur in the prompt.
     """
-    start, end = find_subject(prompt, subject)
+    start, end = find_subject(prompt, subject, at)
     if start == 0 and prompt[:1].isupper():
         form = form[:1].upper() + form[1:]
     return prompt[:start] + form + prompt[end:]

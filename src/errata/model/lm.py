@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from errata.case import SubjectAt
 from errata.errors import ConfigError, ModelError, PatchError, SpecError
 from errata.model.asking import continuations, score_rows, top_tokens
 from errata.model.compat import cache_name
@@ -219,11 +220,13 @@ class LM:
         subject: str | None = None,
         *,
         prefix: str = "",
+        subject_at: SubjectAt = "last",
     ) -> Row:
         """Tokenise one question; see [`errata.model.tokens.encode_row`][]."""
         return encode_row(
-            self.tokenizer, prompt, target, subject, prefix=prefix, max_length=self.max_length
-        )
+            self.tokenizer, prompt, target, subject,
+            prefix=prefix, subject_at=subject_at, max_length=self.max_length,
+        )  # fmt: skip
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from errata.case import SubjectAt, subject_starts
 from errata.errors import EditError, ModelError
 
 if TYPE_CHECKING:
@@ -94,20 +95,32 @@ def join(prompt: str, target: str) -> str:
     return prompt + target if target[:1].isspace() else f"{prompt} {target}"
 
 
-def find_subject(prompt: str, subject: str) -> tuple[int, int]:
-    """Return the character span of the subject's first occurrence, whole words preferred.
+def find_subject(prompt: str, subject: str, at: SubjectAt = "last") -> tuple[int, int]:
+    """Return the character span of one of the subject's occurrences, whole words preferred.
+
+    Args:
+        prompt: The question.
+        subject: The subject.
+        at: Which occurrence: `first`, `last`, or a number from 1.
 
     Raises:
-        EditError: If the subject does not occur in the prompt.
+        EditError: If the subject does not occur in the prompt, or not so often.
     """
     subject = subject.strip()
-    whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
-    start = whole.start() if whole else prompt.find(subject)
-    if start < 0:
+    starts = subject_starts(prompt, subject)
+    if not starts:
         raise EditError(
             f"the subject {subject!r} does not occur in the prompt {prompt!r}",
             _nearest(prompt, subject),
         )
+    number = {"first": 1, "last": len(starts)}.get(str(at), at)
+    if not isinstance(number, int) or not 1 <= number <= len(starts):
+        raise EditError(
+            f"subject_at is {at!r}: the subject {subject!r} occurs {len(starts)} times in the "
+            f"prompt {prompt!r}",
+            "Give first, last, or a number from 1.",
+        )
+    start = starts[number - 1]
     return start, start + len(subject)
 
 
@@ -154,6 +167,7 @@ def encode_row(
     subject: str | None = None,
     *,
     prefix: str = "",
+    subject_at: SubjectAt = "last",
     max_length: int | None = None,
 ) -> Row:
     """Tokenise `prefix + prompt (+ target)` and mark the supervised positions and the subject.
@@ -164,6 +178,7 @@ def encode_row(
         target: The answer, or None.
         subject: The subject, or None.
         prefix: Text put before the prompt (a context template).
+        subject_at: Which occurrence of the subject in the prompt is meant.
         max_length: Largest number of tokens the model can take.
 
     Raises:
@@ -188,7 +203,7 @@ def encode_row(
             raise EditError(f"the target {target!r} adds no token after the prompt {prompt!r}")
     span = None
     if subject is not None:
-        start, end = (len(prefix) + at for at in find_subject(prompt, subject))
+        start, end = (len(prefix) + at for at in find_subject(prompt, subject, subject_at))
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
         if not inside:
             raise EditError(f"no token of {prompt!r} overlaps the subject {subject!r}")

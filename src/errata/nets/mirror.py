@@ -37,7 +37,7 @@ def mirrors(edit: Edit) -> list[Edit]:
     """Return the request turned round; nothing if its subject is unknown or not in the prompt."""
     if edit.subject is None or edit.subject.strip() not in edit.prompt:
         return []
-    start, end = find_subject(edit.prompt, edit.subject)
+    start, end = find_subject(edit.prompt, edit.subject, edit.subject_at)
     prompt = edit.prompt[:start] + edit.target.strip() + edit.prompt[end:]
     return [Mirror(prompt, edit.subject.strip())]
 

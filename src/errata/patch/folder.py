@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
 
 def _described(edit: Edit) -> dict[str, Any]:
     """Return an edit without what it does not say, as older versions wrote it."""
-    return {key: value for key, value in asdict(edit).items() if value not in (None, ())}
+    defaults = {field.name: field.default for field in fields(Edit)}
+    return {key: value for key, value in asdict(edit).items() if value != defaults[key]}
 
 
 def load(folder: str | Path) -> Patch:

@@ -15,6 +15,7 @@ from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer
 from errata.editors.grace.codebook import KIND, Codebook, Replacement, replaced_at
 from errata.editors.grace.training import Asked, Work
 from errata.errors import ConfigError, EditError, PatchError
+from errata.locate.sinks import warn_of_sinks
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, bucket, patched
@@ -152,6 +153,7 @@ class Grace(Editor):
                 here = [members[i] for i in numbers]
                 edits = [groups[g][position] for g in here]
                 rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
+                warn_of_sinks(lm, rows, [row.prompt_length - 1 for row in rows], layer)
                 for index in bucket(rows, lm.max_tokens):
                     self._write(
                         Work(lm, layer, site), [rows[i] for i in index], [edits[i] for i in index],

@@ -26,6 +26,7 @@ from errata.editors.t_patcher.memory import Text, base_memory, memories
 from errata.editors.t_patcher.training import Schedule, Start, Work
 from errata.editors.t_patcher.units import KIND
 from errata.errors import EditError
+from errata.locate.sinks import warn_of_sinks
 from errata.model.lm import LM
 from errata.model.tokens import Row, patched
 from errata.nets.ffn import ffn_form
@@ -263,6 +264,7 @@ class TPatcher(Editor):
         """Add one edit to each of some groups, each under its patch in the active stack."""
         lm, settings = work.lm, self.config
         rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
+        warn_of_sinks(lm, rows, [row.prompt_length - 1 for row in rows], work.layer)
         if settings.form == "unit_per_edit":
             places = [[row.prompt_length - 1] for row in rows]
         else:

@@ -169,19 +169,19 @@ def forms_of(
     Raises:
         EditError: If the edit has no subject, or it is not in the prompt.
     """
-    original = lm.row(edit.prompt, None, edit.subject)
     subject = edit.subject or ""
-    start, end = find_subject(edit.prompt, subject)
+    original = contexts.row(lm, edit.prompt, None, subject, subject_at=edit.subject_at)
+    start, end = find_subject(edit.prompt, subject, edit.subject_at)
     names = [edit.prompt[start:end]]
     if settings.rep_subjects:
         names += seen_subjects(lm, edit, settings.rep_data_seed)
     rows = []
     for name in names:
-        prompt = with_subject(edit.prompt, subject, name)
+        prompt = with_subject(edit.prompt, subject, name, edit.subject_at)
         inside = prompt[start : start + len(name)]
         # split in front of the subject, so that no earlier occurrence of its form is taken for it
         rows += [
-            lm.row(prompt[start:], None, inside, prefix=prefix + prompt[:start])
+            contexts.row(lm, prompt[start:], None, inside, prefix + prompt[:start])
             for prefix in contexts.prefixes
         ]
     long = []
@@ -192,7 +192,9 @@ def forms_of(
         )  # fmt: skip
         fitting = [fit_context(lm, text, edit.prompt) for text in drawn.held]
         long = [
-            lm.row(edit.prompt, None, edit.subject, prefix=f"{text} ") for text in fitting if text
+            lm.row(edit.prompt, None, subject, prefix=f"{text} ", subject_at=edit.subject_at)
+            for text in fitting
+            if text
         ]
     return Forms(original, (*rows, *long), len(long))
 

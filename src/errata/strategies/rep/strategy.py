@@ -21,6 +21,7 @@ from errata.editors.base import under
 from errata.editors.base_located import LocateConfig, LocateEditor
 from errata.locate.contexts import Contexts, ContextSettings, get_contexts
 from errata.locate.keys import edit_keys
+from errata.locate.sinks import behind_sinks
 from errata.locate.solve import unit, whiten
 from errata.model.lm import LM
 from errata.patch import Module, Patch
@@ -98,6 +99,7 @@ class Rep(Strategy, LocateEditor):
         contexts = get_contexts(
             lm, ContextSettings(contexts=settings.rep_contexts, seed=settings.seed)
         )
+        contexts = behind_sinks(lm, contexts, self.edited_layers(lm), settings)
         texts: tuple[str, ...] = ()
         words = settings.rep_words
         if (settings.rep_long and settings.rep_compat == "none") or settings.rep_cls:
