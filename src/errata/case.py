@@ -71,7 +71,7 @@ class Edit:
         object.__setattr__(self, "subject_rephrases", tuple(self.subject_rephrases))
         for name in self.subject_rephrases:
             _require_text(name, "subject rephrase")
-        at: object = self.subject_at  # of a file, it may be anything
+        at: Any = self.subject_at  # out of a file it may be anything
         if at not in ("first", "last") and (not isinstance(at, int) or at is True or at < 1):
             raise DataError(f"subject_at is {at!r}; expected 'first', 'last' or a number from 1")
 
