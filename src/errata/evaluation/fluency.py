@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from errata.model.tokens import Batch
+from errata.model.generating import Growing, parts_of
 
 if TYPE_CHECKING:
     from errata.case import Case
@@ -88,51 +88,22 @@ def sample(
     """
     length = min(length, lm.max_length or length)
     rows = lm.rows(prompts)
-    ids = [list(row.ids) for row in rows]
     draws = [random.Random(seed) for seed in seeds]
-    by_length: dict[int, list[int]] = {}
-    for i, own in enumerate(ids):
-        if len(own) < length:
-            by_length.setdefault(len(own), []).append(i)
-    width = max(1, lm.max_tokens // length)
-    for members in by_length.values():  # texts of one length need no padding
-        for start in range(0, len(members), width):
-            part = members[start : start + width]
-            patches = tuple(rows[i].patch for i in part)
-            texts, drawn = [ids[i] for i in part], [draws[i] for i in part]
-            _extend(lm, texts, patches, drawn, length, top_k)
-    return [lm.text(tokens) for tokens in ids]
-
-
-def _extend(
-    lm: LM,
-    texts: Sequence[list[int]],
-    patches: tuple[int, ...],
-    draws: Sequence[random.Random],
-    length: int,
-    top_k: int,
-) -> None:
-    """Sample token after token of equally long texts; with cached keys where that works."""
-    from transformers import DynamicCache
-
-    cached = lm.prefix_cache_works
-    more = lm.behind(DynamicCache()) if cached else {}
-    first = 0  # the first position that is not in the cache
-    while (now := len(texts[0])) < length:
-        new = torch.tensor([text[first:] for text in texts], device=lm.device)
-        batch = Batch(
-            new,
-            torch.ones(len(texts), now, dtype=torch.long, device=lm.device),
-            torch.arange(first, now, device=lm.device).expand(len(texts), -1),
-            tuple(range(len(texts))),
-            patches=patches,
-        )
-        rows = torch.arange(len(texts), device=lm.device)
-        at = torch.stack([rows, torch.full_like(rows, now - first - 1)], 1)
-        logits = lm.logits(batch, at, **more)
-        first = now if cached else 0
-        values, tokens = logits.double().softmax(-1).topk(top_k, dim=-1)
-        sums = values.cumsum(-1).cpu()
-        for text, draw, bounds, best in zip(texts, draws, sums, tokens.tolist(), strict=True):
-            at_most = int(torch.searchsorted(bounds, draw.random() * bounds[-1]))
-            text.append(best[min(at_most, top_k - 1)])
+    texts = [list(row.ids) for row in rows]
+    wanted = [i for i, ids in enumerate(texts) if len(ids) < length]
+    limits = [length - len(texts[i]) for i in wanted]
+    for part in parts_of(lm, [rows[i] for i in wanted], limits):
+        numbers = [wanted[j] for j in part]
+        growing = Growing(lm, [rows[i] for i in numbers])
+        while growing.live:
+            values, tokens = growing.logits().double().softmax(-1).topk(top_k, dim=-1)
+            sums = values.cumsum(-1).cpu()
+            chosen, done = [], []
+            for j, bounds, best in zip(growing.live, sums, tokens.tolist(), strict=True):
+                draw = draws[numbers[j]].random() * bounds[-1]
+                chosen.append(best[min(int(torch.searchsorted(bounds, draw)), top_k - 1)])
+                done.append(len(growing.ids[j]) + 1 >= length)
+            growing.extend(chosen, done)
+        for j, i in enumerate(numbers):
+            texts[i] = growing.ids[j]
+    return [lm.text(tokens) for tokens in texts]

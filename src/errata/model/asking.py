@@ -1,4 +1,4 @@
-"""Questions to a model: scores of labels, most probable tokens, greedy continuations.
+"""Questions to a model: scores of labels, most probable tokens.
 
 Rows say under which patch they run (`Row.patch`), so nothing here knows of stacks.
 """
@@ -6,7 +6,6 @@ Rows say under which patch they run (`Row.patch`), so nothing here knows of stac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,31 +61,3 @@ def top_tokens(lm: LM, rows: Sequence[Row], k: int) -> list[list[tuple[str, floa
             words = [str(lm.tokenizer.decode([token])) for token in tokens]
             result[i] = list(zip(words, shares, strict=True))
     return result
-
-
-@torch.no_grad()
-def continuations(lm: LM, rows: Sequence[Row], limits: Sequence[int]) -> list[str]:
-    """Continue each row greedily by at most so many tokens and return the new text.
-
-    Each step recomputes the whole row, so that every kind of patch acts as it does in scoring.
-    """
-    ids = [list(row.ids) for row in rows]
-    open_rows = {i for i, limit in enumerate(limits) if limit > 0}
-    eos = lm.tokenizer.eos_token_id
-    while open_rows:
-        live = sorted(open_rows)
-        now = [
-            replace(rows[i], ids=tuple(ids[i]), positions=(len(ids[i]) - 1,), labels=())
-            for i in live
-        ]
-        for batch in lm.batches(now):
-            best = lm.logits(batch, positions_of(now, batch.index, lm.device)).argmax(-1)
-            for j, token in zip(batch.index, best.tolist(), strict=True):
-                i = live[j]
-                done = len(ids[i]) - len(rows[i].ids) + 1 >= limits[i]
-                if token != eos:
-                    ids[i].append(token)
-                full = lm.max_length is not None and len(ids[i]) >= lm.max_length
-                if token == eos or done or full:
-                    open_rows.discard(i)
-    return [lm.text(ids[i][len(row.ids) :]) for i, row in enumerate(rows)]

@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from errata.case import SubjectAt
 from errata.errors import ConfigError, ModelError, PatchError, SpecError
-from errata.model.asking import continuations, score_rows, top_tokens
+from errata.model.asking import score_rows, top_tokens
 from errata.model.compat import cache_name
+from errata.model.generating import continuations
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
 from errata.model.passes import continues_exactly, gather_logits
@@ -355,18 +356,17 @@ class LM:
         prompts: Sequence[str | Row],
         max_new_tokens: int | Sequence[int] = 20,
         *,
+        stops: Sequence[str] = (),
         stack: Stack | None = None,
         groups: Sequence[int] | None = None,
     ) -> list[str]:
         """Continue each prompt greedily and return the new text.
 
-        Prompts are texts or rows; `stack` and `groups` are as in `score`. Rows stop at the
-        end-of-sequence token or at their own limit.
+        Prompts are texts or rows; `stack` and `groups` are as in `score`. Rows end at the
+        end-of-sequence token, in front of the first of `stops`, or at their own limit.
         """
-        limits = max_new_tokens
-        if isinstance(limits, int):
-            limits = [limits] * len(prompts)
-        return continuations(self, self._placed(prompts, stack, groups), limits)
+        rows = self._placed(prompts, stack, groups)
+        return continuations(self, rows, max_new_tokens, stops)
 
     def rows(self, prompts: Iterable[str | Row]) -> list[Row]:
         """Tokenise those prompts that are texts."""

@@ -251,7 +251,24 @@ def make_prefix(
     # ends in front of the head: logits are not wanted
     with hooked(lm, before(head, stop)), suppress(_Stop):
         lm.run(batch, **lm.behind(cache))
-    width = skip + batch.input_ids.shape[1]
+    return _pushed_right(lm, cache, skip + batch.input_ids.shape[1], starts)
+
+
+@torch.no_grad()
+def run_and_keep(lm: LM, rows: Sequence[Row]) -> tuple[Prefix, Float[Tensor, "B V"]]:
+    """Run whole rows and return their keys and values, and the logits behind the last token."""
+    from transformers import DynamicCache
+
+    batch = lm.batch(rows, range(len(rows)))
+    cache = DynamicCache()
+    lengths = [len(row.ids) for row in rows]
+    at = torch.tensor([(i, n - 1) for i, n in enumerate(lengths)], device=lm.device)
+    logits = lm.logits(batch, at, **lm.behind(cache))
+    return _pushed_right(lm, cache, batch.input_ids.shape[1], lengths), logits
+
+
+def _pushed_right(lm: LM, cache: Any, width: int, starts: Sequence[int]) -> Prefix:
+    """Return what a right-padded pass left in a cache, padded on the left; the cache is emptied."""
     shift = torch.tensor([width - n for n in starts], device=lm.device)
     source = torch.arange(width, device=lm.device)[None, :] - shift[:, None]
     mask = (source >= 0).long()
