@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 
+def shared_folder() -> Path:
+    """Where that folder lies if it is there."""
+    root = Path(__file__).resolve().parents[1]
+    return Path(os.environ.get("ERRATA_SHARED", root.parent / "shared"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with public benchmark files and golden outputs; absent on most machines."""
-    root = Path(__file__).resolve().parents[1]
-    folder = Path(os.environ.get("ERRATA_SHARED", root.parent / "shared"))
+    folder = shared_folder()
     if not folder.is_dir():
         pytest.skip("needs the folder of public benchmark files (ERRATA_SHARED)")
     return folder

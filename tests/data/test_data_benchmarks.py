@@ -366,14 +366,17 @@ def test_specs(tmp_path, file):
         load_cases("zsre:")
     with pytest.raises(ConfigError, match=r"Use --data FILE\.jsonl"):
         load_cases("jsonl")
-    dump(file, [FLAT])
-    with pytest.raises(ConfigError, match=r"which data set is it\?\nUse --data NAME:"):
+    dump(file, [{"question": "a", "answer": "b"}])
+    with pytest.raises(ConfigError, match=r"any known data set; which is it\?\nUse --data NAME:"):
         load_cases(str(file))
 
 
 def test_every_data_set_can_be_listed_without_import():
     entries = datasets.entries
-    assert set(entries) == {"counterfact", "jsonl", "mquake", "rep", "uniedit", "world", "zsre"}
+    assert set(entries) == {
+        *("counterfact", "jsonl", "knowedit", "locft", "mquake", "qaedit", "rep", "uniedit"),
+        *("wikibigedit", "world", "zsre"),
+    }
     for entry in entries.values():
         assert isinstance(entry.facts["title"], str)
         assert isinstance(entry.facts["paper"], str)

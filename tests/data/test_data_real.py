@@ -87,6 +87,54 @@ def test_mquake(data):
     assert sum(bool(case.meta["conflicts"]) for case in loaded.cases) == 998
 
 
+def test_rep_under_its_own_name(data):
+    loaded = load_cases(f"rep:{data}/rep/counterfact_para_subject-valid.json")
+    assert len(loaded) == 100
+    assert loaded.notes == ("3 blank rephrased prompts left out",)
+
+
+def test_qaedit(data):
+    loaded = load_cases(f"{data}/lifelong/qaedit_inter_1k.json")
+    assert (loaded.name, len(loaded), loaded.skipped, loaded.warned) == ("qaedit", 1000, (), ())
+    for case in loaded.cases:
+        (edit,) = case.edits
+        assert edit.subject is not None
+        assert edit.subject in edit.prompt
+        assert edit.target == edit.target.strip()
+        assert [probe.kind for probe in case.probes] == ["generality", *["locality"] * 5]
+        assert case.probes[0].target == edit.target
+    sources = [case.meta["source"] for case in loaded.cases]
+    assert [sources.count(name) for name in ("NQ", "TQA", "SQA")] == [247, 364, 389]
+    assert next(c for c in loaded.cases if c.id == "NQ-1104").edits[0].target == "Wilt Chamberlain"
+
+
+@pytest.mark.parametrize("name", ["locft", "wikibigedit", None])
+def test_wikibigedit_in_the_form_of_locft(data, name):
+    path = f"{data}/lifelong/wikibigedit_3k.json"
+    loaded = load_cases(f"{name}:{path}" if name else path)
+    assert (loaded.name, len(loaded), loaded.warned) == (name or "locft", 3000, ())
+    for case in loaded.cases:
+        assert case.edits[0].subject is not None
+        assert case.edits[0].subject in case.edits[0].prompt
+        assert [probe.name for probe in case.probes] == ["rephrase", "locality"]
+
+
+def test_zsre_of_locft(data):
+    path = f"{data}/lifelong/locft_zsre_3k.json"
+    plain, zsre = load_cases(f"locft:{path}"), load_cases(path)
+    assert (plain.name, zsre.name, len(plain), len(zsre)) == ("locft", "zsre", 3000, 3000)
+    for one, other in zip(plain.cases, zsre.cases, strict=True):
+        assert one.edits[0].prompt + " The answer is: " == other.edits[0].prompt
+        assert one.edits[0].target == other.edits[0].target
+        assert one.of("locality") == other.of("locality")
+
+
+def test_no_public_file_has_a_field_that_is_not_read(data):
+    for name in ("counterfact", "mquake", "rep", "zsre", "lifelong"):
+        for path in sorted((data / name).iterdir()):
+            assert load_cases(path, skip_bad=True).warned == (), path
+
+
 def test_rep_robustness_file(data):
     spec = f"counterfact:{data}/rep/counterfact_para_subject-valid.json"
     loaded = load_cases(spec, skip_bad=True)

@@ -64,7 +64,7 @@ def test_zsre_has_no_rephrased_prompts(load):
     [
         ("subject", "Apple B5", "'subject' is 'Apple B5'; expected a part of the prompt"),
         ("subject_rephrase", [], "'subject_rephrase' is a list of 0; expected a list of at least"),
-        ("subject_rephrase", ["a", " "], r"'subject_rephrase\[1\]' is ' '"),
+        ("subject_rephrase", ["a", 5], r"'subject_rephrase\[1\]' is 5"),
         ("rephrase_prompt", "one", "'rephrase_prompt' is 'one'; expected a list of texts or null"),
         ("target_true", None, "'target_true' is null"),
     ],

@@ -19,7 +19,10 @@ def pocket_world() -> World:
     return build_world()
 
 
-NAMES = ("counterfact", "jsonl", "mquake", "rep", "uniedit", "zsre")
+NAMES = (
+    *("counterfact", "jsonl", "knowedit", "locft", "mquake", "qaedit", "rep", "uniedit"),
+    *("wikibigedit", "zsre"),
+)
 
 
 def test_the_world_writes_the_same_files_again(pocket_world: World) -> None:

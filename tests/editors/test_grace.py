@@ -17,7 +17,8 @@ import errata
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
-from errata.editors.grace.codebook import EXACT, GAP, MARGIN, NEAREST, Codebook, Deferral
+from errata.editors.grace.codebook import EXACT, GAP, MARGIN, NEAREST, Codebook
+from errata.editors.grace.deferral import Deferral
 from errata.editors.grace.editor import Grace
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM

@@ -10,6 +10,7 @@ import pytest
 import errata
 from errata.evaluation import evaluate
 from errata.model.lm import LM
+from tests.golden.published import golden_file, input_of, models
 
 EXACT = 1e-6
 """Fractions of tokens; the published reliability is a float32 quotient."""
@@ -18,7 +19,12 @@ MEANS = 1e-7
 PUBLISHED_NLL = 2e-7
 """Relative; the published code keeps negative log-likelihoods in float32."""
 
-SETS = {"counterfact_val": "counterfact", "zsre_1k": "zsre"}
+SETS = {
+    "counterfact_val": ("counterfact", "records_counterfact_val_150.json"),
+    "zsre_1k": ("zsre", "records_zsre_150.json"),
+    "proto_world": ("counterfact", "proto_world_60.json"),
+}
+"""Data set and file of inputs; a model has outputs for some."""
 KINDS = ("reliability", "generality", "locality")
 
 
@@ -27,19 +33,26 @@ def reference(shared) -> Path:
     return shared / "reference"
 
 
+@pytest.fixture(scope="module", params=models())
+def name(reference, request) -> str:
+    """Each of the fixed models that is there."""
+    if not (reference / "models" / request.param).is_dir():
+        pytest.skip("needs the golden outputs (ERRATA_SHARED)")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model(reference) -> LM:
-    return errata.load(str(reference / "models" / "tiny-gpt2"), dtype="float32")
+def model(reference, name) -> LM:
+    return errata.load(str(reference / "models" / name), dtype="float32")
 
 
-def cases_of(reference: Path, name: str):
-    data = SETS[name]
-    file = {"counterfact": "records_counterfact_val_150.json", "zsre": "records_zsre_150.json"}
-    return errata.load_cases(f"{data}:{reference / 'inputs' / file[data]}").cases
+def cases_of(reference: Path, data: str):
+    known, file = SETS[data]
+    return errata.load_cases(f"{known}:{input_of(reference, file)}").cases
 
 
-def golden(reference: Path, name: str) -> dict:
-    return json.loads((reference / "tiny-gpt2" / f"{name}.json").read_text())
+def golden(reference: Path, name: str, item: str) -> dict:
+    return json.loads(golden_file(reference, name, f"{item}.json").read_text())
 
 
 def compare(result, published) -> None:
@@ -56,11 +69,11 @@ def compare(result, published) -> None:
         assert result.summary[kind] == pytest.approx(wanted, abs=MEANS)
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_unedited_model(reference, model, name):
-    cases = cases_of(reference, name)
+@pytest.mark.parametrize("data", SETS)
+def test_unedited_model(reference, model, name, data):
+    published = golden(reference, name, f"uniedit_eval_none_{data}.f32")
+    cases = cases_of(reference, data)
     result = evaluate(model, "none", cases, bootstrap=0)
-    published = golden(reference, f"uniedit_eval_none_{name}.f32")
     compare(result, published)
     for case, theirs in zip(cases, published["per_record"], strict=True):
         (probe,) = case.of("locality")
@@ -69,13 +82,23 @@ def test_unedited_model(reference, model, name):
         assert [model.tokenizer.decode([token]) for token in own] == tokens
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_fine_tuned_model(reference, model, name):
-    cases = cases_of(reference, name)
-    settings = {"layers": (2,), "optimizer": "adamw", "lr": 2e-3, "steps": 5, "bias": True}
-    editor = errata.get_editor("ft", {**settings, "batch_size": 1})
-    result = evaluate(model, editor, cases[:30], bootstrap=0)
-    compare(result, golden(reference, f"uniedit_eval_ft_mid_{name}.f32"))
+@pytest.mark.parametrize("data", SETS)
+def test_fine_tuned_model(reference, model, name, data):
+    published = golden(reference, name, f"uniedit_eval_ft_mid_{data}.f32")
+    config = published["config"]
+    editor = errata.get_editor(
+        "ft",
+        {
+            "layers": config["layers"],
+            "optimizer": "adamw",
+            "lr": config["lr"],
+            "steps": config["num_steps"],
+            "bias": any(path.endswith(".bias") for path in published["trained_parameters"]),
+            "batch_size": 1,
+        },
+    )
+    result = evaluate(model, editor, cases_of(reference, data)[:30], bootstrap=0)
+    compare(result, published)
 
 
 PROMPTS = {
@@ -85,22 +108,23 @@ PROMPTS = {
 }
 
 
-def counterfact(reference: Path, limit: int, when: tuple[str, ...], editor="none"):
+def counterfact(reference: Path, name: str, limit: int, when: tuple[str, ...], edited=False):
     """Compare every prompt's two likelihoods and return the result and the published file."""
-    lm = errata.load(str(reference / "models" / "tiny-gpt2"), dtype="float64")
-    path = reference / "inputs" / "records_counterfact_nested_20.json"
+    published = golden(reference, name, "counterfact_scores_rome20.f64")
+    lm = errata.load(str(reference / "models" / name), dtype="float64")
+    path = input_of(reference, "records_counterfact_nested_20.json")
+    editor = rome(reference, name) if edited else "none"
     cases = errata.load_cases(f"counterfact:{path}").cases[:limit]
     result = evaluate(lm, editor, cases, bootstrap=0)
-    published = golden(reference, "counterfact_scores_rome20.f64")
     for mine, theirs in zip(result.records, published["cases"][:limit], strict=True):
         assert mine["id"] == str(theirs["case_id"])
         for moment in when:
-            for kind, name in PROMPTS.items():
+            for kind, prompts in PROMPTS.items():
                 entries = [q for q in mine["questions"] if q["kind"] == kind]
                 for q, pair, correct in zip(
                     entries,
-                    theirs[moment][f"{name}_probs"],
-                    theirs[moment][f"{name}_correct"],
+                    theirs[moment][f"{prompts}_probs"],
+                    theirs[moment][f"{prompts}_correct"],
                     strict=True,
                 ):
                     values = q["before"] if moment == "pre" else q
@@ -129,25 +153,25 @@ def agree(mine, published, moment: str) -> None:
     assert 100 * mine["S"] == pytest.approx(published[f"{moment}_score"][0], abs=1e-9)
 
 
-def test_counterfact_before_an_edit(reference):
-    mine, published = counterfact(reference, 20, ("pre",))
+def test_counterfact_before_an_edit(reference, name):
+    mine, published = counterfact(reference, name, 20, ("pre",))
     agree(mine["before"], published, "pre")
     agree(mine, published, "pre")  # nothing was edited
 
 
-def rome(reference: Path):
+def rome(reference: Path, name: str):
     templates = json.loads((reference / "inputs" / "context_templates.json").read_text())["flat"]
-    moments = reference / "inputs" / "moments_tiny-gpt2.safetensors"
+    moments = input_of(reference, f"moments_{name}.safetensors")
     return errata.get_editor(
         "rome", {"layer": 2, "contexts": templates, "moments_file": str(moments)}
     )
 
 
-def test_counterfact_after_rome_on_a_few(reference):
-    counterfact(reference, 3, ("pre", "post"), rome(reference))
+def test_counterfact_after_rome_on_a_few(reference, name):
+    counterfact(reference, name, 3, ("pre", "post"), edited=True)
 
 
 @pytest.mark.slow
-def test_counterfact_after_rome(reference):
-    mine, published = counterfact(reference, 20, ("pre", "post"), rome(reference))
+def test_counterfact_after_rome(reference, name):
+    mine, published = counterfact(reference, name, 20, ("pre", "post"), edited=True)
     agree(mine, published, "post")

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.golden.published import MODELS
+from tests.golden.published import models, requests_of
 
 from errata.case import Edit
 
@@ -19,7 +18,7 @@ def reference(shared: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=models())
 def model(reference: Path, request: pytest.FixtureRequest) -> str:
     """Each of the fixed models that is there."""
     if not (reference / "models" / request.param).is_dir():
@@ -30,8 +29,7 @@ def model(reference: Path, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def requests(reference: Path, model: str) -> list[dict[str, Any]]:
     """The six requests that were edited on a model."""
-    found = json.loads((reference / "inputs" / MODELS[model]).read_text())
-    return found["requests"] if isinstance(found, dict) else found
+    return requests_of(reference, model)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.golden.published import golden, input_of
 
 from errata.case import Edit
 from errata.editors import get_editor
@@ -25,15 +25,14 @@ NORM = 1e-4
 DATA = {
     "counterfact_val": "records_counterfact_val_150.json",
     "zsre_1k": "records_zsre_150.json",
+    "proto_world": "proto_world_60.json",
 }
-ITEMS = [
-    path for kind in ("ft", "ft_mid") for path in (f"{kind}_counterfact_val", f"{kind}_zsre_1k")
-]
+ITEMS = [f"{kind}_{data}" for kind in ("ft", "ft_mid") for data in DATA]
 
 
 @pytest.fixture(scope="module")
-def lm(reference: Path) -> LM:
-    return load(str(reference / "models" / "tiny-gpt2"), dtype="float32")
+def lm(reference: Path, model: str) -> LM:
+    return load(str(reference / "models" / model), dtype="float32")
 
 
 def edits_of(records: list[dict[str, Any]]) -> list[Edit]:
@@ -44,15 +43,11 @@ def edits_of(records: list[dict[str, Any]]) -> list[Edit]:
 
 
 @pytest.mark.parametrize("item", ITEMS)
-def test_deltas(item: str, reference: Path, lm: LM) -> None:
-    stem = reference / "tiny-gpt2" / f"uniedit_eval_{item}.f32"
-    if not stem.with_name(stem.name + ".json").is_file():
-        pytest.skip(f"no golden output uniedit_eval_{item}")
-    facts = json.loads(stem.with_name(stem.name + ".json").read_text())
-    tensors = load_file(stem.with_name(stem.name + ".safetensors"))
+def test_deltas(item: str, reference: Path, model: str, lm: LM) -> None:
+    tensors, facts = golden(reference, f"uniedit_eval_{item}", model, "f32")
     config = facts["config"]
     data = DATA[item.removeprefix("ft_mid_").removeprefix("ft_")]
-    records = json.loads((reference / "inputs" / data).read_text())
+    records = json.loads(input_of(reference, data).read_text())
     edits = edits_of(records)[: len(tensors["delta_norms"])]
     editor = get_editor(
         "ft",
@@ -62,7 +57,8 @@ def test_deltas(item: str, reference: Path, lm: LM) -> None:
             "lr": config["lr"],
             "weight_decay": config["weight_decay"],
             "optimizer": "adamw",
-            "bias": True,  # the published filter of names takes it along
+            # the published filter of names takes it along
+            "bias": any(name.endswith(".bias") for name in facts["trained_parameters"]),
         },
     )
     patches = editor.edit(lm, [[edit] for edit in edits])
@@ -78,14 +74,15 @@ def test_deltas(item: str, reference: Path, lm: LM) -> None:
                 assert float(cosine) >= COSINE
 
 
-def test_the_losses_are_the_published_ones(reference: Path, lm: LM) -> None:
-    stem = "uniedit_eval_ft_mid_counterfact_val.f32.json"
-    facts = json.loads((reference / "tiny-gpt2" / stem).read_text())
-    records = json.loads((reference / "inputs" / DATA["counterfact_val"]).read_text())
+def test_the_losses_are_the_published_ones(reference: Path, model: str, lm: LM) -> None:
+    _, facts = golden(reference, "uniedit_eval_ft_mid_counterfact_val", model, "f32")
+    records = json.loads(input_of(reference, DATA["counterfact_val"]).read_text())
     edits = edits_of(records)[:5]
     config = facts["config"]
     for steps in range(config["num_steps"]):
-        settings = {"layers": 2, "lr": config["lr"], "optimizer": "adamw", "bias": True}
+        bias = any(name.endswith(".bias") for name in facts["trained_parameters"])
+        settings = {"layers": config["layers"], "lr": config["lr"], "optimizer": "adamw"}
+        settings["bias"] = bias
         patches: list[Patch] = [Patch()] * len(edits)
         if steps:
             editor = get_editor("ft", {**settings, "steps": steps})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,17 @@ LOGITS = 1e-3
 
 
 @pytest.fixture(scope="module")
-def lm(reference: Path) -> LM:
-    return load(str(reference / "models" / "tiny-gpt2"), dtype="float32")
+def lm(reference: Path, model: str) -> LM:
+    return load(str(reference / "models" / model), dtype="float32")
 
 
 def settings(facts: dict[str, Any], **more: Any) -> dict[str, Any]:
     config = facts["config"]
+    (path,) = config["inner_params"]
+    (layer,) = map(int, re.findall(r"\d+", path.removesuffix(".weight")))
     return {
-        "layer": 3,
-        "site": "ffn_in",
+        "layer": layer,
+        "site": "ffn_in" if "c_fc" in path else "ffn_out",
         "radius": config["eps"],
         "lr": config["edit_lr"],
         "steps": config["n_iter"],
@@ -58,10 +61,8 @@ def codebook(patch: Patch) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("compat", [False, True], ids=["exact", "released"])
 @pytest.mark.parametrize("item", ["grace_warm", "grace_cold"])
-def test_the_stream(
-    item: str, compat: bool, reference: Path, lm: LM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors, facts = golden(reference, item, dtype="f32")
+def test_the_stream(item: str, compat: bool, reference: Path, model: str, lm: LM) -> None:
+    tensors, facts = golden(reference, item, model, "f32")
     editor = get_editor("grace", settings(facts, compat=compat))
     assert isinstance(editor, Grace)
     if item == "grace_cold":  # the published starts are not recorded: only what follows from keys
@@ -81,8 +82,8 @@ def test_the_stream(
             near(book["values"], tensors[f"step{i}.values"], VALUES)
 
 
-def test_the_losses(reference: Path, lm: LM) -> None:
-    _, facts = golden(reference, "grace_warm", dtype="f32")
+def test_the_losses(reference: Path, model: str, lm: LM) -> None:
+    _, facts = golden(reference, "grace_warm", model, "f32")
     (edit, *_), (step, *_) = stream(facts), facts["stream"]
     row = lm.row(edit.prompt, edit.target)
     for count in (1, 5, 19):
@@ -93,8 +94,8 @@ def test_the_losses(reference: Path, lm: LM) -> None:
 
 
 @pytest.mark.parametrize("item", ["grace_warm", "grace_cold"])
-def test_the_probes(item: str, reference: Path, lm: LM) -> None:
-    tensors, facts = golden(reference, item, dtype="f32")
+def test_the_probes(item: str, reference: Path, model: str, lm: LM) -> None:
+    tensors, facts = golden(reference, item, model, "f32")
     editor = get_editor("grace", settings(facts, steps=1 if item == "grace_cold" else 20))
     patch = editor.edit_one(lm, stream(facts))
     if item == "grace_cold":  # the published values behind keys of our own

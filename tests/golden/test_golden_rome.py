@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.golden.published import golden, near
+from tests.golden.published import golden, input_of, near, stored
 from torch import Tensor
 
 from errata.case import Edit
@@ -37,13 +37,8 @@ LAYER = 2
 
 
 @pytest.fixture(scope="module")
-def model() -> str:
-    return "tiny-gpt2"
-
-
-@pytest.fixture(scope="module")
-def lm(reference: Path) -> LM:
-    return load(str(reference / "models" / "tiny-gpt2"), dtype="float64")
+def lm(reference: Path, model: str) -> LM:
+    return load(str(reference / "models" / model), dtype="float64")
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +57,21 @@ def keys(lm: LM, edits: list[Edit], contexts: Contexts) -> EditKeys:
 
 
 @pytest.fixture(scope="module")
-def values(lm: LM, edits: list[Edit], contexts: Contexts) -> Values:
-    return optimise_values(lm, edits, contexts, LAYER, ValueSettings())
+def values(reference: Path, model: str, lm: LM, edits: list[Edit], contexts: Contexts) -> Values:
+    rate = golden(reference, "rome", model)[1]["hparams"]["v_lr"]
+    return optimise_values(lm, edits, contexts, LAYER, ValueSettings(lr=rate))
 
 
 @pytest.fixture(scope="module")
-def factor(reference: Path) -> solve.Factor:
-    moments = load_file(reference / "inputs" / "moments_tiny-gpt2.safetensors")
+def factor(reference: Path, model: str) -> solve.Factor:
+    moments = load_file(input_of(reference, f"moments_{model}.safetensors"))
     return solve.factor(moments[f"mom2.{LAYER}"])
 
 
 def test_rows_are_the_published_ones(
-    reference: Path, lm: LM, edits: list[Edit], contexts: Contexts
+    reference: Path, model: str, lm: LM, edits: list[Edit], contexts: Contexts
 ) -> None:
-    published = json.loads((reference / "inputs" / "tokenised_tiny-gpt2.json").read_text())
+    published = json.loads(input_of(reference, f"tokenised_{model}.json").read_text())
     for edit, record in zip(edits, published, strict=True):
         *rows, essence = edit_rows(lm, edit, contexts)
         for row, want in zip(rows, record["rows"], strict=True):
@@ -88,9 +84,15 @@ def test_rows_are_the_published_ones(
 
 
 def test_keys_and_values_before_the_edit(
-    reference: Path, keys: EditKeys, lm: LM, edits: list[Edit], ids: list[int], contexts: Contexts
+    reference: Path,
+    model: str,
+    keys: EditKeys,
+    lm: LM,
+    edits: list[Edit],
+    ids: list[int],
+    contexts: Contexts,
 ) -> None:
-    tensors, _ = golden(reference, "rome")
+    tensors, _ = golden(reference, "rome", model)
     assert len(subject_rows(lm, edits, contexts)) == len(edits) * len(contexts)
     for i, name in enumerate(ids):
         near(keys.mean_key[i], tensors[f"{name}.keys_per_context"].mean(0), KEYS)
@@ -98,8 +100,8 @@ def test_keys_and_values_before_the_edit(
         near(keys.value[i], tensors[f"{name}.v_cur"], KEYS)
 
 
-def test_target_values(reference: Path, values: Values, ids: list[int]) -> None:
-    tensors, facts = golden(reference, "rome")
+def test_target_values(reference: Path, model: str, values: Values, ids: list[int]) -> None:
+    tensors, facts = golden(reference, "rome", model)
     for i, name in enumerate(ids):
         record = facts["requests"][i]
         assert values.updates[i] == record["adam_updates"]
@@ -112,9 +114,15 @@ def test_target_values(reference: Path, values: Values, ids: list[int]) -> None:
 
 @pytest.mark.parametrize("item", ["rome", "rome_nomom2"])
 def test_the_update(
-    item: str, reference: Path, lm: LM, edits: list[Edit], ids: list[int], templates: list[str]
+    item: str,
+    reference: Path,
+    model: str,
+    lm: LM,
+    edits: list[Edit],
+    ids: list[int],
+    templates: list[str],
 ) -> None:
-    tensors, facts = golden(reference, item)
+    tensors, facts = golden(reference, item, model)
     hparams = facts["hparams"]
     editor = get_editor(
         "rome",
@@ -127,20 +135,21 @@ def test_the_update(
             "kl_factor": hparams["kl_factor"],
             "mom2_adjustment": hparams["mom2_adjustment"],
             "contexts": templates,
-            "moments_file": str(reference / "inputs" / "moments_tiny-gpt2.safetensors"),
+            "moments_file": str(input_of(reference, f"moments_{model}.safetensors")),
         },
     )
     for name, patch in zip(ids, editor.edit(lm, [[edit] for edit in edits]), strict=True):
         (change,) = patch.changes
         assert isinstance(change, LowRank)
-        near((change.B @ change.A).T, tensors[f"{name}.delta_weight"], UPDATE)
+        expected = tensors[f"{name}.delta_weight"]
+        near(stored(change.B @ change.A, expected), expected, UPDATE)
 
 
 @pytest.mark.parametrize("item", ["rome", "rome_nomom2"])
 def test_only_the_solution(
-    item: str, reference: Path, ids: list[int], factor: solve.Factor
+    item: str, reference: Path, model: str, ids: list[int], factor: solve.Factor
 ) -> None:
-    tensors, facts = golden(reference, item)
+    tensors, facts = golden(reference, item, model)
 
     def column(kind: str) -> Tensor:
         return torch.stack([tensors[f"{name}.{kind}"] for name in ids])
@@ -150,7 +159,8 @@ def test_only_the_solution(
     B, A = solve.rome(column("v_star"), column("v_cur"), mean, column("k_clean"), moment)
     direction = solve.unit(solve.whiten(mean, moment))
     for i, name in enumerate(ids):
-        near(torch.outer(A[i], B[i]), tensors[f"{name}.delta_weight"], SOLVE)
+        expected = tensors[f"{name}.delta_weight"]
+        near(stored(torch.outer(B[i], A[i]), expected), expected, SOLVE)
         near(direction[i], tensors[f"{name}.u"], SOLVE)
         denominator = float(direction[i] @ tensors[f"{name}.k_clean"])
         assert denominator == pytest.approx(facts["requests"][i]["denominator"], rel=SOLVE)
@@ -158,34 +168,41 @@ def test_only_the_solution(
 
 @pytest.mark.parametrize("variant", ["r_rome", "p_rome"])
 def test_only_the_solution_of_r_rome(
-    variant: str, reference: Path, ids: list[int], factor: solve.Factor
+    variant: str, reference: Path, model: str, ids: list[int], factor: solve.Factor
 ) -> None:
-    tensors, _ = golden(reference, "r_rome")
+    tensors, _ = golden(reference, "r_rome", model)
 
     def column(kind: str) -> Tensor:
         return torch.stack([tensors[f"{variant}.{name}.{kind}"] for name in ids])
 
     B, A = solve.r_rome(column("v_star"), column("v_cur"), column("k"), factor)
     for i, name in enumerate(ids):
-        near(torch.outer(A[i], B[i]), tensors[f"{variant}.{name}.delta_weight"], SOLVE)
+        expected = tensors[f"{variant}.{name}.delta_weight"]
+        near(stored(torch.outer(B[i], A[i]), expected), expected, SOLVE)
 
 
 def test_r_rome_from_the_shared_parts(
-    reference: Path, keys: EditKeys, values: Values, ids: list[int], factor: solve.Factor
+    reference: Path,
+    model: str,
+    keys: EditKeys,
+    values: Values,
+    ids: list[int],
+    factor: solve.Factor,
 ) -> None:
-    tensors, _ = golden(reference, "r_rome")
+    tensors, _ = golden(reference, "r_rome", model)
     B, A = solve.r_rome(values.target("ffn"), keys.mean_value, keys.mean_key, factor)
     for i, name in enumerate(ids):
         near(keys.mean_value[i], tensors[f"r_rome.{name}.v_cur"], KEYS)
-        near(torch.outer(A[i], B[i]), tensors[f"r_rome.{name}.delta_weight"], UPDATE)
+        expected = tensors[f"r_rome.{name}.delta_weight"]
+        near(stored(torch.outer(B[i], A[i]), expected), expected, UPDATE)
 
 
-def test_second_moments(reference: Path, shared: Path, lm: LM) -> None:
+def test_second_moments(reference: Path, model: str, shared: Path, lm: LM) -> None:
     source = shared / "data" / "text" / "wikipedia-paragraphs.json"
     if not source.is_file():
         pytest.skip("needs the texts the moments were counted on")
     texts = tuple(record["text"] for record in json.loads(source.read_text())[:200])
-    published = load_file(reference / "inputs" / "moments_tiny-gpt2.safetensors")
+    published = load_file(input_of(reference, f"moments_{model}.safetensors"))
     layers = [1, 2, 3]
     found = count_moments(lm, Corpus("texts", texts, ""), layers, 128, dtype=torch.float64)
     for layer in layers:
@@ -194,10 +211,10 @@ def test_second_moments(reference: Path, shared: Path, lm: LM) -> None:
 
 
 def test_two_level_means_and_block_values_of_later_methods(
-    reference: Path, lm: LM, edits: list[Edit], ids: list[int], contexts: Contexts
+    reference: Path, model: str, lm: LM, edits: list[Edit], ids: list[int], contexts: Contexts
 ) -> None:
     """EMMET's keys and target states at one layer come from the same functions."""
-    tensors, facts = golden(reference, "emmet_batch6")
+    tensors, facts = golden(reference, "emmet_batch6", model)
     found = edit_keys(lm, edits, contexts, [LAYER], mean="two_level", hidden=True)[LAYER]
     assert found.hidden is not None
     near(found.mean_key, tensors["keys"], KEYS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.golden.published import golden
+from tests.golden.published import golden, input_of, stored
 from tests.golden.published import near as nearly
 from torch import Tensor
 
@@ -27,76 +27,75 @@ FORMS: list[Form] = ["primal", "dual"]
 
 
 @cache
-def moment(reference: Path, layer: int) -> Tensor:
-    return load_file(reference / "inputs" / "moments_tiny-gpt2.safetensors")[f"mom2.{layer}"]
+def moment(reference: Path, model: str, layer: int) -> Tensor:
+    return load_file(input_of(reference, f"moments_{model}.safetensors"))[f"mom2.{layer}"]
 
 
 @cache
-def factor(reference: Path, layer: int) -> solve.Factor:
-    return solve.factor(moment(reference, layer))
+def factor(reference: Path, model: str, layer: int) -> solve.Factor:
+    return solve.factor(moment(reference, model, layer))
 
 
 def near(found: Tensor, expected: Tensor, tolerance: float = SOLVE) -> None:
     nearly(found, expected, tolerance)
 
 
-def stored(found: tuple[Tensor, Tensor]) -> Tensor:
-    """`D^T`, the shape of GPT-2's weights (Conv1D)."""
+def near_stored(found: tuple[Tensor, Tensor], expected: Tensor) -> None:
     B, A = found
-    return A.T @ B
+    near(stored(B.T @ A, expected), expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_memit(reference: Path, layer: int, form: Form) -> None:
-    t, facts = golden(reference, "memit_batch6")
+def test_memit(reference: Path, model: str, layer: int, form: Form) -> None:
+    t, facts = golden(reference, "memit_batch6", model)
     layers = facts["hparams"]["layers"]
     residual = (t["z"] - t[f"layer{layer}.h_zlayer_current"]) / (len(layers) - layers.index(layer))
     near(residual, t[f"layer{layer}.resid"].T)
     weight = facts["hparams"]["mom2_update_weight"]
     found = joint.least_squares(
-        residual, t[f"layer{layer}.keys"], factor(reference, layer), weight, form=form
+        residual, t[f"layer{layer}.keys"], factor(reference, model, layer), weight, form=form
     )
     near(found[1], t[f"layer{layer}.adj_k"].T)
-    near(stored(found), t[f"layer{layer}.delta_weight"])
+    near_stored(found, t[f"layer{layer}.delta_weight"])
 
 
-def test_emmet(reference: Path) -> None:
-    t, facts = golden(reference, "emmet_batch6")
+def test_emmet(reference: Path, model: str) -> None:
+    t, facts = golden(reference, "emmet_batch6", model)
     h = facts["hparams"]
     w, mu = h["mom2_update_weight"], h["emmet_lambda"]
-    C = factor(reference, 2)
+    C = factor(reference, model, 2)
     found = joint.equality(t["resid"].T, t["keys"], C, weight=w, slack=mu)
-    near(stored(found), t["delta_weight"])
-    near(stored(joint.least_squares(t["resid"].T, t["keys"], C, w * mu)), t["delta_weight"])
+    near_stored(found, t["delta_weight"])
+    near_stored(joint.least_squares(t["resid"].T, t["keys"], C, w * mu), t["delta_weight"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_pmet(reference: Path, layer: int, form: Form) -> None:
-    t, facts = golden(reference, "pmet_batch6")
+def test_pmet(reference: Path, model: str, layer: int, form: Form) -> None:
+    t, facts = golden(reference, "pmet_batch6", model)
     layers = facts["hparams"]["layers"]
     left = len(layers) - layers.index(layer)
     residual = (t["z_mlp"] - t[f"layer{layer}.v_current_zlayer"]) / math.sqrt(left)
     weight = facts["hparams"]["mom2_update_weight"]
     found = joint.least_squares(
-        residual, t[f"layer{layer}.keys"], factor(reference, layer), weight, form=form
+        residual, t[f"layer{layer}.keys"], factor(reference, model, layer), weight, form=form
     )
-    near(stored(found), t[f"layer{layer}.delta_weight"])
+    near_stored(found, t[f"layer{layer}.delta_weight"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("layer", [1, 3])
-def test_blue_on_memit(reference: Path, layer: int, form: Form) -> None:
-    t, facts = golden(reference, "blue_memit_batch6")
-    z = torch.stack([t[f"z.layer{layer}.{r}"] for r in (10, 42, 66, 121, 142, 156)])
+def test_blue_on_memit(reference: Path, model: str, ids: list[int], layer: int, form: Form) -> None:
+    t, facts = golden(reference, "blue_memit_batch6", model)
+    z = torch.stack([t[f"z.layer{layer}.{r}"] for r in ids])
     residual = z - t[f"h_current.layer{layer}"]
     near(residual, t[f"resid.layer{layer}"].T)
     weight = facts["hparams"]["mom2_update_weight"]
     found = joint.least_squares(
-        residual, t[f"keys.layer{layer}"], factor(reference, layer), weight, form=form
+        residual, t[f"keys.layer{layer}"], factor(reference, model, layer), weight, form=form
     )
-    near(stored(found), t[f"delta_weight.layer{layer}"])
+    near_stored(found, t[f"delta_weight.layer{layer}"])
 
 
 def basis_of(P: Tensor, complement: bool) -> NullSpace:
@@ -115,16 +114,16 @@ def basis_of(P: Tensor, complement: bool) -> NullSpace:
      *(("blue_alphaedit_2x3", layer) for layer in (1, 3))],
 )  # fmt: skip
 def test_alphaedit_and_blue_on_it(
-    reference: Path, item: str, layer: int, form: str, complement: bool
+    reference: Path, model: str, ids: list[int], item: str, layer: int, form: str, complement: bool
 ) -> None:
-    t, facts = golden(reference, item)
+    t, facts = golden(reference, item, model)
     h = facts["hparams"]
     P = t[f"P.layer{layer}"]
     basis = basis_of(P, complement)
     target = layer if "blue" in item else 3
     left = 1 if "blue" in item else len(h["layers"]) - h["layers"].index(layer)
     memory, gram = KeyMemory.empty(), torch.zeros_like(P)
-    for batch, requests in enumerate([(10, 42, 66), (121, 142, 156)]):
+    for batch, requests in enumerate([ids[:3], ids[3:]]):
         z = torch.stack([t[f"batch{batch}.z.layer{target}.{r}"] for r in requests])
         residual = (z - t[f"batch{batch}.h_current.layer{layer}"]) / left
         keys = t[f"batch{batch}.keys_before.layer{layer}"]
@@ -133,9 +132,9 @@ def test_alphaedit_and_blue_on_it(
             past, kind = KeyMemory(None, gram, 3 * batch), "primal"
         else:
             past, kind = memory, form
-        near(stored(joint.null_space(residual, keys, basis, h["L2"], past, form=kind)), expected)  # pyright: ignore[reportArgumentType]
+        near_stored(joint.null_space(residual, keys, basis, h["L2"], past, form=kind), expected)  # pyright: ignore[reportArgumentType]
         published = joint.null_space_as_published(residual, keys, P, h["L2"], gram)
-        near(published.T, expected)
+        near(stored(published, expected), expected)
         memory = memory.add(t[f"batch{batch}.keys_after.layer{layer}"])
         gram = t[f"batch{batch}.cache.layer{layer}"]
         total = memory.total()
@@ -144,9 +143,9 @@ def test_alphaedit_and_blue_on_it(
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_the_null_space(reference: Path, layer: int) -> None:
-    t, facts = golden(reference, "alphaedit_2x3")
-    values, vectors = spectrum(moment(reference, layer))
+def test_the_null_space(reference: Path, model: str, layer: int) -> None:
+    t, facts = golden(reference, "alphaedit_2x3", model)
+    values, vectors = spectrum(moment(reference, model, layer))
     basis = null_space_of(values, vectors, facts["hparams"]["nullspace_threshold"])
     assert basis.rank == facts["null_space_rank"][layer - 1]
     near(basis.projector(), t[f"P.layer{layer}"], PROJECTOR)

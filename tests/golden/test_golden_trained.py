@@ -6,13 +6,13 @@ networks are then fed the saved signals, in float64.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.golden.published import golden, near
+from tests.golden.published import golden, near, stored
+from tests.golden.published import requests_of as model_requests
 from torch import Tensor
 
 from errata.case import Edit
@@ -44,11 +44,6 @@ def load_statistics(norm: Any, mean: Tensor, std: Tensor, n: float = 1e4) -> Non
     norm.running.n.fill_(n)
     norm.running.mean.copy_(mean)
     norm.running.m2.copy_(std.double().square() * (n - 1))
-
-
-def stored(delta: Tensor, weight: Tensor) -> Tensor:
-    """Return `d_out x d_in` as the published file stores it."""
-    return delta if delta.shape == weight.shape else delta.T
 
 
 # ---------------------------------------------------------------------- MEND
@@ -219,9 +214,7 @@ def test_malmen_signals_are_the_published_ones(reference: Path, model: str, lm: 
 
 
 def malmen_edits(reference: Path, model: str, facts: dict[str, Any]) -> list[Edit]:
-    file = "requests_C.json" if model == "proto" else "requests_AB.json"
-    records = json.loads((reference / "inputs" / file).read_text())["requests"]
-    by_id = {r["case_id"]: r for r in records}
+    by_id = {r["case_id"]: r for r in model_requests(reference, model)}
     mine = [by_id[r["case_id"]] for r in facts["requests"]]
     return [Edit(r.get("prompt_filled") or r["prompt"], r["target_new"]) for r in mine]
 

@@ -134,7 +134,7 @@ def test_a_router_sees_the_prompt_alone_also_while_an_answer_grows(tiny) -> None
     with constant(lm, 5).applied(lm):
         lm.score(ROWS)
     with Stack(lm, [constant(lm, 5)]) as stack:
-        (router,) = stack._whole._routes[0].members
+        (router,) = stack._around._routes[0].members
         assert isinstance(router, Constant)
         lm.score(ROWS, stack=stack, groups=[0] * 3)
         assert sorted(set(router.prompts)) == [(5, 6, 7), (5, 9), (11, 6)]

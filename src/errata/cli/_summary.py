@@ -20,8 +20,9 @@ SHOWN_DOMAINS = 12  # domains of a break-down that are printed
 
 
 def say_notes(data: LoadedData) -> None:
-    """Print on stderr what was left out while a data set was read."""
-    for text in (*data.notes, *data.skipped[:SHOWN_NOTES]):
+    """Print on stderr what was left out while a data set was read; warnings were given then."""
+    notes = [text for text in data.notes if text not in data.warned]
+    for text in (*notes, *data.skipped[:SHOWN_NOTES]):
         _output.note(f"{data.name}: {text}")
     if len(data.skipped) > SHOWN_NOTES:
         _output.note(f"{data.name}: … and {len(data.skipped) - SHOWN_NOTES} more records left out")

@@ -53,8 +53,9 @@ def edit(
     edits: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.jsonl",
-            help='Many edits instead, one {"prompt", "target", "subject"} per line.',
+            metavar="FILE|NAME:PATH",
+            help='Many edits instead: one {"prompt", "target", "subject"} per line, or those of a'
+            " data set.",
         ),
     ] = None,
     also: Annotated[

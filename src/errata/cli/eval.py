@@ -23,7 +23,7 @@ from errata.cli._options import (
     expand,
     key_values,
 )
-from errata.data import load_cases
+from errata.data import load_cases, resolve, split_part
 from errata.errors import ConfigError
 from errata.evaluation.protocol import Protocol, digest
 
@@ -55,8 +55,8 @@ def evaluate(
         typer.Option(
             "--data",
             "-d",
-            metavar="NAME|NAME:PATH|FILE.jsonl",
-            help="NAME downloads, NAME:PATH reads local files; see `errata ls datasets`.",
+            metavar="NAME|NAME:PATH|FILE",
+            help="NAME downloads, NAME:PATH or FILE is read; see `errata ls datasets`.",
             autocompletion=data_names,
             rich_help_panel=_DATA,
         ),
@@ -114,7 +114,7 @@ def evaluate(
         raise ConfigError("--resume needs a run folder; --no-save writes none")
     chosen = editor.build(model.model)
     if shuffle is None:
-        shuffle = data.partition(":")[0] in SORTED_BY_DOMAIN
+        shuffle = resolve(split_part(data)[0])[0] in SORTED_BY_DOMAIN
     options = key_values(data_set, "--data-set", "suffix=", empty=True) or None
     with _output.status(f"reading {data}"):
         loaded = load_cases(
@@ -142,7 +142,7 @@ def evaluate(
             _output.note(f"stopped; the same command with --resume --out {folder} goes on")
             raise typer.Exit(INTERRUPTED) from None
         raise
-    for text in result.notes:
+    for text in result.notes[len(loaded.notes) :]:
         _output.note(f"{loaded.name}: {text}")
     _print(lm, chosen, result.summary, folder, json)
     check_gates(gates, result.summary)

@@ -7,6 +7,7 @@ errata's own format.
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections import Counter
@@ -16,11 +17,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from errata.case import Case
+from errata.case import Case, Edit
 from errata.config import did_you_mean
-from errata.data._base import SAMPLE, Dataset, LoadedData, NotUsed, Opened, sample_of
+from errata.data._base import (
+    SAMPLE,
+    Dataset,
+    LoadedData,
+    NotUsed,
+    Opened,
+    sample_edits,
+    sample_of,
+)
+from errata.data._formats import OWN, first_of, format_of, looks_like, stray
 from errata.data._records import Record
-from errata.data.jsonl import check_new, load_edits, save_cases, save_edits
+from errata.data._tally import Tally
+from errata.data.jsonl import check_new, read_edits, save_cases, save_edits
 from errata.data.uniedit import DOMAINS, SECTORS, drop_collisions
 from errata.errors import ConfigError, DataError
 from errata.registry import Registry
@@ -38,7 +49,7 @@ __all__ = [
     "drop_collisions",
     "load_cases",
     "load_edits",
-    "place_of",
+    "resolve",
     "sample_of",
     "save_cases",
     "save_edits",
@@ -47,9 +58,11 @@ __all__ = [
 
 datasets = Registry(
     "data set", "errata.data", Path(__file__).parent, "errata.datasets", base="errata.data:Dataset",
-    stated=("name", "title", "paper", "splits", "default", "published", "names"),
+    stated=("name", "title", "paper", "splits", "default", "published", "names", "marks"),
 )  # fmt: skip
 """All data sets by name; other distributions add theirs through entry points."""
+
+log = logging.getLogger(__name__)
 
 
 def load_cases(
@@ -65,9 +78,9 @@ def load_cases(
     Args:
         spec: `NAME` downloads from the published place; `NAME:PATH` reads a local file or folder;
             `NAME:sample` reads the few records in that format that ship with errata, about facts
-            of the built-in world; a path alone reads errata's own JSONL. `[A:B]` or
-            `[A:B:STEP]` behind it reads a part of the records, as Python slices lists: `[:500]`
-            and `[500:]`, or `[::2]` and `[1::2]`, never share one.
+            of the built-in world; a path alone is of the data set whose fields it has, errata's
+            own JSONL among them. `[A:B]` or `[A:B:STEP]` behind it reads a part of the records, as
+            Python slices lists: `[:500]` and `[500:]`, or `[::2]` and `[1::2]`, never share one.
         split: Part of the data set; each has its default.
         limit: Number of cases to keep.
         seed: Shuffles the records before `limit`, and decides what a mapping draws; without it
@@ -75,19 +88,90 @@ def load_cases(
         skip_bad: Leave broken records out and list them, instead of stopping at the first.
         options: Settings of the mapping, by name.
 
+    Fields of the file that no case is made of are counted and named, in the notes and as a warning
+    of the logger `errata.data`.
+
     Raises:
         ConfigError: If the data set, split or an option is unknown, or `limit` is below 1.
-        DataError: If a file cannot be had, or a record is broken (names file, record and field).
+        DataError: If a file cannot be had, a record is broken (names file, record and field), or
+            the records are of another data set than the one named.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1")
     whole, part = split_part(str(spec))
-    name, path = _resolve(whole)
+    name, path = resolve(whole)
     dataset: Dataset = datasets.load(name)(options)
     opened = dataset.open(path, split)
     if path is not None and path == sample_of(name):
         opened = replace(opened, source=f"{name}:{SAMPLE}")  # the same wherever errata lies
     opened = _part_of(opened, part)
+    try:
+        cases, skipped, notes, tally = _mapped(dataset, opened, limit, seed, skip_bad)
+    except DataError as error:
+        other = None if path is None else stray(first_of(path), dataset, datasets)
+        if other is None:
+            raise
+        hint = "\n".join(filter(None, (looks_like(other, str(path)), error.hint)))
+        raise DataError(error.message, hint) from None
+    cases, more = dataset.finish(cases, opened.split)
+    warned = tally.unread_notes()
+    for text in warned:
+        log.warning("%s: %s", opened.source, text)
+    bare = path is not None and whole.partition(":")[0] not in datasets
+    told = [f"taken as {name}, whose fields the file has"] if bare and name != OWN else []
+    return LoadedData(
+        name=name,
+        cases=tuple(cases),
+        version=dataset.version(opened.digest),
+        source=opened.source,
+        split=opened.split,
+        skipped=tuple(skipped),
+        notes=(*told, *notes, *more, *warned),
+        warned=tuple(warned),
+    )
+
+
+def load_edits(spec: str | Path) -> list[Edit]:
+    """Read edits: one JSON object per line, or those of the cases of any data set.
+
+    Fields that are not read are counted and named in a warning of the logger `errata.data`.
+
+    Args:
+        spec: A file of edits; or a data set as `load_cases` takes it, by name or as a file whose
+            fields are known. `jsonl:sample` reads the edits that ship with errata.
+
+    Raises:
+        ConfigError: If the data set is unknown.
+        DataError: If the file or a line is broken, has a field that is nearly called as a known
+            one, or repeats an id.
+    """
+    text = str(spec)
+    if text == f"{OWN}:{SAMPLE}":
+        return read_edits(sample_edits(), text)
+    whole, _ = split_part(text)
+    name, colon, rest = whole.partition(":")
+    path = Path(whole).expanduser()
+    if name in datasets and colon:
+        known: str | None = name
+        path = Path(rest).expanduser()
+    else:
+        known = format_of(path, datasets) if path.is_file() else None
+    if known in (None, OWN):
+        return read_edits(path)
+    return [edit for case in load_cases(text).cases for edit in case.edits]
+
+
+def _mapped(
+    dataset: Dataset, opened: Opened, limit: int | None, seed: int | None, skip_bad: bool
+) -> tuple[list[Case], list[str], list[str], Tally]:
+    """Map records until there are enough cases.
+
+    Returns:
+        The cases, what is wrong with those left out, notes, and the count of fields.
+
+    Raises:
+        DataError: If a record is broken, or none is left.
+    """
     records = opened.records
     if seed is not None:
         records = list(records)
@@ -96,13 +180,18 @@ def load_cases(
     skipped: list[str] = []
     unused: Counter[str] = Counter()
     seen: dict[str, str] = {}
+    tally = Tally(dataset.passed_over)
     for record in records:
         if limit is not None and len(cases) == limit:
             break
         try:
             if isinstance(record, DataError):
                 raise record
+            record.counted_by(tally)
             case = dataset.case(record, seed or 0)
+            # that a file of another data set maps to cases by accident shows at its first record
+            if not cases and (other := stray(record.peek(), dataset, datasets)) is not None:
+                raise record.problem(f"the fields are those of {other}, not of {dataset.name}")
             check_new(record, case.id, seen)
         except NotUsed as reason:
             unused[str(reason)] += 1
@@ -111,21 +200,13 @@ def load_cases(
                 raise
             skipped.append(error.message)
         else:
+            record.count()
             cases.append(case)
     if not cases:
         first = f"; the first of {len(skipped)} broken: {skipped[0]}" if skipped else ""
         raise DataError(f"{opened.source} holds no usable record{first}")
-    cases, notes = dataset.finish(cases, opened.split)
-    notes = [f"{count:,} {reason} left out" for reason, count in unused.items()] + notes
-    return LoadedData(
-        name=name,
-        cases=tuple(cases),
-        version=dataset.version(opened.digest),
-        source=opened.source,
-        split=opened.split,
-        skipped=tuple(skipped),
-        notes=tuple(notes),
-    )
+    notes = [f"{count:,} {reason} left out" for reason, count in unused.items()]
+    return cases, skipped, notes + tally.left_out_notes(), tally
 
 
 _PART = re.compile(r"(.+)\[(\d*):(\d*)(?::(\d*))?\]")
@@ -162,7 +243,7 @@ def _part_of(opened: Opened, part: slice | None) -> Opened:
     )
 
 
-def place_of(name: str, rest: str) -> Path:
+def _place_of(name: str, rest: str) -> Path:
     """Return the path that stands behind a data set's name.
 
     Raises:
@@ -177,8 +258,10 @@ def place_of(name: str, rest: str) -> Path:
     return found
 
 
-def _resolve(spec: str) -> tuple[str, Path | None]:
-    """Split `NAME`, `NAME:PATH` or the path of a JSONL file into name and path.
+def resolve(spec: str) -> tuple[str, Path | None]:
+    """Return name and path of what `NAME`, `NAME:PATH` or a path alone stands for.
+
+    A path without a name is of the data set whose fields its first record has.
 
     Raises:
         ConfigError: If it is none of these.
@@ -187,13 +270,14 @@ def _resolve(spec: str) -> tuple[str, Path | None]:
     if name in datasets:
         if colon and not rest.strip():
             raise ConfigError(f"--data {spec!r} names no path after the colon")
-        return name, place_of(name, rest) if colon else None
+        return name, _place_of(name, rest) if colon else None
     path = Path(spec).expanduser()
-    if path.suffix == ".jsonl":
-        return "jsonl", path
+    found = format_of(path, datasets) if path.exists() else None
+    if found is not None or path.suffix == ".jsonl":
+        return found or OWN, path
     if path.exists():
         raise ConfigError(
-            f"{spec} is not errata's own JSONL (*.jsonl); which data set is it?",
+            f"{spec} has not the fields of any known data set; which is it?",
             f"Use --data NAME:{spec} with NAME one of: {', '.join(datasets.entries)}",
         )
     raise ConfigError(f"unknown data set {name!r}", did_you_mean(name, datasets.entries))

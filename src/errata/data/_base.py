@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from errata.case import Case
 from errata.config import Settings, did_you_mean, settings_from
-from errata.data._download import fetch
+from errata.data._download import fetch, fetch_repository
+from errata.data._reading import read_records
 from errata.data._records import Record
 from errata.errors import ConfigError, DataError
 from errata.store.digest import digest_of
@@ -52,7 +53,9 @@ class LoadedData:
         source: Where the records come from: address, path, or how they were made.
         split: The split that was read, if the data set has splits.
         skipped: One message per broken record that was left out (`skip_bad`).
-        notes: What else is worth knowing: records and questions left out by rule, conflicts.
+        notes: What else is worth knowing: records and questions left out by rule, conflicts,
+            fields that are not read.
+        warned: Those of the notes that were given as warnings too.
     """
 
     name: str
@@ -62,6 +65,7 @@ class LoadedData:
     split: str | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -108,6 +112,12 @@ class Dataset(ABC):
         default: The split that is read when none is named.
         published: Address per split, where a split is one file.
         names: File names per split under which a local folder is searched.
+        marks: Fields by which a record of each of its forms is recognised, dotted where they lie
+            inside others; of several data sets the one whose form has the most fields is meant.
+        also_read: Forms of other data sets that are read under this name too, as `marks`.
+        passed_over: Fields that the published files have and no case is made of; all others that
+            are not read are counted and named. `*` stands for any key.
+        id_field: Field that is shown in messages besides the position of a record.
         mapping: Raised whenever records map to other cases than before; part of the version.
         Options: Settings of the mapping.
     """
@@ -119,6 +129,10 @@ class Dataset(ABC):
     default: ClassVar[str | None] = None
     published: ClassVar[Mapping[str, str]] = {}
     names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    marks: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    also_read: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    passed_over: ClassVar[tuple[str, ...]] = ()
+    id_field: ClassVar[str | None] = None
     mapping: ClassVar[int] = 1
     Options: ClassVar[type[Settings]] = Settings
 
@@ -196,9 +210,10 @@ class Dataset(ABC):
                 f"{self.name} has no split {split!r}", did_you_mean(split or "", self.splits)
             )
 
-    @abstractmethod
     def records(self, files: Sequence[Path]) -> Iterable[Record | DataError]:
-        """Yield the records of `files` in order."""
+        """Yield the records of `files` in order: lists, or one record per line."""
+        for file in files:
+            yield from read_records(file, self.id_field)
 
     @abstractmethod
     def case(self, record: Record, seed: int) -> Case:
@@ -212,3 +227,40 @@ class Dataset(ABC):
     def finish(self, cases: list[Case], split: str | None) -> tuple[list[Case], list[str]]:
         """Treat the evaluation set as a whole; return it and notes about what was done."""
         return cases, []
+
+
+class HubDataset(Dataset):
+    """A data set of which all JSON files of a repository of the Hub are read, in order of names.
+
+    Attributes:
+        repository: Its name on the Hub.
+    """
+
+    repository: ClassVar[str]
+
+    def download(self, split: str | None) -> list[Path]:
+        """Fetch the files from the Hub."""
+        self._check_split(split)
+        return self._files(fetch_repository(self.repository, "*.json*", data=self.name))
+
+    def local(self, path: Path, split: str | None) -> list[Path]:
+        """Return a file, or all JSON files of a folder."""
+        if not path.is_dir():
+            return super().local(path, split)
+        return self._files(path)
+
+    def _files(self, folder: Path) -> list[Path]:
+        files = [file for file in sorted(folder.rglob("*")) if file.suffix in {".json", ".jsonl"}]
+        if not files:
+            raise DataError(
+                f"{folder} has no JSON file", f"Name the file: --data {self.name}:{folder}/FILE"
+            )
+        return files
+
+    def records(self, files: Sequence[Path]) -> Iterable[Record | DataError]:
+        """Yield the records; those of several files say which they are of."""
+        for file in files:
+            for record in read_records(file, self.id_field):
+                if len(files) > 1 and isinstance(record, Record):
+                    record.group = file.stem
+                yield record

@@ -136,3 +136,25 @@ def _progress(name: str, done: int, total: int | None, end: bool = False) -> Non
 def _say(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
+
+
+def fetch_repository(repository: str, pattern: str, *, data: str) -> Path:
+    """Return the folder of a data set of the Hub, with the files of a pattern fetched if needed.
+
+    Raises:
+        DataError: If it cannot be fetched.
+    """
+    import huggingface_hub  # slow to import, and only needed here
+
+    try:
+        root = huggingface_hub.snapshot_download(
+            repository, repo_type="dataset", allow_patterns=[pattern]
+        )
+    except Exception as error:  # the Hub client raises many kinds for "no network"
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"cannot fetch {repository} from the Hub: {reason}",
+            f"Download https://huggingface.co/datasets/{repository} by hand and use"
+            f" --data {data}:PATH",
+        ) from error
+    return Path(root)

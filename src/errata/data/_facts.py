@@ -15,7 +15,8 @@ from errata.case import Edit
 from errata.config import did_you_mean
 from errata.data import load_cases
 from errata.data._download import fetch
-from errata.data._records import Record, read_lines, read_list
+from errata.data._reading import read_lines, read_list
+from errata.data._records import Record
 from errata.errors import ConfigError, DataError
 
 KNOWN = "known_1000"

@@ -1,22 +1,22 @@
-"""Reading JSON and JSONL so that whatever is wrong is named by file, record and field."""
+"""Records of a file, whose accessors name file, record and field when something is wrong."""
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from errata.case import SubjectAt, subject_starts
 from errata.config import did_you_mean
+from errata.data._tally import EVERY, Reads, Tally
 from errata.errors import DataError
 
 VISIBLE = "a text with at least one visible character"
 SKIP_HINT = "Mend the file, or leave such records out with --skip-bad."
 
 _MISSING = object()
-_BOM = b"\xef\xbb\xbf"
 
 
 def describe(value: object) -> str:
@@ -36,30 +36,66 @@ def describe(value: object) -> str:
 class Record:
     """One JSON value that knows where it stands, so that a wrong field can be named in full.
 
+    It notes which of its fields are asked for; `value` counts as all of them.
+
     Attributes:
-        value: The JSON value.
         file: Name of the file, for messages.
         place: Where in the file: `line 7`, `record 3 (case_id 17)`.
         key: Its own name in the file: position in a list, line number, key in an object.
         group: The part of the data set it belongs to (UniEdit: the domain).
         path: Field path of this value inside its record; empty for the record itself.
+        tally: What is counted over all records of a load.
     """
 
-    __slots__ = ("file", "group", "key", "path", "place", "value")
+    __slots__ = ("_reads", "_value", "file", "group", "key", "path", "place", "tally")
 
     def __init__(
-        self, value: Any, file: str, place: str, key: str = "", group: str = "", path: str = ""
+        self,
+        value: Any,
+        file: str,
+        place: str,
+        key: str = "",
+        group: str = "",
+        path: str = "",
+        tally: Tally | None = None,
+        reads: Reads | None = None,
     ) -> None:
-        self.value = value
+        self._value = value
         self.file = file
         self.place = place
         self.key = key
         self.group = group
         self.path = path
+        self.tally = tally or Tally()
+        self._reads = reads or self.tally.reads
 
-    def problem(self, message: str) -> DataError:
+    @property
+    def value(self) -> Any:
+        """The JSON value, taken as it is."""
+        self._reads.whole = True
+        return self._value
+
+    def counted_by(self, tally: Tally) -> None:
+        """Let the count of a load note what is read of this record and left out of it."""
+        self.tally = tally
+        self._reads = tally.reads
+
+    def count(self) -> None:
+        """Add the fields that were not read to the count: nothing more will be asked for."""
+        self.tally.add(self._value)
+
+    def leave_out(self, what: str, count: int = 1) -> None:
+        """Note that a part of this record is left out by rule; `what` is a plural."""
+        if count:
+            self.tally.left_out[what] += count
+
+    def peek(self) -> Any:
+        """Return the JSON value; nothing counts as read by that."""
+        return self._value
+
+    def problem(self, message: str, hint: str = SKIP_HINT) -> DataError:
         """Return an error about this record."""
-        return DataError(f"{self.file}: {self.place}: {message}", SKIP_HINT)
+        return DataError(f"{self.file}: {self.place}: {message}", hint)
 
     def wrong(self, field: str, expected: str, found: object) -> DataError:
         """Return an error about one field of this record."""
@@ -73,13 +109,19 @@ class Record:
         Raises:
             DataError: If a part of the path is missing or not an object.
         """
+        value = self._get(field, expected)
+        self._reads.below(field).whole = True
+        return value
+
+    def _get(self, field: str, expected: str) -> Any:
         value = self._find(field)
         if value is _MISSING:
             raise self.wrong(field, expected, value)
         return value
 
     def _find(self, field: str) -> Any:
-        value, done = self.value, ""
+        self._reads.below(field)
+        value, done = self._value, ""
         for key in field.split("."):
             if not isinstance(value, dict):
                 raise self.wrong(done, "an object", value)
@@ -107,7 +149,7 @@ class Record:
         Raises:
             DataError: If it is missing, empty, blank or no text.
         """
-        return self._text(field, self.get(field, VISIBLE))
+        return self._text(field, self._get(field, VISIBLE))
 
     def optional_text(self, field: str) -> str | None:
         """Return a text, or None where the field is missing, null or blank."""
@@ -129,14 +171,29 @@ class Record:
             for index, value in enumerate(self._list(field, "texts", at_least))
         )
 
+    def visible_texts(self, field: str, what: str, at_least: int = 0) -> tuple[str, ...]:
+        """Return the texts of a list; blank ones and nulls are left out and counted as `what`.
+
+        Raises:
+            DataError: If it is missing, no list, too short with all its entries, or not of texts.
+        """
+        entries = self._list(field, "texts", at_least)
+        found = [
+            self._text(f"{field}[{index}]", value)
+            for index, value in enumerate(entries)
+            if not (value is None or (isinstance(value, str) and not value.strip()))
+        ]
+        self.leave_out(what, len(entries) - len(found))
+        return tuple(found)
+
     def one_or_more_texts(self, field: str) -> tuple[str, ...]:
         """Return the texts of a field that holds one text or a list of them."""
-        value = self.get(field, "a text or a list of texts")
+        value = self._get(field, "a text or a list of texts")
         return self.texts(field, 1) if isinstance(value, list) else (self.text(field),)
 
     def _list(self, field: str, of: str, at_least: int = 0) -> list[Any]:
         expected = f"a list of {of}" if not at_least else f"a list of at least {at_least} {of}"
-        value = self.get(field, expected)
+        value = self._get(field, expected)
         if not isinstance(value, list) or len(value) < at_least:
             raise self.wrong(field, expected, value)
         return value
@@ -154,7 +211,7 @@ class Record:
 
     def at(self, field: str) -> Record:
         """Return the object at a path, as a record that names its fields in full."""
-        return self.inner(field, self.get(field, "an object"))
+        return self.inner(field, self._get(field, "an object"))
 
     def items(self, field: str, at_least: int = 0) -> list[Record]:
         """Return a list of objects, each as a record."""
@@ -165,10 +222,11 @@ class Record:
 
     def numbered(self, field: str) -> list[Record]:
         """Return the objects of an object whose keys only number them (`{"0": …}`)."""
-        value = self.get(field, "an object of numbered objects")
+        value = self._get(field, "an object of numbered objects")
         if not isinstance(value, dict):
             raise self.wrong(field, "an object of numbered objects", value)
-        return [self.inner(f"{field}.{key}", entry) for key, entry in value.items()]
+        reads = self._reads.below(f"{field}.{EVERY}")
+        return [self._inner(f"{field}.{key}", entry, reads) for key, entry in value.items()]
 
     def inner(self, field: str, value: Any) -> Record:
         """Return an object that stands at `field` as a record.
@@ -176,14 +234,17 @@ class Record:
         Raises:
             DataError: If it is not an object.
         """
+        return self._inner(field, value, self._reads.below(field.partition("[")[0]))
+
+    def _inner(self, field: str, value: Any, reads: Reads) -> Record:
         if not isinstance(value, dict):
             raise self.wrong(field, "an object", value)
         path = f"{self.path}.{field}".strip(".")
-        return Record(value, self.file, self.place, self.key, self.group, path)
+        return Record(value, self.file, self.place, self.key, self.group, path, self.tally, reads)
 
     def identity(self, field: str) -> str:
         """Return a name: a text, or a whole number as text."""
-        value = self.get(field, "a text or a whole number")
+        value = self._get(field, "a text or a whole number")
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return self._text(field, value)
@@ -210,19 +271,25 @@ class Record:
             return "last"
         return starts.index(at) + 1
 
-    def only(self, known: tuple[str, ...]) -> None:
-        """Refuse fields that are not in `known`.
+    def check_names(self, known: tuple[str, ...], elsewhere: frozenset[str] = frozenset()) -> None:
+        """Refuse fields that are nearly called as one of `known` that the record lacks.
+
+        So are those that the format has, but not here. Others that are not known are no mistake:
+        they are counted as not read.
 
         Raises:
             DataError: With the closest known names; or if the record is no object.
         """
-        if not isinstance(self.value, dict):
-            raise self.wrong("", "an object", self.value)
-        for key in self.value:
-            if key not in known:
+        if not isinstance(self._value, dict):
+            raise self.wrong("", "an object", self._value)
+        absent = [name for name in known if name not in self._value]
+        for key in self._value:
+            if key in known:
+                continue
+            if key in elsewhere or difflib.get_close_matches(key, absent):
                 name = f"{self.path}.{key}".strip(".")
                 raise DataError(
-                    f"{self.file}: {self.place}: unknown field {name!r}", did_you_mean(key, known)
+                    f"{self.file}: {self.place}: unknown field {name!r}", did_you_mean(key, absent)
                 )
 
 
@@ -242,111 +309,3 @@ def thaw(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: thaw(part) for key, part in value.items()}
     return value
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return found
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _decode(data: bytes, where: str, line: int = 1) -> str:
-    """Decode strictly as UTF-8; `line` is the number of the first line of `data`."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(
-            f"{where}:{line}: not UTF-8 (it looks like UTF-16)", "Save the file as UTF-8."
-        )
-    try:
-        return data.removeprefix(_BOM).decode("utf-8")
-    except UnicodeDecodeError as error:
-        # error.object is what was decoded (without the byte order mark)
-        before = error.object[: error.start]
-        line += before.count(b"\n")
-        column = len(before) - (before.rfind(b"\n") + 1) + 1
-        raise DataError(
-            f"{where}:{line}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte {column}"
-            " of the line",
-            "Save the file as UTF-8.",
-        ) from None
-
-
-def _parse(text: str, where: str, line: int = 1) -> Any:
-    try:
-        return json.loads(text, parse_constant=_constant, object_pairs_hook=_distinct)
-    except json.JSONDecodeError as error:
-        ends = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        hint = "It ends too early; fetch or write it again." if ends else None
-        raise DataError(
-            f"{where}:{line + error.lineno - 1}: not valid JSON at column {error.colno}:"
-            f" {error.msg}",
-            hint,
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}:{line}: not valid JSON: {error}") from None
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file.
-
-    Raises:
-        DataError: If it is missing, a folder, or not readable.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: If it is not UTF-8, not JSON, or repeats a key; names the line.
-    """
-    return _parse(_decode(read_bytes(path), str(path)), str(path))
-
-
-def read_list(path: Path, id_field: str | None = None) -> Iterator[Record]:
-    """Read a JSON file that holds a list of records.
-
-    Args:
-        path: The file.
-        id_field: Field shown in messages besides the position (counted from 0).
-
-    Raises:
-        DataError: If the file does not hold a list.
-    """
-    value = read_json(path)
-    if not isinstance(value, list):
-        raise DataError(f"{path} holds {describe(value)}; expected a list of records")
-    for index, entry in enumerate(value):
-        name = entry.get(id_field) if id_field and isinstance(entry, dict) else None
-        place = f"record {index}" + ("" if name is None else f" ({id_field} {name})")
-        yield Record(entry, str(path), place, str(index))
-
-
-def read_lines(path: Path) -> Iterator[Record | DataError]:
-    """Read a JSONL file: one record per line, blank lines allowed.
-
-    A line that cannot be read comes as the error that tells why, so that one broken line need
-    not lose the others.
-    """
-    data = read_bytes(path)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        _decode(data, str(path))
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.removeprefix(_BOM).strip():
-            continue
-        try:
-            value = _parse(_decode(line.rstrip(b"\r"), str(path), number), str(path), number)
-        except DataError as error:
-            yield DataError(error.message, error.hint or SKIP_HINT)
-            continue
-        yield Record(value, str(path), f"line {number}", str(number))

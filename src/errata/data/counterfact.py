@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from errata.case import Case, Edit, Probe
 from errata.data._base import Dataset
-from errata.data._records import Record, freeze, read_list
+from errata.data._questions import named_questions
+from errata.data._records import Record, freeze
+
+SUBJECTS = "blank rephrased subjects"
+"""What is left out of REP's lists of other names."""
 
 _KEPT = ("relation_id", "target_new.id", "target_true.id")
 
@@ -24,6 +26,24 @@ class CounterFact(Dataset):
     )
     splits = ("all", "multi", "train", "val", "edit")
     default = "all"
+    marks = (
+        ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
+        ("case_id", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt"),
+        ("case_id", "target_new", "target_true", "rephrase_prompt", "locality_prompt"),
+    )
+    also_read = (
+        (
+            "case_id",
+            "target_new",
+            "target_true",
+            "rephrase_prompt",
+            "locality_prompt",
+            "subject_rephrase",
+        ),
+    )
+    passed_over = ("pararel_idx", "rephrase_target")
+    id_field = "case_id"
+    mapping = 2
     published: ClassVar[dict[str, str]] = {
         "all": "https://rome.baulab.info/data/dsets/counterfact.json",
         "multi": "https://memit.baulab.info/data/dsets/multi_counterfact.json",
@@ -35,11 +55,6 @@ class CounterFact(Dataset):
         "val": ("counterfact-val.json",),
         "edit": ("counterfact-edit.json",),
     }
-
-    def records(self, files: Sequence[Path]) -> Iterable[Record]:
-        """Yield the records of all files."""
-        for file in files:
-            yield from read_list(file, "case_id")
 
     def case(self, record: Record, seed: int) -> Case:
         """Map one record; a `requested_rewrite` marks the nested form."""
@@ -69,6 +84,7 @@ def _nested(record: Record, name: str) -> Case:
         name,
         subject_at=rewrite.occurrence("prompt", subject),
     )
+    probes += named_questions(record, "portability", "generality")
     meta = {field: rewrite.get(field) for field in _KEPT if rewrite.has(field)}
     for field in ("generation_prompts", "attribute_prompts"):
         meta[field] = record.texts(field, optional=True)
@@ -94,9 +110,10 @@ def _flat(record: Record, name: str) -> Case:
         Probe(prompt, kept, "locality", "locality", foil=new)
         for prompt in record.one_or_more_texts("locality_prompt")
     ]
+    probes += named_questions(record, "portability", "generality")
     meta = {}
     if record.has("subject_rephrase"):
-        meta["subject_rephrase"] = record.texts("subject_rephrase")
+        meta["subject_rephrase"] = record.visible_texts("subject_rephrase", SUBJECTS)
     return Case(
         id=name,
         edits=(Edit(record.text("prompt"), new, subject, true, name),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import Any, get_args
 
 from errata.case import Case, Edit, Probe, ProbeKind
 from errata.config import did_you_mean
-from errata.data._base import SAMPLE, Dataset, sample_edits
-from errata.data._records import SKIP_HINT, Record, describe, freeze, read_lines, thaw
+from errata.data._base import Dataset
+from errata.data._reading import read_lines
+from errata.data._records import SKIP_HINT, Record, describe, freeze, thaw
+from errata.data._tally import Tally
 from errata.errors import ConfigError, DataError
 from errata.store.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 _EDIT = tuple(field.name for field in fields(Edit))
 _PROBE = tuple(field.name for field in fields(Probe))
 _CASE = tuple(field.name for field in fields(Case))
+_NAMES = frozenset((*_EDIT, *_PROBE, *_CASE))
 _KINDS: tuple[str, ...] = get_args(ProbeKind)
 
 
@@ -31,6 +37,7 @@ class Jsonl(Dataset):
     title = "errata JSONL"
     paper = "the format is described in docs/data.md"
     splits = ()
+    marks = (("prompt", "target"), ("id", "edits"))
 
     def download(self, split: str | None) -> list[Path]:
         """There is nothing to download."""
@@ -46,7 +53,7 @@ class Jsonl(Dataset):
         if is_edit(record):
             edit = _edit(record)
             return Case(id=edit.id or f"line {record.key}", edits=(edit,))
-        record.only(_CASE)
+        record.check_names(_CASE, _NAMES)
         meta = record.at("meta").value if record.has("meta") else {}
         return Case(
             id=record.identity("id"),
@@ -59,13 +66,12 @@ class Jsonl(Dataset):
 
 def is_edit(record: Record) -> bool:
     """Say whether a line is in the edits format: a prompt of its own, and no list of edits."""
-    return (
-        isinstance(record.value, dict) and "prompt" in record.value and "edits" not in record.value
-    )
+    value = record.peek()
+    return isinstance(value, dict) and "prompt" in value and "edits" not in value
 
 
 def _edit(record: Record) -> Edit:
-    record.only(_EDIT)
+    record.check_names(_EDIT, _NAMES)
     return Edit(
         prompt=record.text("prompt"),
         target=record.text("target"),
@@ -82,7 +88,7 @@ def _text_if_given(record: Record, field: str) -> str | None:
 
 
 def _probe(record: Record) -> Probe:
-    record.only(_PROBE)
+    record.check_names(_PROBE, _NAMES)
     kind = record.text("kind")
     if kind not in _KINDS:
         raise DataError(
@@ -113,26 +119,35 @@ def _flag(record: Record, field: str) -> bool:
     return value
 
 
-def load_edits(path: str | Path) -> list[Edit]:
-    """Read a file of edits, one JSON object per line; `jsonl:sample` reads the one of errata.
+def read_edits(path: Path, source: str = "") -> list[Edit]:
+    """Read a file of edits, one JSON object per line.
+
+    Args:
+        path: The file.
+        source: What it is called in messages; by default its path.
 
     Raises:
-        DataError: If the file or a line is broken, holds unknown fields, or repeats an id.
+        DataError: If the file or a line is broken, has a field that is nearly called as a known
+            one, or repeats an id.
     """
     edits: list[Edit] = []
     seen: dict[str, str] = {}
-    place = sample_edits() if str(path) == f"jsonl:{SAMPLE}" else Path(path).expanduser()
-    for record in read_lines(place):
+    tally = Tally()
+    source = source or str(path)
+    for record in read_lines(path):
         try:
             if isinstance(record, DataError):
                 raise record
-            if isinstance(record.value, dict) and "edits" in record.value:
+            record.counted_by(tally)
+            value = record.peek()
+            if isinstance(value, dict) and "edits" in value:
                 raise DataError(
                     f"{record.file}: {record.place}: a case, with its own list of edits; expected "
                     "one edit per line",
                     f"{_example()}\nCases are for errata verify --cases and errata eval --data.",
                 )
             edit = _edit(record)
+            record.count()
             if edit.id is not None:
                 check_new(record, edit.id, seen)
         except DataError as error:
@@ -140,7 +155,9 @@ def load_edits(path: str | Path) -> list[Edit]:
             raise DataError(error.message, hint) from None
         edits.append(edit)
     if not edits:
-        raise DataError(f"{path} holds no edit", _example())
+        raise DataError(f"{source} holds no edit", _example())
+    for text in tally.unread_notes():
+        log.warning("%s: %s", source, text)
     return edits
 
 

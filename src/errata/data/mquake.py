@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -14,7 +12,7 @@ from pydantic import Field
 from errata.case import Case, Edit, Probe
 from errata.config import Settings
 from errata.data._base import Dataset
-from errata.data._records import Record, freeze, read_list
+from errata.data._records import Record, freeze
 
 _URL = "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/main/datasets/"
 
@@ -41,6 +39,20 @@ class Mquake(Dataset):
     )
     splits = ("CF-3k-v2", "CF-3k", "CF", "T")
     default = "CF-3k-v2"
+    marks = (("case_id", "requested_rewrite", "questions", "new_single_hops", "orig"),)
+    passed_over = (
+        "requested_rewrite.question",
+        "requested_rewrite.relation_id",
+        "requested_rewrite.target_new.id",
+        "requested_rewrite.target_true.id",
+        "single_hops",
+        "new_single_hops.answer_alias",
+        "new_single_hops.cloze",
+        "new_single_hops.question",
+        "orig.triples",
+        "orig.triples_labeled",
+    )
+    id_field = "case_id"
     published: ClassVar[dict[str, str]] = {
         "CF-3k-v2": _URL + "MQuAKE-CF-3k-v2.json",
         "CF-3k": _URL + "MQuAKE-CF-3k.json",
@@ -55,11 +67,6 @@ class Mquake(Dataset):
     }
     Options = MquakeOptions
     options: MquakeOptions
-
-    def records(self, files: Sequence[Path]) -> Iterable[Record]:
-        """Yield the records of all files."""
-        for file in files:
-            yield from read_list(file, "case_id")
 
     def case(self, record: Record, seed: int) -> Case:
         """Map one record: all rewrites form one unit, each question is one probe."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from errata.case import Case, Edit, Probe
 from errata.data._base import Dataset
-from errata.data._records import Record, freeze, read_list
+from errata.data._records import Record, freeze
+from errata.data.counterfact import SUBJECTS
+
+PROMPTS = "a list of texts or null"
 
 
 class Rep(Dataset):
@@ -22,6 +23,18 @@ class Rep(Dataset):
     )
     splits = ("valid", "llama2", "mistral", "qwen", "zsre-llama2", "zsre-mistral", "zsre-qwen")
     default = "valid"
+    marks = (
+        (
+            "case_id",
+            "target_new",
+            "target_true",
+            "rephrase_prompt",
+            "locality_prompt",
+            "subject_rephrase",
+        ),
+    )
+    passed_over = ("rephrase_target",)
+    id_field = "case_id"
     # the addresses are literal, so that data sets can be listed without being imported
     published: ClassVar[dict[str, str]] = {
         "valid": "https://raw.githubusercontent.com/ElliottYan/RobustKeyEdit/5c54348820a4e62c6ff14816aa44b5385b0d0589/data/valid.counterfact_para_prompt_para_subject.json",
@@ -45,11 +58,6 @@ class Rep(Dataset):
         "zsre-qwen": ("test.zsre_para_prompt_para_subject_qwen.json",),
     }
 
-    def records(self, files: Sequence[Path]) -> Iterable[Record]:
-        """Yield the records of all files."""
-        for file in files:
-            yield from read_list(file, "case_id")
-
     def case(self, record: Record, seed: int) -> Case:
         """Map one record.
 
@@ -70,7 +78,7 @@ class Rep(Dataset):
             Probe(text, kept, "locality", "locality")
             for text in record.one_or_more_texts("locality_prompt")
         ]
-        forms = record.texts("subject_rephrase", at_least=1)
+        forms = record.visible_texts("subject_rephrase", SUBJECTS, 1)
         edit = Edit(
             prompt=prompt,
             target=new,
@@ -81,15 +89,13 @@ class Rep(Dataset):
         )
         return Case(name, (edit,), tuple(probes), freeze({"subject_rephrase": forms}))
 
-    def _rephrased(self, record: Record) -> list[str]:
+    def _rephrased(self, record: Record) -> tuple[str, ...]:
         """Return the rephrased prompts; blank ones are left out, as the released code does.
 
         zsRE's files have none and say null.
         """
         field = "rephrase_prompt"
-        value = record.get(field, "a list of texts or null")
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise record.wrong(field, "a list of texts or null", value)
-        return [text for text in value if text.strip()]
+        value = record.get(field, PROMPTS)
+        if value is not None and not isinstance(value, list):
+            raise record.wrong(field, PROMPTS, value)
+        return record.visible_texts(field, "blank rephrased prompts") if value else ()

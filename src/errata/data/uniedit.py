@@ -14,7 +14,9 @@ from errata.case import Case, Edit, Probe, ProbeKind
 from errata.config import Settings, did_you_mean
 from errata.data import _criteria as criteria
 from errata.data._base import Dataset, Opened
-from errata.data._records import Record, describe, freeze, read_json
+from errata.data._download import fetch_repository
+from errata.data._reading import read_json
+from errata.data._records import Record, describe, freeze
 from errata.errors import ConfigError, DataError
 
 SECTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -91,6 +93,20 @@ class UniEdit(Dataset):
     )
     splits = ("test", "train")
     default = "test"
+    marks = (("edit", "generality", "locality"),)
+    # what is known of entities and relations beyond the criteria and the collisions
+    passed_over = (
+        "edit.head_entity",
+        "edit.property",
+        "edit.tail_entity",
+        "edit.single_inverse",
+        "generality.*.one_hops",
+        "generality.*.single_path1",
+        "generality.*.single_path2",
+        "locality.*.one_hops",
+        "locality.*.single_path1",
+        "locality.*.single_path2",
+    )
     Options = UniEditOptions
     options: UniEditOptions
 
@@ -107,21 +123,9 @@ class UniEdit(Dataset):
         """Fetch a split from the Hub and return its domain files."""
         folder, _, _ = (split or "").partition("/")
         self._check_split(folder)
-        import huggingface_hub  # slow to import, and only needed here
-
-        try:
-            root = huggingface_hub.snapshot_download(
-                _REPOSITORY, repo_type="dataset", allow_patterns=[f"*{folder}/*.json"]
-            )
-        except Exception as error:  # the Hub client raises many kinds for "no network"
-            reason = str(error).partition("\n")[0]
-            raise DataError(
-                f"cannot fetch {_REPOSITORY} from the Hub: {reason}",
-                f"Download https://huggingface.co/datasets/{_REPOSITORY} by hand and use"
-                f" --data {self.name}:PATH",
-            ) from error
-        place = next((p for p in sorted(Path(root).rglob(folder)) if p.is_dir()), Path(root))
-        return self.local(place.parent if place != Path(root) else place, split)
+        root = fetch_repository(_REPOSITORY, f"*{folder}/*.json", data=self.name)
+        place = next((p for p in sorted(root.rglob(folder)) if p.is_dir()), root)
+        return self.local(place.parent if place != root else place, split)
 
     def local(self, path: Path, split: str | None) -> list[Path]:
         """Return domain files below `path`: the root folder, one split's folder, or one file.

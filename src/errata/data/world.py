@@ -37,6 +37,7 @@ class World(UniEdit):
     paper = "made by errata in the schema of UniEdit, https://arxiv.org/abs/2505.12345"
     splits = ("test", "train", "val", "test_domains")
     default = "test"
+    marks = ()  # files of a world are files of UniEdit's form
     Options = WorldOptions
     options: WorldOptions
 

@@ -1,10 +1,13 @@
-"""zsRE: question answering with rephrased questions, in the two forms that MEND published."""
+"""zsRE: question answering with rephrased questions, in the two forms that MEND published.
+
+Two forks of the first form are read as well: EasyEdit's, with a `portability` object, and
+UltraEdit's, which calls the new answer `ans`.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,8 +15,8 @@ from pydantic import Field
 from errata.case import Case, Edit, Probe
 from errata.config import Settings
 from errata.data._base import Dataset, NotUsed
-from errata.data._records import Record, freeze, read_lines, read_list
-from errata.errors import DataError
+from errata.data._questions import named_questions
+from errata.data._records import Record, freeze
 
 
 class ZsreOptions(Settings):
@@ -43,6 +46,13 @@ class Zsre(Dataset):
     )
     splits = ("eval", "train")
     default = "eval"
+    marks = (
+        ("src", "rephrase", "alt", "loc", "loc_ans"),
+        ("src", "rephrase", "ans", "loc", "loc_ans"),
+        ("input", "alternatives", "filtered_rephrases"),
+    )
+    passed_over = ("cond", "output.provenance")
+    mapping = 2
     published: ClassVar[dict[str, str]] = {
         "eval": "https://rome.baulab.info/data/dsets/zsre_mend_eval.json",
         "train": "https://memit.baulab.info/data/dsets/zsre_mend_train.json",
@@ -58,11 +68,6 @@ class Zsre(Dataset):
     Options = ZsreOptions
     options: ZsreOptions
 
-    def records(self, files: Sequence[Path]) -> Iterable[Record | DataError]:
-        """Yield the records; a file ending in `.jsonl` is of the second form."""
-        for file in files:
-            yield from read_lines(file) if file.suffix == ".jsonl" else read_list(file)
-
     def case(self, record: Record, seed: int) -> Case:
         """Map one record of either form."""
         if record.has("input"):
@@ -74,9 +79,10 @@ class Zsre(Dataset):
         true = answers[0] if answers else record.optional_text("pred")
         if self.options.target == "answer":
             record.texts("answers", at_least=1)
+            record.has("alt")  # known, and not what is edited in
             target = answers[0]
         else:
-            target = record.text("alt")
+            target = record.text("alt" if not record.has("ans") else "ans")
         subject = record.text("subject")
         name = record.key
         suffix = self.options.suffix
@@ -91,10 +97,19 @@ class Zsre(Dataset):
                     "rephrase",
                     subject=subject,
                 ),
+                *self._portability(record),
                 Probe(record.text("loc"), record.text("loc_ans"), "locality", "NQ"),
             ),
             meta=freeze({"prediction": record.optional_text("pred"), "answers": answers}),
         )
+
+    def _portability(self, record: Record) -> list[Probe]:
+        """Return the questions whose answers follow from the alternative, in the edit's wording."""
+        found = named_questions(record, "portability", "generality")
+        if self.options.target == "answer":
+            record.leave_out("portability questions, which follow from `alt`,", len(found))
+            return []
+        return [replace(probe, prompt=probe.prompt + self.options.suffix) for probe in found]
 
     def _structured(self, record: Record, seed: int) -> Case:
         question = record.text("input")

@@ -19,7 +19,8 @@ class Result:
         summary: Rates in [0, 1], break-downs, intervals, seconds; JSON values.
         records: One per case, in the order of the data set; JSON values.
         folder: The run folder, if one was written.
-        notes: What is worth knowing about the questions of a suite.
+        notes: What is worth knowing about the data (records and questions left out, fields that
+            are not read) and about the questions of a suite.
     """
 
     summary: Mapping[str, Any]

@@ -101,7 +101,9 @@ def evaluate(
     """
     chosen, others = _split(protocol, settings)
     editor = _editor(lm, editor, others, as_published)
-    data = _perturbed(lm, _loaded(cases, data_name, data_version), chosen, data_options)
+    loaded = _loaded(cases, data_name, data_version)
+    data = _perturbed(lm, loaded, chosen, data_options)
+    notes = (*loaded.notes, *data.notes)
     kept = list(data.cases) if chosen.keep_collisions else drop_collisions(data.cases)
     units = units_of(kept, chosen.units, chosen.drop_partial)
     _check_cases(kept, units, chosen.units)
@@ -127,6 +129,7 @@ def evaluate(
         asked = sum(len(case.probes) for case in data.cases)
         header = {
             **stamp,
+            "notes": list(notes),
             "top_k": chosen.top_k,
             "skipped": len(kept) - total,
             "collisions": asked - sum(len(case.probes) for case in kept),
@@ -137,7 +140,7 @@ def evaluate(
         if folder is not None:
             folder.finish(summary)
             folder.drop_checkpoint()
-    return Result(summary, records, Path(out) if out is not None else None, data.notes)
+    return Result(summary, records, Path(out) if out is not None else None, notes)
 
 
 # ---------------------------------------------------------------------- what is asked for

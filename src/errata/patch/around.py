@@ -24,7 +24,7 @@ tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,11 @@ def sees_pass(network: nn.Module) -> bool:
     return bool(getattr(network, "sees_pass", False))
 
 
+def follows_cache(network: nn.Module) -> bool:
+    """Whether a network that sees the pass knows what to do behind cached tokens."""
+    return bool(getattr(network, "follows_cache", False))
+
+
 class AroundModel:
     """What some patches do to a model as a whole.
 
@@ -59,7 +64,7 @@ class AroundModel:
         lm: The model.
         contexts: Per group, its contexts in order.
         routers: Groups and their routers; of a group's the last one that takes a row answers.
-        watched: Whether a network wants to see the forward pass.
+        networks: Networks behind modules; some want to see the forward pass.
         rows: Returns the group of each row of a forward pass of so many rows; -1: none. Groups are
             the numbers of patches in the stack; in place there is one, 0.
         bare: Whether contexts are all that any group has: what they begin with is then computed
@@ -74,11 +79,14 @@ class AroundModel:
         lm: LM,
         contexts: Mapping[int, Sequence[Context]],
         routers: Sequence[tuple[int, Router]],
-        watched: bool,
+        networks: Iterable[nn.Module],
         rows: Callable[[int], Sequence[int]],
         bare: bool = False,
     ) -> None:
-        self.lm, self.watched, self._rows, self._bare = lm, watched, rows, bare
+        self.lm, self._rows, self._bare = lm, rows, bare
+        watching = [network for network in networks if sees_pass(network)]
+        self.watched = bool(watching)
+        self._follows = not routers and all(map(follows_cache, watching))
         self._routes = _teams(routers)
         self.ids = {
             group: tuple(n for context in several for n in context.ids.tolist())
@@ -177,13 +185,14 @@ class AroundModel:
 
     def _pass(self, inputs: Mapping[str, Any], behind: int) -> Pass:
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        if ids is None or behind:
+        if ids is None or (behind and not self._follows):
             raise PatchError(
                 "this patch has to see the tokens of whole rows, and was given "
                 + ("embeddings" if ids is None else f"what follows {behind} cached tokens"),
                 "Generate with use_cache=False, or with LM.generate.",
             )
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real[:, -ids.shape[1] :]  # a mask counts cached tokens too
         batch, at = self.lm.installed.batch, self.lm.installed.at
         prompts = real.sum(1)
         # the tensor itself says whether the LM runs its batch, or somebody else calls the model

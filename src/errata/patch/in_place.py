@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from errata.model.hooks import Hook, after, before, hooked
 from errata.model.passes import first, with_first
-from errata.patch.around import AroundModel, sees_pass
+from errata.patch.around import AroundModel
 from errata.patch.changes import Module
 from errata.patch.deltas import weight_deltas
 from errata.patch.networks import Sources, called
@@ -58,7 +58,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     parts = Parts.of(lm, [patch])
     around = AroundModel(
         lm, parts.contexts, parts.routers,
-        any(sees_pass(network) for _, _, network in parts.networks),
+        [network for _, _, network in parts.networks],
         lambda count: (0,) * count,
     )  # fmt: skip
     sources = Sources(lm)

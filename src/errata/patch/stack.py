@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from errata.errors import PatchError
 from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, first, with_first
-from errata.patch.around import AroundModel, sees_pass
+from errata.patch.around import AroundModel
 from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called
 from errata.patch.parts import Parts
@@ -139,9 +139,9 @@ class Stack:
             self._add_network(group, change, network)
         for path, by_group in parts.factors.items():
             self._add_low_rank(path, by_group)
-        watched = any(sees_pass(network) for _, _, network in parts.networks)
+        networks = [network for _, _, network in parts.networks]
         self._around = AroundModel(
-            lm, parts.contexts, parts.routers, watched, self._routed, parts.only_contexts
+            lm, parts.contexts, parts.routers, networks, self._routed, parts.only_contexts
         )
 
     @classmethod

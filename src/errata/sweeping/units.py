@@ -92,7 +92,7 @@ def expand(
     for name, entry in recipe.data.items():
         spec, _ = split_part(entry.spec)
         known = spec.partition(":")[0]
-        if known not in datasets and not spec.endswith(".jsonl"):
+        if known not in datasets and not spec.endswith(".jsonl") and not Path(spec).exists():
             raise ConfigError(
                 f"[data.{name}]: unknown data set {known!r}", did_you_mean(known, datasets.entries)
             )

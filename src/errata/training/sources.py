@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.case import Case
-from errata.data import LoadedData, datasets, load_cases, place_of, split_part
+from errata.data import LoadedData, datasets, load_cases, resolve, split_part
 from errata.errors import ConfigError, DataError
 from errata.store.digest import digest_of
 
@@ -31,17 +31,12 @@ class Source:
     @property
     def name(self) -> str:
         """Name of the data set."""
-        head = split_part(self.spec)[0].partition(":")[0]
-        return head if head in datasets else "jsonl"
+        return resolve(split_part(self.spec)[0])[0]
 
     @property
     def path(self) -> Path | None:
         """The local file or folder, if one was named."""
-        spec, _ = split_part(self.spec)
-        head, _, rest = spec.partition(":")
-        if head not in datasets:
-            return Path(spec).expanduser()
-        return place_of(head, rest) if rest else None
+        return resolve(split_part(self.spec)[0])[1]
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ def read_sources(
 
 def _split(source: Source, asked: str | None) -> str | None:
     """Return the split to read: the one asked for, else `train` where the data set has one."""
-    if asked is not None or source.name not in datasets:
+    if asked is not None:
         return asked
     known: Sequence[str] = datasets.load(source.name).splits
     if TRAIN not in known:

@@ -16,13 +16,22 @@ from typing import Any
 from errata.world import rephrase, templates
 from errata.world import statements as text
 from errata.world.bench import alternatives, benchmark
-from errata.world.world import Fact, Relation, World
-
-RECORDS = 24
-"""Records per file; MQuAKE's, which are longer, and UniEdit's are half as many."""
-
-NEIGHBOURS = 5
-"""Other subjects with the same true answer, and prompts per record that must not move."""
+from errata.world.sample_facts import (
+    NEIGHBOURS,
+    RECORDS,
+    drawn,
+    eligible,
+    leading_on,
+    new_object,
+    open_templates,
+    others,
+    prompts,
+    relation_phrase,
+    spread,
+    still,
+)
+from errata.world.sample_questions import knowedit, locft, qaedit, wikibigedit
+from errata.world.world import Fact, World
 
 Json = dict[str, Any]
 
@@ -48,18 +57,24 @@ def write_samples(world: World, out: Path) -> dict[str, int]:
 
 def sample_files(world: World) -> dict[str, tuple[str, int]]:
     """Returns content and number of records of every sample file by its name."""
-    shared = [fact for fact in _facts(world) if len(_others(world, fact)) >= NEIGHBOURS]
-    chosen = _spread(world, shared, RECORDS)
+    shared = [fact for fact in eligible(world) if len(others(world, fact)) >= NEIGHBOURS]
+    chosen = spread(world, shared, RECORDS)
     formats: dict[str, Callable[[World, int, Fact], Json]] = {
         "counterfact.json": _counterfact,
         "zsre.json": _zsre,
         "rep.json": _rep,
+        "qaedit.json": qaedit,
+        "wikibigedit.json": wikibigedit,
+        "locft.json": locft,
+        "knowedit.json": knowedit,
     }
     files: dict[str, tuple[str, int]] = {}
     for name, make in formats.items():
         facts = chosen
         if name == "rep.json":  # rephrased subjects are mostly other names
-            facts = _spread(world, [f for f in shared if world.entities[f.head].aliases], RECORDS)
+            facts = spread(world, [f for f in shared if world.entities[f.head].aliases], RECORDS)
+        if name in ("knowedit.json", "wikibigedit.json"):
+            facts = leading_on(world, [f for f in eligible(world) if others(world, f)], RECORDS)
         files[name] = _list([make(world, number, fact) for number, fact in enumerate(facts)])
     files["mquake.json"] = _list(_mquake(world))
     for domain, records in _uniedit(world).items():
@@ -83,95 +98,16 @@ def _lines(records: Iterable[Json]) -> tuple[str, int]:
     return "".join(lines), len(lines)
 
 
-# ---------------------------------------------------------------------- which facts
-
-
-def _facts(world: World) -> list[Fact]:
-    """Facts with one true answer, an entity, about heads that no shipped network was trained on."""
-    return [
-        fact
-        for fact in world.facts
-        if world.split_of[fact.head] != "train"
-        and world.relations[fact.relation].single_value
-        and world.relations[fact.relation].datatype == "wikibase-item"
-    ]
-
-
-def _spread(world: World, facts: list[Fact], count: int) -> list[Fact]:
-    """Takes facts from all relations in turn: those about real things first, one per head."""
-    groups: dict[str, list[Fact]] = {}
-    for fact in facts:
-        groups.setdefault(fact.relation, []).append(fact)
-    for group in groups.values():
-        group.sort(key=lambda fact: not world.entities[fact.head].real)  # stable
-    chosen: list[Fact] = []
-    heads: set[str] = set()
-    while len(chosen) < count and any(groups.values()):
-        for group in groups.values():
-            fact = next((f for f in group if f.head not in heads), None)
-            if fact is None:
-                group.clear()
-                continue
-            group.remove(fact)
-            heads.add(fact.head)
-            chosen.append(fact)
-    return chosen[:count]
-
-
-def _others(world: World, fact: Fact) -> list[Fact]:
-    """The same answer for other subjects: CounterFact's neighbourhood."""
-    return [
-        other
-        for other in world.by_tail[fact.tail]
-        if other.relation == fact.relation and other.head != fact.head
-    ]
-
-
-def _draw(kind: str, number: int) -> random.Random:
-    return random.Random(f"samples/{kind}/{number}")
-
-
-def _new(world: World, fact: Fact, number: int) -> str:
-    """The object that a fact is edited to, by its id; the same in all formats."""
-    return _draw("target", number).choice(alternatives(world, fact))
-
-
-# ---------------------------------------------------------------------- wordings
-
-
-def _open(relation: Relation) -> list[str]:
-    """Templates of the text in which the subject stands inside, so that it keeps its spelling."""
-    return [t for t in relation.templates if not t.startswith("{s}") and "question:" not in t]
-
-
-def _prompts(world: World, fact: Fact, count: int, draw: random.Random) -> list[str]:
-    """Prompts for a fact in different words that the text has."""
-    label = world.entities[fact.head].label
-    forms = draw.sample(_open(world.relations[fact.relation]), count)
-    return [text.fill(form, world, fact, label) for form in forms]
-
-
-def _phrase(world: World, fact: Fact) -> str:
-    return templates.phrase(world.relations[fact.relation].spec, fact.order)
-
-
-def _still(world: World, fact: Fact, draw: random.Random) -> tuple[str, str]:
-    """A prompt and its answer about another subject, which no edit should move."""
-    pool = [f for f in world.facts if world.split_of[f.head] == "train" and f.tail != fact.tail]
-    other = draw.choice(pool)
-    return _prompts(world, other, 1, draw)[0], world.entities[other.tail].label
-
-
 # ---------------------------------------------------------------------- formats
 
 
 def _counterfact(world: World, number: int, fact: Fact) -> Json:
     """ROME's nested form."""
-    draw = _draw("counterfact", number)
-    new, true = world.entities[_new(world, fact, number)], world.entities[fact.tail]
-    first, *rest = draw.sample(_open(world.relations[fact.relation]), 3)
+    draw = drawn("counterfact", number)
+    new, true = world.entities[new_object(world, fact, number)], world.entities[fact.tail]
+    first, *rest = draw.sample(open_templates(world.relations[fact.relation]), 3)
     label = world.entities[fact.head].label
-    same = draw.sample(_others(world, fact), NEIGHBOURS)
+    same = draw.sample(others(world, fact), NEIGHBOURS)
     become = [f for f in world.by_tail[new.id] if f.relation == fact.relation]
     return {
         "case_id": number,
@@ -183,18 +119,21 @@ def _counterfact(world: World, number: int, fact: Fact) -> Json:
             "subject": label,
         },
         "paraphrase_prompts": [text.fill(form, world, fact, label) for form in rest],
-        "neighborhood_prompts": [_prompts(world, f, 1, draw)[0] for f in same],
-        "attribute_prompts": [_prompts(world, f, 1, draw)[0] for f in become[:NEIGHBOURS]],
-        "generation_prompts": _prompts(world, fact, 2, draw),
+        "neighborhood_prompts": [prompts(world, f, 1, draw)[0] for f in same],
+        "attribute_prompts": [prompts(world, f, 1, draw)[0] for f in become[:NEIGHBOURS]],
+        "generation_prompts": prompts(world, fact, 2, draw),
     }
 
 
 def _zsre(world: World, number: int, fact: Fact) -> Json:
     """MEND's form in words of the text, to which the usual suffix does not belong (`suffix=`)."""
-    draw = _draw("zsre", number)
-    subject, phrase = world.entities[fact.head].label, _phrase(world, fact)
-    new, true = world.entities[_new(world, fact, number)].label, world.entities[fact.tail].label
-    kept, answer = _still(world, fact, draw)
+    draw = drawn("zsre", number)
+    subject, phrase = world.entities[fact.head].label, relation_phrase(world, fact)
+    new, true = (
+        world.entities[new_object(world, fact, number)].label,
+        world.entities[fact.tail].label,
+    )
+    kept, answer = still(world, fact, draw)
     question = f"Question: what is the {phrase} of {subject}? Answer:"
     return {
         "subject": subject,
@@ -211,9 +150,9 @@ def _zsre(world: World, number: int, fact: Fact) -> Json:
 
 def _rep(world: World, number: int, fact: Fact) -> Json:
     """REP's robustness data."""
-    draw = _draw("rep", number)
-    form = draw.choice(_open(world.relations[fact.relation]))
-    same = draw.sample(_others(world, fact), NEIGHBOURS)
+    draw = drawn("rep", number)
+    form = draw.choice(open_templates(world.relations[fact.relation]))
+    same = draw.sample(others(world, fact), NEIGHBOURS)
     head = world.entities[fact.head]
     before = text.fill(form, world, fact, "{}").partition("{}")[0]
     true = world.entities[fact.tail].label
@@ -221,10 +160,10 @@ def _rep(world: World, number: int, fact: Fact) -> Json:
         "case_id": number,
         "prompt": text.fill(form, world, fact, head.label),
         "subject": head.label,
-        "target_new": world.entities[_new(world, fact, number)].label,
+        "target_new": world.entities[new_object(world, fact, number)].label,
         "target_true": true,
         "rephrase_prompt": list(rephrase.paraphrases(world, fact)),
-        "locality_prompt": [_prompts(world, f, 1, draw)[0] for f in same],
+        "locality_prompt": [prompts(world, f, 1, draw)[0] for f in same],
         "locality_ground_truth": true,
         "subject_rephrase": list(rephrase.subject_forms(head, before)),
     }
@@ -233,8 +172,8 @@ def _rep(world: World, number: int, fact: Fact) -> Json:
 def _edit(world: World, number: int, fact: Fact) -> Json:
     """A line of errata's edits."""
     return {
-        "prompt": _prompts(world, fact, 1, _draw("jsonl", number))[0],
-        "target": world.entities[_new(world, fact, number)].label,
+        "prompt": prompts(world, fact, 1, drawn("jsonl", number))[0],
+        "target": world.entities[new_object(world, fact, number)].label,
         "subject": world.entities[fact.head].label,
         "target_true": world.entities[fact.tail].label,
         "id": str(number),
@@ -243,10 +182,10 @@ def _edit(world: World, number: int, fact: Fact) -> Json:
 
 def _case(world: World, number: int, fact: Fact) -> Json:
     """A line of errata's cases: the edit, two other wordings, what else is known of the subject."""
-    draw = _draw("probes", number)
+    draw = drawn("probes", number)
     edit = _edit(world, number, fact)
     told = [p for p in rephrase.paraphrases(world, fact) if p != edit["prompt"]]
-    kept = [*rephrase.of_subject(world, fact)[:1], _still(world, fact, draw)]
+    kept = [*rephrase.of_subject(world, fact)[:1], still(world, fact, draw)]
     asked: list[Json] = [
         {"prompt": prompt, "target": edit["target"], "kind": "generality", "name": "rephrase",
          "subject": edit["subject"]}
@@ -270,8 +209,8 @@ def _mquake(world: World) -> list[Json]:
             continue
         if _ends(world, first, second):
             pairs[first] = second
-    firsts = [fact for fact in _facts(world) if fact in pairs]
-    chosen = _spread(world, firsts, RECORDS // 2)
+    firsts = [fact for fact in eligible(world) if fact in pairs]
+    chosen = spread(world, firsts, RECORDS // 2)
     return [_chain(world, number, f, pairs[f]) for number, f in enumerate(chosen)]
 
 
@@ -283,17 +222,17 @@ def _ends(world: World, first: Fact, second: Fact) -> list[Fact]:
 
 
 def _chain(world: World, number: int, first: Fact, second: Fact) -> Json:
-    draw = _draw("mquake", number)
+    draw = drawn("mquake", number)
     onward = draw.choice(_ends(world, first, second))
     edited = Fact(first.head, first.relation, onward.head)
     relation, entities = world.relations[first.relation], world.entities
     new, true = entities[onward.head], entities[first.tail]
     label = entities[first.head].label
-    form = draw.choice(_open(relation))
+    form = draw.choice(open_templates(relation))
     inner = text.step(world, first, label)
     spec = world.relations[second.relation].spec
     asked = draw.sample(templates.nested(spec, world.nouns, False, False), 3)
-    phrase = _phrase(world, second)
+    phrase = relation_phrase(world, second)
     old_chain, new_chain = (first, second), (edited, onward)
     answer, new_answer = entities[second.tail], entities[onward.tail]
     return {
@@ -305,7 +244,7 @@ def _chain(world: World, number: int, first: Fact, second: Fact) -> Json:
                 "target_new": {"str": new.label, "id": new.id},
                 "target_true": {"str": true.label, "id": true.id},
                 "subject": label,
-                "question": f"What is the {_phrase(world, first)} of {label}?",
+                "question": f"What is the {relation_phrase(world, first)} of {label}?",
             }
         ],
         "questions": [templates.sentence(t.format(x=inner, p=phrase)) for t in asked],
@@ -328,8 +267,8 @@ def _chain(world: World, number: int, first: Fact, second: Fact) -> Json:
 def _hop(world: World, fact: Fact, draw: random.Random) -> Json:
     label, tail = world.entities[fact.head].label, world.entities[fact.tail]
     return {
-        "question": f"What is the {_phrase(world, fact)} of {label}?",
-        "cloze": _prompts(world, fact, 1, draw)[0],
+        "question": f"What is the {relation_phrase(world, fact)} of {label}?",
+        "cloze": prompts(world, fact, 1, draw)[0],
         "answer": tail.label,
         "answer_alias": list(tail.aliases),
     }

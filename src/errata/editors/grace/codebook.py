@@ -17,17 +17,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from errata.errors import PatchError
-from errata.patch import Module, module_kind
+from errata.patch import Module
 
 KIND = "grace"
 """Name under which patches hold a codebook."""
 
 VERSION = 1
 """Format of a codebook in a patch."""
+
+RELEASED_VERSION = 2
+"""Format of one of which the prompt's last token alone asks."""
 
 GAP = 1e-5
 """Between two balls that share a border after a conflict."""
@@ -43,6 +46,9 @@ NEAREST = 8
 """How many that are: more than could be confused by the rounding of a matrix product."""
 
 Replacement = Literal["replace_last", "replace_prompt"]
+
+Asks = Literal["tokens", "prompt"]
+"""Whose inputs are compared with keys: every token's, or that of a prompt's last token alone."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +219,12 @@ class Codebook:
 
     # ------------------------------------------------------------------ in patches
 
-    def module(self, path: str, replacement: Replacement) -> Module:
+    def module(self, path: str, replacement: Replacement, asks: Asks = "tokens") -> Module:
         """Return what a patch holds of it for use."""
         tensors = {"keys": self.keys, "values": self.values, "radii": self.radii}
-        config = {"version": VERSION, "replacement": replacement}
+        config: dict[str, Any] = {"version": VERSION, "replacement": replacement}
+        if asks != "tokens":  # what does not know of it has to refuse the patch
+            config |= {"version": RELEASED_VERSION, "asks": asks}
         kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         return Module(path, KIND, config, kept, where="both")
 
@@ -234,7 +242,7 @@ class Codebook:
         Raises:
             PatchError: If it is of another version, or its labels are missing or of other keys.
         """
-        keys, values, radii = _tensors(module.config, module.weights, module.path)
+        keys, values, radii = tensors_of(module.config, module.weights, module.path)
         labels, masked = state.get("grace.labels"), state.get("grace.masked")
         if not isinstance(labels, Tensor) or not isinstance(masked, Tensor):
             raise PatchError(
@@ -260,7 +268,7 @@ def _mean(label: Sequence[int], masked: int) -> float:
     return float(torch.tensor([-100] * masked + list(label)).float().mean())
 
 
-def _tensors(
+def tensors_of(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str = "this layer"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return keys, values and radii.
@@ -269,9 +277,10 @@ def _tensors(
         PatchError: If they are of another version, or missing, or of different numbers.
     """
     version = config.get("version")
-    if version != VERSION:
+    if version not in (VERSION, RELEASED_VERSION):
         raise PatchError(
-            f"GRACE's codebook at {path} has format {version}; this errata reads {VERSION}",
+            f"GRACE's codebook at {path} has format {version}; this errata reads {VERSION} and "
+            f"{RELEASED_VERSION}",
             "Use the version of errata that patch.json names, or make the patch again.",
         )
     try:
@@ -284,71 +293,3 @@ def _tensors(
             f"{len(radii)} radii; expected as many of each"
         )
     return keys, values, radii
-
-
-def replaced_at(chosen: Int[Tensor, "B T"], replacement: Replacement) -> Int[Tensor, "B T"]:
-    """Return for every token the key whose value stands for its output, -1: none.
-
-    Args:
-        chosen: The key that answers at each token, -1: none.
-        replacement: `replace_last`: the token that asks. `replace_prompt`: all tokens before the
-            first one that is answered (published: before the prompt's last). The first, because
-            later ones must not rewrite what is in a cache.
-    """
-    if replacement == "replace_last":
-        return chosen
-    fires = chosen >= 0
-    before = (fires.cumsum(1) == 0) & fires.any(1, keepdim=True)
-    first = fires.int().argmax(1, keepdim=True)
-    return torch.where(before, chosen.gather(1, first), -1)
-
-
-@module_kind(KIND)
-class Deferral(nn.Module):
-    """A codebook at work behind a layer: answers inside its balls, else defers to the layer.
-
-    Args:
-        config: `version` and `replacement`.
-        tensors: `keys`, `values`, `radii` of [`Codebook`][errata.editors.grace.codebook.Codebook].
-
-    Raises:
-        PatchError: If they are of another version.
-    """
-
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.replacement: Replacement = config.get("replacement", "replace_last")
-        for name, tensor in zip(
-            ("keys", "values", "radii"), _tensors(config, tensors), strict=True
-        ):
-            self.register_buffer(name, tensor, persistent=False)
-
-    @property
-    def book(self) -> Codebook:
-        """The codebook without its labels."""
-        keys, values, radii = (self.get_buffer(name) for name in ("keys", "values", "radii"))
-        return Codebook(keys, values, radii, (), ())
-
-    def forward(
-        self, given: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]
-    ) -> Float[Tensor, "*batch d_out"]:
-        """Return `output`, with values in place of the tokens that the codebook answers for.
-
-        Raises:
-            PatchError: For `replace_prompt`, if rows come joined into one dimension.
-        """
-        book = self.book
-        if self.replacement == "replace_prompt" and given.ndim < 3:
-            raise PatchError(
-                "replace_prompt has to tell rows apart, which this model joins at the layer",
-                "Edit with --set replacement=replace_last.",
-            )
-        chosen = book.chosen(given)
-        at = replaced_at(chosen.reshape(-1, chosen.shape[-1]), self.replacement)
-        answered: Bool[Tensor, " t"] = (at >= 0).reshape(-1)
-        if not bool(answered.any()):
-            return output
-        where = answered.nonzero()[:, 0]
-        flat = output.reshape(-1, output.shape[-1])
-        new = book.values[at.reshape(-1)[where]].to(flat.dtype)
-        return flat.index_copy(0, where, new).reshape(output.shape)

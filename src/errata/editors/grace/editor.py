@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
 from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer, under
-from errata.editors.grace.codebook import KIND, Codebook, Replacement, replaced_at
+from errata.editors.grace.codebook import KIND, Asks, Codebook, Replacement
+from errata.editors.grace.deferral import released_at, replaced_at
 from errata.editors.grace.training import Asked, Work
 from errata.errors import ConfigError, EditError, PatchError
 from errata.locate.sinks import warn_of_sinks
@@ -65,9 +66,15 @@ class GraceConfig(EditorConfig):
     )
     compat: bool = Field(
         default=False,
-        description="Compare labels as released (means of token ids, in another order than the "
-        "keys'), and let conflicts widen balls",
+        description="The released rule: only a prompt's last token asks, in training and in use; "
+        "labels are compared by the means of their token ids, in another order than the keys'; "
+        "conflicts may widen balls",
     )
+
+    @property
+    def asks(self) -> Asks:
+        """Whose inputs are compared with keys."""
+        return "prompt" if self.compat else "tokens"
 
 
 def _settings(layer: int, site: str = "ffn_out", steps: int = 100) -> dict[str, object]:
@@ -159,9 +166,9 @@ class Grace(Editor):
                         Work(lm, layer, site), [rows[i] for i in index], [edits[i] for i in index],
                         [here[i] for i in index], books, own,
                     )  # fmt: skip
-        change = self.config.replacement
+        change, asks = self.config.replacement, self.config.asks
         return [
-            self.make_patch(lm, [book.module(site.path, change)], group, **book.state())
+            self.make_patch(lm, [book.module(site.path, change, asks)], group, **book.state())
             for book, group in zip(books, groups, strict=True)
         ]
 
@@ -179,7 +186,7 @@ class Grace(Editor):
         for one, edit, g in zip(asked, edits, members, strict=True):
             book, key = self._admit(books[g], one, edit, own[g])
             own[g].add(key)
-            at = replaced_at(book.chosen(one.given)[None], self.config.replacement)[0]
+            at = self._replaced(book, one)
             if not bool((at == key).any()):
                 raise EditError(
                     f"nothing stands before the token of {edit.prompt!r} that decides, or an "
@@ -195,6 +202,14 @@ class Grace(Editor):
         )  # fmt: skip
         for one, g, value in zip(asked, members, trained, strict=True):
             books[g] = books[g].with_value(one.key, value)
+
+    def _replaced(self, book: Codebook, one: Asked) -> Int[Tensor, " T"]:
+        """Return for every token of a row the key that answers for it in use, -1: none."""
+        chosen = book.chosen(one.given)[None]
+        if self.config.asks == "tokens":
+            return replaced_at(chosen, self.config.replacement)[0]
+        last = torch.tensor([one.row.prompt_length - 1], device=chosen.device)
+        return released_at(chosen, last, self.config.replacement)[0]
 
     def _admit(self, book: Codebook, one: Asked, edit: Edit, own: set[int]) -> tuple[Codebook, int]:
         """Find or make the key of an edit.
@@ -255,6 +270,12 @@ class Grace(Editor):
             raise PatchError(
                 f"the earlier patch has its codebook at {module.path}, not at {site.path}",
                 "Edit with the layer and site that its patch.json names.",
+            )
+        if module.config.get("asks", "tokens") != self.config.asks:
+            raise PatchError(
+                f"the earlier patch was made {'without' if self.config.compat else 'with'} "
+                "GRACE's released rule (compat)",
+                f"Edit with --set compat={str(not self.config.compat).lower()}.",
             )
         if module.config.get("replacement") != self.config.replacement:
             raise PatchError(

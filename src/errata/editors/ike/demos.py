@@ -84,11 +84,10 @@ def read_cases(lm: LM, source: str, limit: int | None, seed: int) -> Sequence[Ca
         ConfigError: If there is no such data set.
         DataError: If it cannot be read.
     """
-    from errata.data import datasets, load_cases
+    from errata.data import datasets, load_cases, resolve, split_part
 
     spec = ("world" if knows_world(lm.name) else "uniedit") if source == "auto" else source
-    name = spec.partition(":")[0]
-    splits = datasets.load(name).splits if name in datasets else ()
+    splits = datasets.load(resolve(split_part(spec)[0])[0]).splits
     return load_cases(spec, "train" if "train" in splits else None, limit, seed).cases
 
 

@@ -59,7 +59,8 @@ class Module(Change):
         """Return the network: called with hidden states (`both`: two), it returns hidden states.
 
         A network whose class says `sees_pass = True` is called with a
-        [`Pass`][errata.model.passes.Pass] as well.
+        [`Pass`][errata.model.passes.Pass] as well; behind cached tokens only if it says
+        `follows_cache = True` too.
 
         Raises:
             PatchError: If this version of errata does not know the kind.
