@@ -144,6 +144,7 @@ def _model(name: str, load: LoadOptions) -> tuple[list[Check], dict[str, Any] | 
         "a patch shows and is undone": _undo,
         "stacked patches agree": _stacked,
         "key/value cache": _cache,
+        "published settings": _published,
         "causal trace": _traced,
     }
     for what, test in tests.items():
@@ -229,6 +230,20 @@ def _stacked(lm: LM) -> str:
 
 def _cache(lm: LM) -> str:
     return "used" if lm.prefix_cache_works else "not usable here; whole prompts are run (slower)"
+
+
+def _published(lm: LM) -> str:
+    from errata.editors import editors
+    from errata.editors.base import suited
+    from errata.model.backbones import keys_for
+
+    keys = keys_for(lm.name, lm.backbone)
+    origins = {name: suited(editors.load(name), keys)[0] for name in editors.entries}
+    there = [name for name, origin in origins.items() if origin]
+    what = "no backbone that settings are known for" if lm.backbone is None else str(lm.backbone)
+    if not there:
+        return f"{what}; layer=auto is what a trace found, else a rule of thumb by depth"
+    return f"{what}; settings for {', '.join(there)}"
 
 
 def _traced(lm: LM) -> str:

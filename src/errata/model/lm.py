@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from errata.errors import ConfigError, ModelError, PatchError, SpecError
 from errata.model.asking import continuations, score_rows, top_tokens
+from errata.model.backbones import Known, identify
 from errata.model.compat import cache_name
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
@@ -87,14 +88,11 @@ class LM:
 
     def __repr__(self) -> str:
         # the probe is not run for the sake of a message: blocks as the configuration counts them
-        config = self.model.config.get_text_config()
-        blocks = getattr(config, "num_hidden_layers", "?")
+        blocks = getattr(self.model.config.get_text_config(), "num_hidden_layers", "?")
         count = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"<LM: {self.name} · {blocks} blocks · {count:.1f} M parameters · {dtype} · "
-            f"{self.device}>"
-        )
+        what = f"{blocks} blocks · {count:.1f} M parameters · {dtype} · {self.device}"
+        return f"<LM: {self.name} · {what}>"
 
     # ------------------------------------------------------------------ what is known of the model
 
@@ -169,6 +167,11 @@ class LM:
         """Number of positions the model has, if its configuration says so."""
         value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return value if isinstance(value, int) and value > 0 else None
+
+    @cached_property
+    def backbone(self) -> Known | None:
+        """Which published backbone this is, by its configuration or name; None if none of them."""
+        return identify(self.name, self.model.config.get_text_config().to_dict())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -360,10 +363,9 @@ class LM:
         Prompts are texts or rows; `stack` and `groups` are as in `score`. Rows stop at the
         end-of-sequence token or at their own limit.
         """
-        limits = max_new_tokens
-        if isinstance(limits, int):
-            limits = [limits] * len(prompts)
-        return continuations(self, self._placed(prompts, stack, groups), limits)
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        return continuations(self, self._placed(prompts, stack, groups), max_new_tokens)
 
     def rows(self, prompts: Iterable[str | Row]) -> list[Row]:
         """Tokenise those prompts that are texts."""

@@ -38,8 +38,8 @@ class Patch:
         changes: Applied together; changes of one parameter add up before they are rounded once.
         edits: The edits it carries out.
         state: What a lifelong editor needs next time: tensors, numbers or texts.
-        meta: `model`, `revision`, `fingerprint`, `editor`, `config`, `errata`, `made`; JSON values,
-            read-only.
+        meta: `model`, `revision`, `fingerprint`, `editor`, `config`, `blocks_from`, `errata`,
+            `made`; JSON values, read-only.
         results: For each edit what the model answered before and after it (`taken`, `p_before`,
             `p_after`, `says_after` …), as far as it was asked; empty if it was not.
     """
@@ -85,8 +85,19 @@ class Patch:
         config: Mapping[str, Any] | None = None,
         edits: Sequence[Edit] = (),
         state: Mapping[str, Any] | None = None,
+        blocks_from: str | None = None,
     ) -> Patch:
-        """Build a patch of this model and record where it came from."""
+        """Build a patch of this model and record where it came from.
+
+        Args:
+            lm: The model.
+            changes: What changes.
+            editor: Name of the editor that made it.
+            config: Its settings.
+            edits: What it carries out.
+            state: What the editor needs next time.
+            blocks_from: Where the editor's choice of blocks comes from.
+        """
         meta = {
             "model": lm.name,
             "revision": lm.revision,
@@ -94,6 +105,7 @@ class Patch:
             "editor": editor,
             "config": dict(config or {}),
             "errata": __version__,
+            **({} if blocks_from is None else {"blocks_from": blocks_from}),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
 
