@@ -176,9 +176,9 @@ class LM:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights (tied ones once)."""
-        from errata.model.weights import weight_fingerprint
+        from errata.model.weights import identity
 
-        return weight_fingerprint(self.model)
+        return identity(self).fingerprint
 
     def module(self, path: str) -> nn.Module:
         """Return the submodule of that dotted path."""
