@@ -117,19 +117,30 @@ def load(
         ready()
     try:
         with quiet_transformers():
-            network = AutoModelForCausalLM.from_pretrained(source, **weights, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, **weights, **options, output_loading_info=True
+            )
+            network, told = loaded
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(*_why_not(model, error)) from error
+        raise ModelError(*_why_not(model, error, gguf_file, source)) from error
     except Exception as error:
+        if gguf_file is not None:
+            raise ModelError(*_why_not(model, error, gguf_file, source)) from error
         if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
             raise ModelError(
                 f"the weights of {model!r} cannot be read: {error}", "The file may be half-written."
             ) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelError(
+                f"the weights of {model!r} have other shapes than its configuration asks for",
+                "config.json and the weights belong to different models; fetch both again.",
+            ) from error
         raise
+    _refuse_gaps(model, told)
     if gguf_file is not None:
         gguf.plain(network)
-    network.to(where)  # pyright: ignore[reportArgumentType]
+    network.to(where)
     lm = LM(
         network,
         tokenizer,
@@ -142,7 +153,25 @@ def load(
     return lm
 
 
-def _why_not(model: str, error: Exception) -> tuple[str, str]:
+def _refuse_gaps(model: str, told: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights: transformers draws them at random.
+
+    Raises:
+        ModelError: Names some of them.
+    """
+    gaps = sorted(told.get("missing_keys") or ())
+    if gaps:
+        shown = ", ".join(gaps[:3]) + (" …" if len(gaps) > 3 else "")
+        raise ModelError(
+            f"{model!r} lacks {len(gaps)} of the weights that its configuration asks for: {shown}",
+            "The checkpoint is incomplete, or of another kind of model; fetch it again.",
+        )
+
+
+def _why_not(model: str, error: Exception, gguf_file: str | None, source: str) -> tuple[str, str]:
+    if gguf_file is not None:
+        path = Path(source) / gguf_file
+        return gguf.why_not(path if path.is_file() else None, model, error)
     text = str(error).strip().partition("\n")[0]
     if "trust_remote_code" in str(error):
         return (

@@ -25,7 +25,7 @@ from errata.patch.changes.base import KEEP, Merge
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
 from errata.patch.places import is_transposed
-from errata.store.files import sha256_of, write_together
+from errata.store.files import open_to_others, sha256_of, write_together
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -229,6 +229,7 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
         record = record_of(patch, "merged", base, digests)
         for name, data in files_of(patch, record, _use_merged(folder.name)).items():
             (beside / name).write_bytes(data)
+        open_to_others(beside)
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)
