@@ -22,6 +22,7 @@ from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
 from errata.model.passes import continues_exactly, gather_logits
 from errata.model.spec import ModelSpec, Site, find_spec
+from errata.model.stored import embedding_of, home_of, is_spread, keep_differentiable
 from errata.model.tokens import Batch, Row, bucket, encode_row, make_batch, patched
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class LM:
         takes_positions: Whether the model is told positions.
         cache_name: What the model calls its cached keys and values.
         installed: What stands around the model now, as those who installed it wrote it down.
+        spread: Whether the model lies on several devices, or some of its weights are offloaded.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class LM:
                 f"the tokenizer of {name or 'this model'} has no character offsets",
                 "Use a model with a tokenizer.json.",
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = keep_differentiable(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
@@ -82,6 +84,7 @@ class LM:
         self.takes_positions = "position_ids" in self.arguments
         self.cache_name = cache_name(self.arguments)
         self.installed = installed_on(model)
+        self.spread = is_spread(model)
         self._probed = False
         self._kept: dict[Hashable, Any] = {}
         self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
@@ -98,14 +101,13 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Device of the input embedding."""
-        return self.embedding.device
+        """Device that takes the token ids; what errata computes beside the model lies there."""
+        return home_of(self.model)
 
     @property
     def embedding(self) -> Float[Tensor, "V d"]:
         """Weight of the token embedding."""
-        weight: Any = self.model.get_input_embeddings().weight
-        return weight
+        return embedding_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,10 +128,9 @@ class LM:
 
         A model that is not understood may still run under patches: the error waits for `spec`.
         """
-        if not self._probed:
-            self._probed = True
-            with suppress(SpecError):
-                _ = self.spec
+        self._probed, known = True, self._probed
+        with suppress(SpecError):
+            _ = known or self.spec
 
     def once(self, key: Hashable, make: Callable[[], T], owner: object | None = None) -> T:
         """Return what `make` gave when this key was first asked for.
@@ -237,8 +238,7 @@ class LM:
         limit = min(max_length, self.max_length or max_length)
         rows = []
         for text in texts:
-            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-            if ids:
+            if ids := self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]:
                 rows.append(Row(tuple(ids), (len(ids) - 1,), (), len(ids)))
         return rows
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from errata.errors import ModelError
+from errata.model.stored import tensors_of, value_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -110,17 +111,13 @@ def weight_digests(model: nn.Module, half: bool = True) -> tuple[str, str]:
     """
     digest = hashlib.sha256()
     halved = digest  # the same until the first tensor that float16 would change
-    seen: set[int] = set()
 
     def feed(into: Any, title: str, values: torch.Tensor) -> None:
         into.update(title.encode())
         into.update(_bits(values).cpu().numpy().data)
 
     with ThreadPoolExecutor(1) as beside:  # hashing is the slow part, and lets go of the lock
-        for name, tensor in sorted(model.state_dict().items()):
-            if tensor.numel() == 0 or tensor.data_ptr() in seen:
-                continue
-            seen.add(tensor.data_ptr())
+        for name, tensor in tensors_of(model):
             own = rounded = tensor
             if tensor.is_floating_point():
                 own = rounded = tensor.to(torch.bfloat16)
@@ -153,7 +150,11 @@ def check_finite(lm: LM) -> None:
         state = (id(parameter), parameter._version)  # counts in-place writes
         if known.get(name) == state or not parameter.numel():
             continue
-        low, high = torch.aminmax(parameter.detach())  # unlike isfinite, needs no memory
+        if not parameter.is_floating_point() or hasattr(parameter, "__tensor_flatten__"):
+            known[name] = state  # packed numbers of a quantised matrix
+            continue
+        value = value_of(lm.model, name).detach()
+        low, high = torch.aminmax(value)  # unlike isfinite, needs no memory
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ModelError(
                 f"parameter {name} of {lm.name} holds NaN or infinite values",
