@@ -18,6 +18,7 @@ import errata
 from errata.errors import ModelError
 from errata.model import named
 from errata.model.gguf import split_source
+from errata.model.gguf_header import read_header
 from errata.patch import Patch
 from errata.patch.export import to_merged
 
@@ -130,6 +131,84 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "--gguf-file broken.gguf" in error.value.hint
     with pytest.raises(ModelError, match="itself"):
         errata.load(str(broken), gguf_file="x.gguf")
+
+
+def rewrite(good: Path, path: Path, leave_out: str = "", arch: str = "qwen2") -> Path:
+    """Write a GGUF file again without the keys and tensors whose name holds a text."""
+    reader = gguf.GGUFReader(good)
+    writer = gguf.GGUFWriter(path, arch)
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        if leave_out and leave_out in field.name:
+            continue
+        inner = field.types[1] if len(field.types) > 1 else None
+        name = field.name.replace("qwen2.", f"{arch}.")
+        writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        if not leave_out or leave_out not in tensor.name:
+            writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def refusal(path: Path) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        errata.load(str(path))
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.3, 0.5, 0.999])
+def test_a_file_that_was_cut_short(file: tuple[Path, Any], share: float, tmp_path: Path) -> None:
+    data = file[0].read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(data[: int(len(data) * share)])
+    error = refusal(cut)
+    assert "ends in the middle of its header" in error.message or "is cut short" in error.message
+    assert "fetch it again" in (error.hint or "")
+
+
+def test_a_header_that_is_rubbish(file: tuple[Path, Any], tmp_path: Path) -> None:
+    data = bytearray(file[0].read_bytes())
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(bytes(data[:4]) + (99).to_bytes(4, "little") + bytes(data[8:]))
+    assert "version 99" in refusal(bad).message
+    for start in range(24, 400, 47):  # wherever the damage is, it is a message
+        bad.write_bytes(bytes(data[:start]) + b"\xff" * 40 + bytes(data[start + 40 :]))
+        assert refusal(bad).message
+
+
+def test_an_architecture_that_transformers_does_not_read(
+    file: tuple[Path, Any], tmp_path: Path
+) -> None:
+    error = refusal(rewrite(file[0], tmp_path / "odd.gguf", arch="qwenx"))
+    assert "the architecture qwenx" in error.message
+    assert "original weights" in (error.hint or "")
+
+
+def test_a_file_without_a_tokenizer(file: tuple[Path, Any], tmp_path: Path) -> None:
+    assert "holds no tokenizer" in refusal(rewrite(file[0], tmp_path / "x.gguf", "token")).message
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(
+    file: tuple[Path, Any], tmp_path: Path
+) -> None:
+    error = refusal(rewrite(file[0], tmp_path / "gap.gguf", "blk.1.ffn_down"))
+    assert "lacks 1 of the weights" in error.message
+    assert "model.layers.1.mlp.down_proj.weight" in error.message
+
+
+def test_the_header_alone_tells_what_the_reader_does(file: tuple[Path, Any]) -> None:
+    header, reader = read_header(file[0]), gguf.GGUFReader(file[0])
+    assert header.tensors == tuple(tensor.name for tensor in reader.tensors)
+    assert header.keys == {name for name in reader.fields if not name.startswith("GGUF.")}
+    assert header.architecture == "qwen2"
+    last = max(tensor.data_offset + tensor.n_bytes for tensor in reader.tensors)
+    assert header.bytes == last <= file[0].stat().st_size
 
 
 def test_other_names_are_left_alone(tmp_path: Path) -> None:

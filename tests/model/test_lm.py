@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.hooks import hooks
 from tests.tiny_models import TINY, gpt2, llama, tiny_tokenizer
 
@@ -219,6 +222,20 @@ def save_tiny(folder, model):
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    """transformers would draw them at random, and say so where nobody looks."""
+    folder = Path(save_tiny(tmp_path / "m", llama()))
+    stored = load_file(folder / "model.safetensors")
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights.*layers\.1\.mlp\.up_proj"):
+        errata.load(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 72}))
+    with pytest.raises(ModelError, match="other shapes"):
+        errata.load(str(folder))
 
 
 def test_load_reads_a_folder_and_leaves_it_frozen(tmp_path):

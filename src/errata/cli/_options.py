@@ -115,7 +115,8 @@ class LoadOptions:
         ),
     ] = None
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 …; auto: over all there is.", rich_help_panel=_MODEL),
     ] = None
     revision: Annotated[
         str | None,

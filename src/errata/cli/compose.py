@@ -90,15 +90,15 @@ def _same_base(folders: Sequence[Path], patches: Sequence[Patch]) -> None:
     Raises:
         PatchError: If two fingerprints differ.
     """
-    first = next((i for i, patch in enumerate(patches) if patch.fingerprint), None)
+    bases = [patch.base for patch in patches]
+    first = next((i for i, base in enumerate(bases) if base is not None), None)
     if first is None:
         return
-    for folder, patch in zip(folders, patches, strict=True):
-        if patch.fingerprint and patch.fingerprint != patches[first].fingerprint:
+    for folder, patch, base in zip(folders, patches, bases, strict=True):
+        if base is not None and not base.same(bases[first]):  # type: ignore[arg-type]
             raise PatchError(
-                f"{folders[first]} was made for {patches[first].meta.get('model')} (weights "
-                f"{(patches[first].fingerprint or '')[:12]}), {folder} for "
-                f"{patch.meta.get('model')} (weights {patch.fingerprint[:12]})",
+                f"{folders[first]} was made for {patches[first].meta.get('model')} "
+                f"({bases[first]}), {folder} for {patch.meta.get('model')} ({base})",
                 "Only patches of one base model can be composed.",
             )
 

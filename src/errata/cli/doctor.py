@@ -139,11 +139,13 @@ def _model(name: str, load: LoadOptions) -> tuple[list[Check], dict[str, Any] | 
     except ErrataError as error:
         return [*checks, Check("sites", False, error.message, error.hint)], None
     checks.append(Check("sites", True, f"{found['n_blocks']} blocks, found by probe"))
+    checks.append(Check("weights", True, _stored(lm)))
     tests: dict[str, Callable[[LM], str]] = {
         "padding changes nothing": _padding,
         "a patch shows and is undone": _undo,
         "stacked patches agree": _stacked,
         "key/value cache": _cache,
+        "published settings": _published,
         "causal trace": _traced,
     }
     for what, test in tests.items():
@@ -229,6 +231,36 @@ def _stacked(lm: LM) -> str:
 
 def _cache(lm: LM) -> str:
     return "used" if lm.prefix_cache_works else "not usable here; whole prompts are run (slower)"
+
+
+def _stored(lm: LM) -> str:
+    from errata.model.stored import quantised_in
+
+    paths = quantised_in(lm.model)
+    away = sum(parameter.is_meta for parameter in lm.model.parameters())
+    found = []
+    if paths:
+        kinds = sorted({type(lm.module(path)).__name__ for path in paths})
+        found.append(f"{len(paths)} matrices quantised ({', '.join(kinds)})")
+    if away:
+        found.append(f"{away} offloaded")
+    if not found:
+        return "plain matrices" + (", over several devices" if lm.spread else "")
+    return f"{', '.join(found)}: patches work beside them and leave as LoRA, never merged"
+
+
+def _published(lm: LM) -> str:
+    from errata.editors import editors
+    from errata.editors.base import suited
+    from errata.model.backbones import keys_for
+
+    keys = keys_for(lm.name, lm.backbone)
+    origins = {name: suited(editors.load(name), keys)[0] for name in editors.entries}
+    there = [name for name, origin in origins.items() if origin]
+    what = "no backbone that settings are known for" if lm.backbone is None else str(lm.backbone)
+    if not there:
+        return f"{what}; layer=auto is what a trace found, else a rule of thumb by depth"
+    return f"{what}; settings for {', '.join(there)}"
 
 
 def _traced(lm: LM) -> str:

@@ -253,6 +253,7 @@ def _plan(
         "sites": _views.sites(lm),
         "settings": _views.settings(editor),
         **_views.estimate(lm, editor, requests),
+        "layers_from": editor.blocks_from(lm),
         "moments": _views.moments_state(lm, editor),
         "contradictions": list(clashes),
         "out": None if out is None else str(out),
@@ -269,7 +270,8 @@ def _plan(
     table.add_row("edits", str(len(requests)))
     layers = document["layers"]
     shown = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
-    table.add_row("blocks", shown or "none")
+    origin = document["layers_from"]
+    table.add_row("blocks", f"{shown} ({origin})" if shown and origin else shown or "none")
     if document["moments"] is not None:
         table.add_row("second moments", document["moments"])
     size = document["patch_bytes"]
@@ -310,6 +312,7 @@ def _show(
                 "revision": lm.revision,
                 "editor": editor.name,
                 "settings": _views.settings(editor),
+                "layers_from": editor.blocks_from(lm),
                 "seconds": took,
                 "edits": count,
                 "taken": look.taken,
@@ -323,6 +326,8 @@ def _show(
     console.print(_views.headline(lm))
     changed = _views.what_changed(look.patch)
     console.print(f"{editor.title} · {changed} · {_output.seconds(took)}")
+    if editor.blocks_from(lm) not in (None, "as asked"):
+        console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
     if brief:
         _list(console, look)
     if views:

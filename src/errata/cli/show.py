@@ -74,6 +74,7 @@ def _patch(folder: Path) -> dict[str, Any]:
         "errata": meta.get("errata"),
         "composed_of": meta.get("composed_of"),
         "scaled": meta.get("scaled"),
+        "blocks_from": meta.get("blocks_from"),
         "settings": meta.get("config") or {},
         "state": sorted(patch.state),
         "edits": _edits(patch),
@@ -185,6 +186,7 @@ def _print(found: Mapping[str, Any]) -> None:
     rows = {
         "editor": found.get("editor"),
         "changes": found["changes"],
+        "blocks": found.get("blocks_from"),
         "size": size,
         "base model": found.get("model"),
         "revision": found.get("revision"),

@@ -14,7 +14,6 @@ import http.client
 import os
 import ssl
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from errata.errors import DataError
-from errata.store.files import cache_root, sha256_of, write_atomically
+from errata.store.files import cache_root, open_beside, sha256_of, write_atomically
 
 _BLOCK = 1 << 20
 _NETWORK = (
@@ -40,14 +39,13 @@ _SECONDS = 30  # without a byte before a connection counts as dead
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; it takes its place only if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    out = open_beside(path)
     try:
-        with os.fdopen(handle, "wb") as out:
+        with out:
             yield out
-        Path(name).chmod(0o644)  # mkstemp makes it private
-        os.replace(name, path)
+        os.replace(out.name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        Path(out.name).unlink(missing_ok=True)
         raise
 
 

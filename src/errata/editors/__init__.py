@@ -123,10 +123,11 @@ def get_editor(
             editor they belong to.
         config: Settings by name.
         overrides: `key=value` strings; they win over `config`.
-        as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …) whose published settings, or a model
-            (`pocket`) whose preset is the starting point; `config` and `overrides` win over them.
-        model: Name of the model to be edited. If the editor has a preset for it, that is the
-            starting point, unless `as_published` names another.
+        as_published: A backbone (`gpt2-xl`, `gpt-j-6b`, …; its id on the Hub or a folder with its
+            configuration will do) whose published settings, or a model (`pocket`) whose preset is
+            the starting point; `config` and `overrides` win over them.
+        model: Name or folder of the model to be edited. If the editor has a preset for it, that is
+            the starting point, unless `as_published` names another.
 
     Raises:
         ConfigError: If the editor, the backbone or a setting is unknown, or a value out of range.
@@ -137,17 +138,30 @@ def get_editor(
         name, values["weights"] = _of_networks(name, [*values, *parse_overrides(overrides)])
     cls: type[Editor] = editors.load(name)
     suggested: dict[str, Any] = {}
+    origin, own = "", values.keys() | parse_overrides(overrides).keys()
     if as_published is not None:
-        values = published_settings(cls, as_published) | values
-    elif model is not None:
-        suggested = dict(cls.presets.get(model, {}))
+        origin, published = _published(cls, as_published)
+        origins = dict.fromkeys(published.keys() - own, origin)
+        values = published | values
+    else:
+        origin, suggested = ("", {}) if model is None else _preset(cls, model)
+        origins = dict.fromkeys(suggested.keys() - own, origin)
     settings = settings_from(
         cls.Config, suggested | values, where=f"editor {name}", overrides=overrides
     )
     # what nobody asked for gives way to the settings that networks were trained with
-    asked = values.keys() | parse_overrides(overrides).keys()
-    settings.model_fields_set.intersection_update(asked)
-    return cls(settings)
+    settings.model_fields_set.intersection_update(own | values.keys())
+    editor = cls(settings)
+    editor.origins = origins
+    return editor
+
+
+def _preset(cls: type[Editor], model: str) -> tuple[str, dict[str, Any]]:
+    """Return what was found for a model that is not loaded yet, and whose it is."""
+    from errata.model.backbones import identify, keys_for
+
+    found = [key for key in keys_for(model, identify(model)) if key in cls.presets]
+    return (f"found for {found[0]}", dict(cls.presets[found[0]])) if found else ("", {})
 
 
 def _of_networks(given: str, settings: Iterable[str]) -> tuple[str, str]:
@@ -174,15 +188,29 @@ def _of_networks(given: str, settings: Iterable[str]) -> tuple[str, str]:
 def published_settings(cls: type[Editor], backbone: str) -> dict[str, Any]:
     """Return the settings of an editor that were published for a backbone, or its preset.
 
-    Case and the owner in front of a slash do not matter.
+    Args:
+        cls: The editor.
+        backbone: A backbone's name, an id on the Hub (case and owner do not matter), or a folder
+            whose configuration says which one it is.
 
     Raises:
         ConfigError: If there are none for it.
     """
-    wanted = backbone_of(backbone)
-    known = {**cls.published, **cls.presets}
-    if wanted not in known:
+    return _published(cls, backbone)[1]
+
+
+def _published(cls: type[Editor], backbone: str) -> tuple[str, dict[str, Any]]:
+    """Return published settings, and where they come from."""
+    from errata.editors.base import suited
+    from errata.model.backbones import identify, keys_for
+
+    known = identify(backbone)
+    named = backbone_of(backbone.rstrip("/"))
+    origin, settings = suited(cls, (named, *keys_for(backbone, known)))
+    if not settings:
+        what = f"{backbone!r}" if known is None else f"{backbone!r} ({known})"
         raise ConfigError(
-            f"no published settings of {cls.name} for {backbone!r}", did_you_mean(wanted, known)
+            f"no published settings of {cls.name} for {what}",
+            did_you_mean(named, {**cls.published, **cls.presets}),
         )
-    return dict(known[wanted])
+    return origin, dict(settings)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from errata.case import Edit
-from errata.config import Settings, backbone_of
+from errata.config import Settings
 from errata.errors import ConfigError, EditError, PatchError
+from errata.model.backbones import keys_for
 from errata.model.lm import LM
 from errata.model.tokens import find_subject
 from errata.patch import Patch
@@ -64,8 +65,9 @@ class Editor(ABC):
         exports: What its patches can be exported as by default settings: `lora`, `merged`.
         Config: Class of its settings.
         published: Backbone -> published settings, for `--as-published`.
-        presets: Model -> settings that were found for it, not published; taken for a model of that
-            name unless others are asked for.
+        presets: Model -> settings that were found for it, not published; taken for that model
+            unless others are asked for.
+        origins: Setting -> where its value comes from, for those that nobody asked for by name.
     """
 
     name: ClassVar[str]
@@ -82,6 +84,7 @@ class Editor(ABC):
 
     def __init__(self, config: EditorConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
+        self.origins: Mapping[str, str] = {}
 
     def ready(self, model: str) -> None:  # noqa: B027 -- optional
         """Look for what is needed beside the model, before minutes go into loading it.
@@ -185,17 +188,30 @@ class Editor(ABC):
         """
 
     def known_settings(self, lm: LM) -> Mapping[str, object]:
-        """Return what was published, or found, for a model of that name: what `auto` looks up."""
-        name = backbone_of(lm.name)
-        return self.published.get(name) or self.presets.get(name, {})
+        """Return what was published, or found, for this model: what `auto` looks up."""
+        return suited(self, keys_for(lm.name, lm.backbone))[1]
+
+    def blocks_from(self, lm: LM) -> str | None:
+        """Say where the choice of blocks comes from; None if this editor has none to choose."""
+        name = next((n for n in ("layer", "layers") if n in type(self.config).model_fields), None)
+        if name is None:
+            return None
+        if getattr(self.config, name) != "auto":
+            return self.origins.get(name, "as asked")
+        origin, known = suited(self, keys_for(lm.name, lm.backbone))
+        return origin if isinstance(known.get(name), int | tuple) else self.rule_of(lm)
+
+    def rule_of(self, lm: LM) -> str:
+        """Say what `auto` follows where nothing was published for a model."""
+        return "rule of thumb by depth"
 
     def _automatic(self, lm: LM, setting: str, rule: int) -> int:
-        """Return what `auto` means: the block published for a model of that name, else `rule`."""
+        """Return what `auto` means: the block published for this model, else `rule`."""
         layer = self.known_settings(lm).get(setting, rule)
         return layer if isinstance(layer, int) else rule
 
     def _automatic_layers(self, lm: LM) -> tuple[int, ...] | None:
-        """Return the blocks published for a model of that name, if there are any."""
+        """Return the blocks published for this model, if there are any."""
         layers = self.known_settings(lm).get("layers")
         return layers if isinstance(layers, tuple) else None
 
@@ -219,8 +235,18 @@ class Editor(ABC):
         """Build the patch of one group with this editor's name and settings."""
         return Patch.for_model(
             lm, changes, editor=self.name, config=self.config.model_dump(mode="json"),
-            edits=tuple(edits), state=state,
+            edits=tuple(edits), state=state, blocks_from=self.blocks_from(lm),
         )  # fmt: skip
+
+
+def suited(editor: Editor | type[Editor], keys: Sequence[str]) -> tuple[str, Mapping[str, object]]:
+    """Return the settings in an editor's tables under the first of some keys, and their origin."""
+    for key in keys:
+        if editor.published.get(key):
+            return f"published for {key}", editor.published[key]
+        if editor.presets.get(key):
+            return f"found for {key}", editor.presets[key]
+    return "", {}
 
 
 def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
@@ -298,6 +324,14 @@ def gated(lm: LM, layer: int) -> bool:
     """Whether a block's FFN has a gate (two input matrices, or one of twice the width)."""
     width = sum(site.d_out for site in lm.spec.ffn_in[layer])
     return width >= 2 * lm.site(layer).d_in
+
+
+def recall_rule(lm: LM) -> str:
+    """Say what `recall_layer` follows on this model."""
+    traced = cached_choice(lm)
+    if traced is None:
+        return "rule of thumb by depth"
+    return f"traced on {traced.facts} facts of {traced.data} ({traced.id})"
 
 
 def recall_layer(lm: LM) -> int:

@@ -18,6 +18,7 @@ from errata.editors.base import (
     Layer,
     contradiction,
     recall_layer,
+    recall_rule,
     resolve_layer,
 )
 from errata.errors import EditError
@@ -84,6 +85,10 @@ class LocateEditor(Editor):
     @abstractmethod
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """Return the blocks that are edited, ascending."""
+
+    def rule_of(self, lm: LM) -> str:
+        """Say whether the blocks are traced or a rule of thumb."""
+        return recall_rule(lm)
 
     @property
     def whitens(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors.base import recall_layer, resolve_layer, under
+from errata.editors.base import recall_layer, recall_rule, resolve_layer, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.errors import ConfigError
 from errata.model.lm import LM
@@ -73,6 +73,10 @@ class TrainedEditor(NetworkEditor):
         """
         last = min(lm.n_layers - 1, recall_layer(lm) + 1)
         return tuple(range(max(0, last - 2), last + 1))
+
+    def rule_of(self, lm: LM) -> str:
+        """Say whether the blocks follow a trace or a rule of thumb."""
+        return recall_rule(lm)
 
     def sites(self, lm: LM) -> list[tuple[int, Site]]:
         """Return block number and projection of every edited matrix, lowest block first.

@@ -166,6 +166,10 @@ class Ke(TrainedEditor):
         """Return the last three blocks, as later comparisons do."""
         return tuple(range(max(0, lm.n_layers - 3), lm.n_layers))
 
+    def rule_of(self, lm: LM) -> str:
+        """Say which blocks these are."""
+        return "rule: the last three blocks"
+
     def completed(
         self, lm: LM, edits: Sequence[Edit], patches: Sequence[int] | None = None
     ) -> list[Edit]:

@@ -302,6 +302,10 @@ class Malmen(TrainedEditor):
         """Return the last six blocks, as published for every model."""
         return tuple(range(max(0, lm.n_layers - 6), lm.n_layers))
 
+    def rule_of(self, lm: LM) -> str:
+        """Say which blocks these are."""
+        return "rule: the last six blocks"
+
     def build(self, sites: Sequence[tuple[int, Site]], lm: LM) -> MalmenNetwork:
         """Return untrained networks for these matrices."""
         assert isinstance(self.config, MalmenConfig)

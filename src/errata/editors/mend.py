@@ -188,6 +188,10 @@ class Mend(TrainedEditor):
         """Return the last three blocks, as published for every model."""
         return tuple(range(max(0, lm.n_layers - 3), lm.n_layers))
 
+    def rule_of(self, lm: LM) -> str:
+        """Say which blocks these are."""
+        return "rule: the last three blocks"
+
     def also(self, edit: Edit) -> list[Edit]:
         """Return the request turned round, if the settings say so."""
         assert isinstance(self.config, MendConfig)

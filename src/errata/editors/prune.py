@@ -12,6 +12,7 @@ from errata.case import Edit
 from errata.editors.memit import Memit, MemitConfig
 from errata.locate.joint import clip_singular
 from errata.model.lm import LM
+from errata.model.stored import read
 from errata.patch import Dense, Patch
 from errata.patch.deltas import weight_deltas
 
@@ -88,7 +89,7 @@ class Prune(Memit):
         for name, total in totals.items():
             if total is None:
                 continue
-            weight = lm.model.get_parameter(name).detach().double()
+            weight = read(lm.model, name).detach().double().to(lm.device)
             clipped = clip_singular(total.to(weight), weight)
             extra = clipped if self.config.compat else clipped - total.to(weight)
             changes.append(Dense(name, sign * extra))

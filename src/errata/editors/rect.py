@@ -11,6 +11,7 @@ from errata.editors.base_joint import Write
 from errata.editors.memit import Memit, MemitConfig
 from errata.locate.joint import keep_largest
 from errata.model.lm import LM
+from errata.model.stored import read
 from errata.patch import Change, Dense
 from errata.patch.deltas import weight_deltas
 
@@ -45,7 +46,7 @@ class Rect(Memit):
         """Return the largest entries relative to the weights as they are, as a dense change."""
         B, A = self.factors(lm, write)
         name = write.site.weight
-        weight = lm.model.get_parameter(name).detach().to(B)
+        weight = read(lm.model, name).detach().to(B)
         earlier = weight_deltas(lm, write.now.changes).get(name)
         if earlier is not None:
             weight = weight + earlier.to(B)

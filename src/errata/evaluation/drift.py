@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from errata.model.stored import read
 from errata.patch import Patch
 from errata.patch.deltas import by_parameter, weight_deltas
 
@@ -29,7 +30,7 @@ def drift(lm: LM, patch: Patch | None) -> dict[str, dict[str, float]]:
     changed = by_parameter(() if patch is None else patch.changes)
     found = {}
     for name, changes in changed.items():  # one after another: only one delta is held at a time
-        weight = lm.model.get_parameter(name)
+        weight = read(lm.model, name)
         moved = _norm(weight_deltas(lm, changes)[name])
         size = _norm(weight)
         found[name] = {

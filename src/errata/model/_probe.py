@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from errata.errors import SpecError
 from errata.model.hooks import bare
+from errata.model.stored import home_of
 
 TOKENS = 5
 """Length of the probe text."""
@@ -63,19 +63,6 @@ class Scouting:
 
     calls: dict[str, list[Call]]
     leaves: list[tuple[str, Tensor]]
-
-
-def matrix_shape(module: nn.Module | None) -> tuple[int, int, bool] | None:
-    """Return `(d_in, d_out, transposed)` of a projection, or None for any other module.
-
-    The orientation comes from the type: `Conv1D` stores `d_in × d_out`; `nn.Linear` and its
-    subclasses (quantised ones too) store `d_out × d_in`.
-    """
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[0]), int(module.weight.shape[1]), True
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features, False
-    return None
 
 
 def squeezed(parameter: Tensor) -> tuple[int, ...]:
@@ -140,7 +127,7 @@ def read(model: Any, seed: int) -> None:
     size = int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
     generator = torch.Generator().manual_seed(seed)
     ids: Int[Tensor, "1 t"] = torch.randint(0, size, (1, TOKENS), generator=generator)
-    device = embedding.weight.device
+    device = home_of(model)
     model(input_ids=ids.to(model.device if device.type == "meta" else device), use_cache=False)
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from errata.config import did_you_mean
 from errata.errors import SpecError
 from errata.model import _probe
-from errata.model._probe import Scouting, matrix_shape
+from errata.model._probe import Scouting
 from errata.model._wiring import IN, OUT, Wiring, wire
+from errata.model.stored import matrix_shape
 
 _TRIALS = 3  # texts tried before giving up: a dead activation can hide an edge from one text
 

@@ -25,11 +25,11 @@ from errata.model._probe import (
     WATCHED,
     Call,
     hidden_in,
-    matrix_shape,
     read,
     replace_hidden,
     squeezed,
 )
+from errata.model.stored import matrix_shape
 
 OUT = "<out>"
 """Node of the output of a block."""
@@ -201,7 +201,7 @@ def _hook(stack: ExitStack, path: str, block: nn.Module, cuts: _Cuts) -> None:
 
 def _multiplies(module: nn.Module, given: Tensor, output: Tensor) -> bool | None:
     """Tell whether `output` is `given` times the weight in the orientation of the module's type."""
-    shape, weight = matrix_shape(module), module.weight
+    shape, weight = matrix_shape(module), getattr(module, "weight", None)
     if shape is None or not isinstance(weight, Tensor) or not weight.is_floating_point():
         return None
     d_in, d_out, transposed = shape

@@ -7,6 +7,7 @@ pyproject.toml (`make test-oldest`) to the newest releases (`make test-newest`).
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Collection, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,9 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    offloading = logging.getLogger("accelerate.big_modeling")  # tells what was asked for
+    level = offloading.level
+    offloading.setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     start = tqdm.auto.tqdm.__init__
@@ -68,5 +72,6 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         tqdm.auto.tqdm.__init__ = start  # type: ignore[method-assign]
         hf_logging.set_verbosity(verbosity)
+        offloading.setLevel(level)
         if bars:
             hf_logging.enable_progress_bar()

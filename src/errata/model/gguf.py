@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import ModelError
+from errata.model.gguf_header import read_header
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -51,10 +52,11 @@ def split_source(model: str, gguf_file: str | None = None) -> tuple[str, str | N
 
 
 def check(path: Path) -> None:
-    """Refuse what is no GGUF file before transformers reads it.
+    """Refuse what cannot become a model before transformers reads it.
 
     Raises:
-        ModelError: If the file is missing or begins otherwise, or the reader is not installed.
+        ModelError: If the file is missing, begins otherwise, is damaged or shorter than it says, or
+            holds no tokenizer; or the reader is not installed.
     """
     try:
         with path.open("rb") as file:
@@ -69,6 +71,51 @@ def check(path: Path) -> None:
             "It may be half-downloaded; fetch it again.",
         )
     need_reader()
+    again = "It may be half-downloaded or damaged; fetch it again."
+    try:
+        header = read_header(path)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} is no readable GGUF file: {error}", again) from None
+    there = path.stat().st_size
+    if there < header.bytes:
+        raise ModelError(
+            f"{path} is cut short: it has {there:,} bytes, its header tells of {header.bytes:,}",
+            again,
+        )
+    if not header.tensors or not header.architecture:
+        what = "weights" if header.architecture else "architecture"
+        raise ModelError(f"{path} holds no {what}", "Give the GGUF file of a language model.")
+    if "tokenizer.ggml.tokens" not in header.keys:
+        raise ModelError(
+            f"{path} holds no tokenizer", "Give a GGUF file with its tokenizer in it, or the model "
+            "as a folder or Hub id.",
+        )  # fmt: skip
+
+
+def why_not(path: Path | None, model: str, error: Exception) -> tuple[str, str]:
+    """Say why transformers did not make a model of a GGUF file, and what can be done.
+
+    Args:
+        path: The file, if it is here.
+        model: What was asked for.
+        error: What transformers raised.
+    """
+    import transformers
+
+    text = str(error).strip().partition("\n")[0]
+    if "architecture" in text and "not supported" in text:
+        kind = read_header(path).architecture if path is not None else ""
+        return (
+            f"transformers {transformers.__version__} cannot read GGUF files of "
+            f"{'the architecture ' + kind if kind else 'this architecture'}: {model}",
+            "Load the original weights (a Hub id or folder) instead; a newer transformers may read "
+            "more.",
+        )
+    return (
+        f"cannot make a model of the GGUF file {model}: {text}",
+        "It may be damaged, or of a kind that transformers does not read: fetch it again, or load "
+        "the original weights (a Hub id or folder).",
+    )
 
 
 def need_reader() -> None:

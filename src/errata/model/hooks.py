@@ -18,12 +18,13 @@ prefix continue exactly?) ever meets one: it runs first, and if it runs later, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -104,16 +105,54 @@ def after(module: nn.Module, call: Callable[..., Any], *, with_kwargs: bool = Fa
 
 @contextmanager
 def hooked(lm: LM, *hooks: Hook) -> Iterator[None]:
-    """Hook modules of the model inside a `with` block; all hooks of errata are installed here."""
+    """Hook modules of the model inside a `with` block; all hooks of errata are installed here.
+
+    Where the model lies on several devices, hooks see their tensors on the device of the token ids,
+    where errata's own are, and what they return goes to the device of their module.
+    """
     lm.probe()
     with ExitStack() as handles:
         for hook in hooks:
-            call = _at_depth(lm.installed, hook.call)
+            call = _at_home(hook.call, lm.device) if lm.spread else hook.call
+            call = _at_depth(lm.installed, call)
             put = hook.module.register_forward_hook
             if hook.ahead:
                 put = hook.module.register_forward_pre_hook
             handles.callback(put(call, with_kwargs=hook.with_kwargs).remove)
         yield
+
+
+def _at_home(call: Callable[..., Any], home: torch.device) -> Callable[..., Any]:
+    """Let a hook work on one device, whichever its module is on."""
+
+    def called(module: nn.Module, *given: Any) -> Any:
+        there = next(_tensors(given[-1]), None)
+        there = next(_tensors(given), None) if there is None else there
+        found = call(module, *_moved(given, home))
+        return found if found is None or there is None else _moved(found, there.device)
+
+    return called
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Return tensors, also in tuples, lists and plain dictionaries, on a device; others stay."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list, dict):
+        if isinstance(value, dict):
+            return {name: _moved(part, device) for name, part in value.items()}
+        return type(value)(_moved(part, device) for part in value)
+    return value
 
 
 def _at_depth(installed: Installed, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,12 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from errata.case import SubjectAt
 from errata.errors import ConfigError, ModelError, PatchError, SpecError
 from errata.model.asking import score_rows, top_tokens
+from errata.model.backbones import Known, identify
 from errata.model.compat import cache_name
 from errata.model.generating import continuations
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
 from errata.model.passes import continues_exactly, gather_logits
 from errata.model.spec import ModelSpec, Site, find_spec
+from errata.model.stored import embedding_of, home_of, is_spread, keep_differentiable
 from errata.model.tokens import Batch, Row, bucket, encode_row, make_batch, patched
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class LM:
         takes_positions: Whether the model is told positions.
         cache_name: What the model calls its cached keys and values.
         installed: What stands around the model now, as those who installed it wrote it down.
+        spread: Whether the model lies on several devices, or some of its weights are offloaded.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class LM:
                 f"the tokenizer of {name or 'this model'} has no character offsets",
                 "Use a model with a tokenizer.json.",
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = keep_differentiable(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
@@ -83,33 +86,30 @@ class LM:
         self.takes_positions = "position_ids" in self.arguments
         self.cache_name = cache_name(self.arguments)
         self.installed = installed_on(model)
+        self.spread = is_spread(model)
         self._probed = False
         self._kept: dict[Hashable, Any] = {}
         self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         # the probe is not run for the sake of a message: blocks as the configuration counts them
-        config = self.model.config.get_text_config()
-        blocks = getattr(config, "num_hidden_layers", "?")
+        blocks = getattr(self.model.config.get_text_config(), "num_hidden_layers", "?")
         count = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"<LM: {self.name} · {blocks} blocks · {count:.1f} M parameters · {dtype} · "
-            f"{self.device}>"
-        )
+        what = f"{blocks} blocks · {count:.1f} M parameters · {dtype} · {self.device}"
+        return f"<LM: {self.name} · {what}>"
 
     # ------------------------------------------------------------------ what is known of the model
 
     @property
     def device(self) -> torch.device:
-        """Device of the input embedding."""
-        return self.embedding.device
+        """Device that takes the token ids; what errata computes beside the model lies there."""
+        return home_of(self.model)
 
     @property
     def embedding(self) -> Float[Tensor, "V d"]:
         """Weight of the token embedding."""
-        weight: Any = self.model.get_input_embeddings().weight
-        return weight
+        return embedding_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,10 +130,9 @@ class LM:
 
         A model that is not understood may still run under patches: the error waits for `spec`.
         """
-        if not self._probed:
-            self._probed = True
-            with suppress(SpecError):
-                _ = self.spec
+        self._probed, known = True, self._probed
+        with suppress(SpecError):
+            _ = known or self.spec
 
     def once(self, key: Hashable, make: Callable[[], T], owner: object | None = None) -> T:
         """Return what `make` gave when this key was first asked for.
@@ -173,11 +172,16 @@ class LM:
         return value if isinstance(value, int) and value > 0 else None
 
     @cached_property
+    def backbone(self) -> Known | None:
+        """Which published backbone this is, by its configuration or name; None if none of them."""
+        return identify(self.name, self.model.config.get_text_config().to_dict())
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights (tied ones once)."""
-        from errata.model.weights import weight_fingerprint
+        from errata.model.weights import identity
 
-        return weight_fingerprint(self.model)
+        return identity(self).fingerprint
 
     def module(self, path: str) -> nn.Module:
         """Return the submodule of that dotted path."""
@@ -238,8 +242,7 @@ class LM:
         limit = min(max_length, self.max_length or max_length)
         rows = []
         for text in texts:
-            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-            if ids:
+            if ids := self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]:
                 rows.append(Row(tuple(ids), (len(ids) - 1,), (), len(ids)))
         return rows
 

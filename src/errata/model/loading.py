@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from errata.errors import ConfigError, ModelError
 from errata.model import gguf, named
 from errata.model.compat import dequantised, quiet_transformers
 from errata.model.lm import LM
+from errata.store.cache import folder_name
+from errata.store.files import cache_root
 from errata.world.shipped import POCKET, is_shipped, pocket_path
 
 DTYPES = {
@@ -23,8 +26,38 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways of accelerate to spread a model over devices."""
+
+MODULES = {"optimum-quanto": "optimum", "compressed-tensors": "compressed_tensors"}
+"""Names to import packages by, where they are others."""
+
 BY_NAME = (POCKET, *named.MODELS)
 """Models that need no path: shipped with errata, or fetched once."""
+
+
+Device = str | Mapping[str, Any] | None
+
+QUANTISERS = {"bitsandbytes": "bitsandbytes", "gptq": "gptqmodel", "awq": "gptqmodel",
+              "torchao": "torchao", "hqq": "hqq", "quanto": "optimum-quanto",
+              "compressed-tensors": "compressed-tensors"}  # fmt: skip
+"""Packages that read quantised weights, by what configurations call their kinds."""
+
+
+def _map_of(device: Device) -> str | dict[str, Any] | None:
+    """Return the map of accelerate that a device stands for, if it is one.
+
+    Raises:
+        ModelError: If accelerate is not installed.
+    """
+    if device is None or (isinstance(device, str) and device not in MAPS):
+        return None
+    if importlib.util.find_spec("accelerate") is None:
+        raise ModelError(
+            f"device={device!r}: spreading a model needs the package accelerate",
+            "pip install accelerate, or name one device: cpu, cuda, cuda:1",
+        )
+    return device if isinstance(device, str) else dict(device)
 
 
 def _pick_device(device: str | None) -> torch.device:
@@ -33,7 +66,9 @@ def _pick_device(device: str | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"unknown device {device!r}", "Examples: cpu, cuda, cuda:1") from None
+        raise ConfigError(
+            f"unknown device {device!r}", "Examples: cpu, cuda, cuda:1, auto"
+        ) from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: no CUDA device is available", "Use --device cpu")
     return chosen
@@ -70,7 +105,7 @@ def load(
     model: str = "pocket",
     *,
     dtype: str | None = None,
-    device: str | None = None,
+    device: Device = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
@@ -85,7 +120,9 @@ def load(
             or a folder with one (dequantised: an ordinary model), or a Hub id.
         dtype: `float64`, `float32`, `bfloat16` or `float16`; default float32 on CPU, the
             checkpoint's own elsewhere.
-        device: For example `cpu` or `cuda:0`; default the first GPU if there is one.
+        device: For example `cpu` or `cuda:0`; default the first GPU if there is one. `auto` spreads
+            the model over what is there and offloads what does not fit, by accelerate; so does a
+            map from modules to devices (`cpu`, `disk`, 0 …).
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Allow code from the Hub repository to run. Off unless asked for.
         max_tokens: Budget of padded tokens per forward pass.
@@ -100,7 +137,8 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = _pick_device(device)
+    spread = _map_of(device)
+    where = _pick_device(None if spread is not None else str(device) if device else None)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES))
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
@@ -113,23 +151,39 @@ def load(
         gguf.need_reader()
         options["gguf_file"] = gguf_file
         weights = {"dtype": torch.float32 if chosen == "auto" else chosen, **dequantised()}
+    if spread is not None:
+        weights |= {"device_map": spread, "offload_folder": str(_offload_folder(model))}
     if ready is not None:
         ready()
     try:
         with quiet_transformers():
-            network = AutoModelForCausalLM.from_pretrained(source, **weights, **options)
+            if gguf_file is None and spread is None and _quantiser(source, options) is not None:
+                weights["device_map"] = {"": str(where)}  # cannot be moved afterwards
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, **weights, **options, output_loading_info=True
+            )
+            network, told = loaded
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(*_why_not(model, error)) from error
+        raise ModelError(*_why_not(model, error, gguf_file, source)) from error
     except Exception as error:
+        if gguf_file is not None:
+            raise ModelError(*_why_not(model, error, gguf_file, source)) from error
         if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
             raise ModelError(
                 f"the weights of {model!r} cannot be read: {error}", "The file may be half-written."
             ) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelError(
+                f"the weights of {model!r} have other shapes than its configuration asks for",
+                "config.json and the weights belong to different models; fetch both again.",
+            ) from error
         raise
+    _refuse_gaps(model, told)
     if gguf_file is not None:
         gguf.plain(network)
-    network.to(where)  # pyright: ignore[reportArgumentType]
+    if spread is None and not getattr(network, "is_quantized", False):
+        network.to(where)
     lm = LM(
         network,
         tokenizer,
@@ -142,7 +196,54 @@ def load(
     return lm
 
 
-def _why_not(model: str, error: Exception) -> tuple[str, str]:
+def _quantiser(source: str, options: Mapping[str, Any]) -> str | None:
+    """Return the kind of quantisation that a checkpoint names, if it is quantised.
+
+    Raises:
+        ModelError: If the package that reads it is not installed.
+    """
+    from transformers import AutoConfig
+
+    given: Any = getattr(AutoConfig.from_pretrained(source, **options), "quantization_config", None)
+    if given is None:
+        return None
+    given = given if isinstance(given, dict) else given.to_dict()
+    kind = str(given.get("quant_method", "")).rpartition(".")[2]
+    package = QUANTISERS.get(kind)
+    if package is not None and importlib.util.find_spec(MODULES.get(package, package)) is None:
+        bits = next((bits for bits in (4, 8) if given.get(f"load_in_{bits}bit")), given.get("bits"))
+        raise ModelError(
+            f"{source!r} is quantised with {kind}{f' to {bits} bits' if bits else ''}, and the "
+            f"package {package} is not installed",
+            f"pip install {package}, or load the original weights.",
+        )
+    return kind
+
+
+def _offload_folder(model: str) -> Path:
+    """Return where accelerate may keep weights that do not fit and lie in no safetensors file."""
+    return cache_root() / "offload" / folder_name(model)
+
+
+def _refuse_gaps(model: str, told: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights: transformers draws them at random.
+
+    Raises:
+        ModelError: Names some of them.
+    """
+    gaps = sorted(told.get("missing_keys") or ())
+    if gaps:
+        shown = ", ".join(gaps[:3]) + (" …" if len(gaps) > 3 else "")
+        raise ModelError(
+            f"{model!r} lacks {len(gaps)} of the weights that its configuration asks for: {shown}",
+            "The checkpoint is incomplete, or of another kind of model; fetch it again.",
+        )
+
+
+def _why_not(model: str, error: Exception, gguf_file: str | None, source: str) -> tuple[str, str]:
+    if gguf_file is not None:
+        path = Path(source) / gguf_file
+        return gguf.why_not(path if path.is_file() else None, model, error)
     text = str(error).strip().partition("\n")[0]
     if "trust_remote_code" in str(error):
         return (

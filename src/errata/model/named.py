@@ -18,7 +18,7 @@ from pathlib import Path
 
 from errata.errors import ModelError
 from errata.model import gguf
-from errata.store.files import cache_root, sha256_of
+from errata.store.files import cache_root, open_to_others, sha256_of
 from errata.store.locks import take_lock
 
 
@@ -136,3 +136,4 @@ def _convert(file: Path, folder: Path) -> None:
         gguf.plain(network).save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer.save_pretrained(folder)
+    open_to_others(folder)

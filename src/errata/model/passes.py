@@ -131,14 +131,18 @@ def reuse_below(lm: LM, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[
     def stand_in(states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden, None) if returns_tuple else hidden
 
+    theirs = [vars(block).get("forward") for block in blocks]  # accelerate's, on several devices
     try:
         for block in blocks[:-1]:
             block.forward = skip
         blocks[-1].forward = stand_in
         yield
     finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
+        for block, forward in zip(blocks, theirs, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,8 @@ class Prefix:
         picked: dict[int, tuple[Tensor, Tensor]] = {}
         for keys, values in self.layers:
             if id(keys) not in picked:
-                picked[id(keys)] = (keys[rows], values[rows])
+                here = rows.to(keys.device)  # each block's may lie on a device of its own
+                picked[id(keys)] = (keys[here], values[here])
         layers = tuple(picked[id(keys)] for keys, _ in self.layers)
         return Prefix(layers, self.mask[rows], tuple(self.starts[i] for i in rows.tolist()))
 
@@ -277,10 +282,10 @@ def _pushed_right(lm: LM, cache: Any, width: int, starts: Sequence[int]) -> Pref
     for layer in cache.layers:
         kept: Any = layer  # its class depends on the kind of attention
         keys, values = kept.keys, kept.values
-        picked = index.expand(-1, keys.shape[1], -1, keys.shape[3])
+        here = index.to(keys.device)
         kept.keys = kept.values = None  # let go of them layer by layer
-        keys = keys.gather(2, picked)
-        values = values.gather(2, index.expand(-1, values.shape[1], -1, values.shape[3]))
+        keys = keys.gather(2, here.expand(-1, keys.shape[1], -1, keys.shape[3]))
+        values = values.gather(2, here.expand(-1, values.shape[1], -1, values.shape[3]))
         layers.append((keys, values))
     return Prefix(tuple(layers), mask, tuple(starts))
 

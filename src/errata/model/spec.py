@@ -33,6 +33,7 @@ from errata.config import did_you_mean
 from errata.errors import SpecError
 from errata.model import _probe
 from errata.model._search import Search, templates
+from errata.model.stored import matrix_shape, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,24 +170,26 @@ def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None
 
 def _site(model: nn.Module, path: str) -> Site:
     module = model.get_submodule(path)
-    shape = _probe.matrix_shape(module)
+    shape = matrix_shape(module)
     assert shape is not None  # the search returns projections only
     return Site(path, *shape, bias=getattr(module, "bias", None) is not None)
 
 
 def weight_of(model: nn.Module, site: Site) -> Float[Tensor, "d_out d_in"]:
-    """Return the weight of a site in mathematical form; a view, so writing to it edits the model.
+    """Return the weight of a site in mathematical form, to be read.
+
+    A quantised weight is dequantised, an offloaded one is read from where it lies.
 
     Raises:
-        SpecError: If the stored weight is not a plain matrix (quantised models).
+        SpecError: If what is stored is another matrix than the site says.
     """
-    weight = model.get_parameter(site.weight)
+    weight = read(model, site.weight)
     stored = (site.d_in, site.d_out) if site.transposed else (site.d_out, site.d_in)
     if tuple(weight.shape) != stored or not weight.is_floating_point():
         raise SpecError(
             f"{site.weight} is stored as {tuple(weight.shape)} of {weight.dtype}; "
             f"expected a plain {stored[0]} × {stored[1]} matrix",
-            "Load the model without quantisation to edit its weights.",
+            "The model was changed since its sites were found; wrap it anew.",
         )
     return weight.T if site.transposed else weight
 

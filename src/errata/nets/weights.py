@@ -16,6 +16,7 @@ from torch import nn
 
 from errata import __version__
 from errata.errors import ConfigError, ModelError
+from errata.model.weights import Identity, identity
 from errata.store.files import write_together
 from errata.world.shipped import POCKET, is_shipped
 
@@ -148,11 +149,11 @@ def read_card(folder: Path, editor: str, lm: LM) -> dict[str, Any]:
             f"{folder} holds networks of {config['editor']}, not of {editor}",
             f"Use --editor {config['editor']}.",
         )
-    if config["fingerprint"] != lm.fingerprint:
+    base = Identity.recorded(config)
+    if base is None or not base.same(identity(lm)):
         raise ModelError(
             f"the networks in {folder} were trained on {config.get('model')} "
-            f"(weights {config['fingerprint'][:12]}), "
-            f"not on {lm.name} (weights {lm.fingerprint[:12]})",
+            f"({base or 'unknown weights'}), not on {lm.name} ({identity(lm)})",
             f"Train them for this model: errata train {editor} --model {lm.name} …",
         )
     return config
@@ -194,7 +195,7 @@ def save(
         "settings": {k: v for k, v in settings.items() if k != "weights"},
         "model": lm.name,
         "revision": lm.revision,
-        "fingerprint": lm.fingerprint,
+        **identity(lm).record(),
         "errata": __version__,
         **(facts or {}),
     }

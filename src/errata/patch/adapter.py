@@ -16,6 +16,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import DataError, PatchError
+from errata.model.weights import Identity
 from errata.patch.card import read_record
 from errata.patch.changes import LowRank
 from errata.patch.patch import Patch
@@ -68,7 +69,8 @@ def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
             f"{folder}: the edits in errata.json cannot be read: {error}",
             "Export again, or remove the file.",
         ) from None
-    known = {"fingerprint": record["fingerprint"]} if record["fingerprint"] else {}
+    base = Identity.recorded(record)
+    known = {} if base is None else base.record()
     if known and record.get("model"):
         known["model"] = str(record["model"])
     if isinstance(record.get("made"), str):

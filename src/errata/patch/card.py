@@ -45,6 +45,8 @@ def record_of(patch: Patch, form: str, base: str, weights: Mapping[str, str]) ->
         "model": meta.get("model"),
         "revision": meta.get("revision"),
         "fingerprint": meta.get("fingerprint"),
+        "fingerprint_float16": meta.get("fingerprint_float16"),
+        "dtype": meta.get("dtype"),
         "editor": meta.get("editor"),
         "config": meta.get("config") or {},
         "made": meta.get("made"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from errata.patch.changes import Change, Dense
-from errata.patch.places import parameter_of
+from errata.patch.places import stored_shape
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -46,7 +47,7 @@ def bounded(lm: LM, patch: Patch) -> Patch:
     gone: set[int] = set()
     for name, changes in by_parameter(patch.changes).items():
         numbers = sum(tensor.numel() for change in changes for tensor in change.tensors().values())
-        if numbers <= 2 * parameter_of(lm, name).numel():
+        if numbers <= 2 * math.prod(stored_shape(lm, name)):
             continue
         own = [i for i, change in enumerate(patch.changes) if any(change is c for c in changes)]
         # summed in float64, so that a long sequence does not gather rounding errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from errata.errors import ErrataError, PatchError
 from errata.model.compat import quiet_transformers
+from errata.model.stored import quantised_in
 from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
 from errata.patch.card import files_of, record_of
@@ -24,8 +25,8 @@ from errata.patch.changes import Change
 from errata.patch.changes.base import KEEP, Merge
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
-from errata.patch.places import is_transposed
-from errata.store.files import sha256_of, write_together
+from errata.patch.places import beside, is_transposed
+from errata.store.files import open_to_others, sha256_of, write_together
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -216,6 +217,7 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
                 "Choose a new or empty folder.",
             )
     patch.check(lm)
+    _refuse_stored(lm, weights, built_in is not None)
     model_of = None if built_in is None else built_in[0](lm, built_in[1])
     beside = folder.with_name(f".{folder.name}.partial")
     try:
@@ -229,6 +231,7 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
         record = record_of(patch, "merged", base, digests)
         for name, data in files_of(patch, record, _use_merged(folder.name)).items():
             (beside / name).write_bytes(data)
+        open_to_others(beside)
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)
@@ -239,6 +242,27 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
             "Choose a folder you may write to, with enough free space.",
         ) from error
     return folder
+
+
+def _refuse_stored(lm: LM, weights: Sequence[Change], wider: bool) -> None:
+    """Refuse to merge into weights that are not written to.
+
+    Raises:
+        PatchError: If a changed weight is quantised or offloaded, or the model is to become wider
+            and is either.
+    """
+    names = [change.parameter for change in weights if change.parameter is not None]
+    if wider:
+        names += [f"{path}.weight" for path in quantised_in(lm.model)]
+        names += [name for name, parameter in lm.model.named_parameters() if parameter.is_meta]
+    for name in names:
+        why = beside(lm, name)
+        if why is not None:
+            raise PatchError(
+                f"{name} is {why}: a patch cannot be merged into it",
+                "Export it as an adapter (--to lora), which is served beside the base as it is; or "
+                "load the original weights on one device and merge there.",
+            )
 
 
 def _merge_of(patch: Patch) -> tuple[Merge, list[Change]] | None:

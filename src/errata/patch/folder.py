@@ -167,7 +167,10 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
     )
     edits = tuple(_edit(entry, f"edits[{i}]") for i, entry in _listed(document, "edits"))
     meta = _object(document.get("meta"), "meta")
-    for name in ("model", "fingerprint", "revision", "editor", "made", "errata"):
+    for name in (
+        "model", "fingerprint", "fingerprint_float16", "dtype", "revision", "editor", "made",
+        "errata", "blocks_from",
+    ):  # fmt: skip
         if not isinstance(meta.get(name), str | None):
             raise PatchError(f"meta.{name} is {describe(meta[name])}; expected a text")
     results = document.get("results") or ()

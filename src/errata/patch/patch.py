@@ -15,6 +15,7 @@ from errata import __version__
 from errata.case import Edit
 from errata.data._records import freeze, thaw
 from errata.errors import PatchError
+from errata.model.weights import Identity, differs, identity
 from errata.patch.changes import Change, LowRank, Module, Route
 from errata.store.provenance import now
 
@@ -38,8 +39,8 @@ class Patch:
         changes: Applied together; changes of one parameter add up before they are rounded once.
         edits: The edits it carries out.
         state: What a lifelong editor needs next time: tensors, numbers or texts.
-        meta: `model`, `revision`, `fingerprint`, `editor`, `config`, `errata`, `made`; JSON values,
-            read-only.
+        meta: `model`, `revision`, `fingerprint`, `fingerprint_float16`, `dtype`, `editor`,
+            `config`, `blocks_from`, `errata`, `made`; JSON values, read-only.
         results: For each edit what the model answered before and after it (`taken`, `p_before`,
             `p_after`, `says_after` …), as far as it was asked; empty if it was not.
     """
@@ -85,15 +86,27 @@ class Patch:
         config: Mapping[str, Any] | None = None,
         edits: Sequence[Edit] = (),
         state: Mapping[str, Any] | None = None,
+        blocks_from: str | None = None,
     ) -> Patch:
-        """Build a patch of this model and record where it came from."""
+        """Build a patch of this model and record where it came from.
+
+        Args:
+            lm: The model.
+            changes: What changes.
+            editor: Name of the editor that made it.
+            config: Its settings.
+            edits: What it carries out.
+            state: What the editor needs next time.
+            blocks_from: Where the editor's choice of blocks comes from.
+        """
         meta = {
             "model": lm.name,
             "revision": lm.revision,
-            "fingerprint": lm.fingerprint,
+            **identity(lm).record(),
             "editor": editor,
             "config": dict(config or {}),
             "errata": __version__,
+            **({} if blocks_from is None else {"blocks_from": blocks_from}),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
 
@@ -118,6 +131,11 @@ class Patch:
         """Fingerprint of the base model's weights, if the patch knows it."""
         return self.meta.get("fingerprint")
 
+    @property
+    def base(self) -> Identity | None:
+        """Which weights its base model has, if the patch knows it."""
+        return Identity.recorded(self.meta)
+
     def ranks(self) -> dict[str, int]:
         """Return the summed rank of the low-rank changes of each module."""
         total: dict[str, int] = {}
@@ -130,15 +148,16 @@ class Patch:
         """Refuse a model this patch was not made for.
 
         Raises:
-            PatchError: If the weight fingerprints differ, or a module is missing or of another
-            shape.
+            PatchError: If it has other weights, or a module is missing or of another shape.
         """
-        if self.fingerprint is not None and self.fingerprint != lm.fingerprint:
+        base = self.base
+        if base is not None and not base.same(identity(lm)):
             raise PatchError(
-                f"this patch was made for {self.meta.get('model')} "
-                f"(weights {self.fingerprint[:12]}), "
-                f"not for {lm.name} (weights {lm.fingerprint[:12]})",
-                "Load the model named in patch.json, with its revision.",
+                f"this patch was made for {self.meta.get('model')} ({base}), "
+                f"not for {lm.name} ({identity(lm)})",
+                differs(
+                    base, identity(lm), "Load the model named in patch.json, with its revision."
+                ),
             )
         for change in self.changes:
             change.check(lm)
@@ -172,7 +191,7 @@ class Patch:
         """
         if not isinstance(other, Patch):
             return NotImplemented
-        if self.fingerprint and other.fingerprint and self.fingerprint != other.fingerprint:
+        if self.base and other.base and not self.base.same(other.base):
             raise PatchError("these patches belong to different base models; they cannot be added")
         return Patch(
             self.changes + other.changes,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import PatchError
+from errata.model.stored import matrix_shape, not_plain, shape_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -39,6 +41,43 @@ def module_of(lm: LM, path: str) -> nn.Module:
         raise PatchError(
             f"{lm.name} has no module {path}; the patch is for another model"
         ) from None
+
+
+def stored_shape(lm: LM, name: str) -> tuple[int, ...]:
+    """Return the shape of a parameter as it is stored, or would be if it were not quantised.
+
+    Raises:
+        PatchError: If the model has none of that name.
+    """
+    try:
+        return shape_of(lm.model, name)
+    except AttributeError:
+        parameter_of(lm, name)
+        raise
+
+
+def device_of(lm: LM, name: str) -> torch.device:
+    """Return the device where a change of a parameter is added up: its own, if it has one."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(module_of(lm, path), leaf, None)
+    return lm.device if not isinstance(tensor, Tensor) or tensor.is_meta else tensor.device
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module multiplies with a matrix, or with something that stands in for one."""
+    return matrix_shape(module) is not None or hasattr(module, "weight")
+
+
+def beside(lm: LM, name: str) -> str | None:
+    """Say why a change cannot be added to a parameter in place; None: it can.
+
+    What is quantised or offloaded is not written to: a change works beside it.
+    """
+    try:
+        return not_plain(lm.model, name)
+    except AttributeError:
+        parameter_of(lm, name)
+        raise
 
 
 def is_transposed(module: nn.Module) -> bool:

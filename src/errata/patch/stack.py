@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from errata.errors import PatchError
 from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, first, with_first
+from errata.model.stored import matrix_shape
 from errata.patch.around import AroundModel
 from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called
@@ -178,8 +179,7 @@ class Stack:
     def _add_dense(self, group: int, change: Dense) -> None:
         path, _, leaf = change.path.rpartition(".")
         module = module_of(self.lm, path)
-        projection = isinstance(module, nn.Linear) or is_transposed(module)
-        if not projection or leaf not in {"weight", "bias"}:
+        if matrix_shape(module) is None or leaf not in {"weight", "bias"}:
             raise PatchError(
                 f"{change.path} cannot differ from row to row",
                 "Apply this patch in place: one patch at a time.",

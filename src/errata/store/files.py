@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from errata.errors import ErrataError
 
@@ -27,6 +28,28 @@ def sha256_of(path: Path) -> str:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_beside(path: Path) -> BinaryIO:
+    """Open a new file beside `path`, which may take its place when it is written.
+
+    Others may read it as far as the user's umask allows: tempfile would make it private.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}").open("xb")
+
+
+def open_to_others(folder: Path) -> None:
+    """Give the files of a folder the rights that the user's umask allows.
+
+    safetensors writes private files; who may read the configuration may read the weights.
+    """
+    with open_beside(folder / "rights") as probe:
+        probed = Path(probe.name)
+    mode = probed.stat().st_mode & 0o777
+    probed.unlink()
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -51,15 +74,12 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f".{path.name}.", delete=False
-            ) as handle:
+            with open_beside(path) as handle:
                 staged.append((Path(handle.name), path))
                 handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
         for temporary, path in staged:
-            temporary.chmod(0o644)
             temporary.replace(path)
     except OSError as error:
         for temporary, _ in staged:

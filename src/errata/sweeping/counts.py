@@ -17,6 +17,7 @@ from errata.editors import editors
 from errata.editors.base import Cost, Editor
 from errata.editors.base_networks import NetworkEditor
 from errata.editors.serac.editor import Serac
+from errata.model.backbones import BACKBONES, Known
 from errata.model.spec import Site
 from errata.sweeping.backbones import Backbone
 
@@ -53,6 +54,11 @@ class Skeleton:
     def name(self) -> str:
         """Name of the backbone, by which published settings are found."""
         return self.model.name
+
+    @property
+    def backbone(self) -> Known | None:
+        """The backbone itself, if it is one that settings were published for."""
+        return Known(self.model, "name") if self.model.name in BACKBONES else None
 
     @property
     def n_layers(self) -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from errata.config import Settings, backbone_of, settings_from
+from errata.config import Settings, settings_from
+from errata.model.backbones import identify, keys_for
 
 if TYPE_CHECKING:
     from errata.training.trainable import Trainable
@@ -87,13 +88,14 @@ def settings_for(
 ) -> TrainConfig:
     """Return the settings of the loop: the editor's own, then `values`, then `overrides`.
 
-    An editor's `defaults` may hold, beside settings, a mapping of settings for one model by name.
+    An editor's `defaults` may hold, beside settings, a mapping of settings for one backbone.
 
     Raises:
         ConfigError: If a name is unknown or a value out of range.
     """
     own = {k: v for k, v in editor.defaults.items() if not isinstance(v, Mapping)}
-    special = editor.defaults.get(backbone_of(model), {})
+    keys = [key for key in keys_for(model, identify(model)) if key in editor.defaults]
+    special = editor.defaults[keys[0]] if keys else {}
     return settings_from(
         TrainConfig, {**own, **special, **(values or {})}, where="training", overrides=overrides
     )

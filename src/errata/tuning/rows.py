@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from errata.model.hooks import after, hooked
 from errata.model.passes import capture, first, module_at, reuse_below, wide, with_first
 from errata.model.spec import Site
+from errata.model.stored import read
 from errata.model.tokens import Batch, Row, bucket
 from errata.patch import Patch
 from errata.patch.deltas import weight_deltas
@@ -91,7 +92,7 @@ class Tuned:
         deltas = [weight_deltas(self.lm, patch.changes) for patch in before]
         full = []
         for name, value in zip(self.names, self.values, strict=True):
-            base = self.lm.model.get_parameter(name).to(value.dtype)
+            base = read(self.lm.model, name).to(value)
             rows = [base + delta[name].to(base) if name in delta else base for delta in deltas]
             full.append(torch.stack([self._turned(name, row) for row in rows]))
         return full

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from errata.errors import ConfigError, RunError
+from errata.store.files import open_to_others
 from errata.world import tokenizer as bpe
 from errata.world.batches import Packer, TextBatch, masks
 from errata.world.builder import build_world
@@ -139,6 +140,7 @@ def _use_fast_norms(model: Qwen3ForCausalLM) -> None:
 def _save_model(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     model.save_pretrained(out)
     bpe.save(tokenizer, out)
+    open_to_others(out)
 
 
 def _save_checkpoint(

@@ -18,7 +18,13 @@ from torch import Tensor
 from errata.errors import PatchError
 from errata.patch.changes.base import Change, Factors, numbers_of, text_of
 from errata.patch.changes.kinds import change_kind
-from errata.patch.places import is_transposed, module_of, parameter_of
+from errata.patch.places import (
+    device_of,
+    is_projection,
+    is_transposed,
+    module_of,
+    stored_shape,
+)
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -86,9 +92,8 @@ class LowRank(Change):
 
     def check(self, lm: LM) -> None:
         """Refuse a model that has no such projection, or one of another shape."""
-        module = module_of(lm, self.path)
-        stored = tuple(parameter_of(lm, self.parameter).shape)
-        have = stored[::-1] if is_transposed(module) else stored
+        stored = stored_shape(lm, self.parameter)
+        have = stored[::-1] if is_transposed(module_of(lm, self.path)) else stored
         _check_shape(self.path, have, (self.B.shape[0], self.A.shape[1]))
 
     def install(self, parts: Parts, group: int) -> None:
@@ -97,7 +102,7 @@ class LowRank(Change):
 
     def difference(self, lm: LM) -> Tensor:
         """Return `B A` as the weight is stored, multiplied in float32 at least."""
-        device = parameter_of(lm, self.parameter).device
+        device = device_of(lm, self.parameter)
         wide = torch.promote_types(self.B.dtype, torch.float32)
         product = self.B.to(device, wide) @ self.A.to(device, wide)
         return product.T if is_transposed(module_of(lm, self.path)) else product
@@ -149,7 +154,7 @@ class Dense(Change):
 
     def check(self, lm: LM) -> None:
         """Refuse a model that has no such parameter, or one of another shape."""
-        _check_shape(self.path, tuple(parameter_of(lm, self.path).shape), tuple(self.delta.shape))
+        _check_shape(self.path, stored_shape(lm, self.path), tuple(self.delta.shape))
 
     def install(self, parts: Parts, group: int) -> None:
         """Add a difference of a parameter."""
@@ -157,7 +162,7 @@ class Dense(Change):
 
     def difference(self, lm: LM) -> Tensor:
         """Return `delta` where the parameter is."""
-        return self.delta.to(parameter_of(lm, self.path).device)
+        return self.delta.to(device_of(lm, self.path))
 
     def in_float64(self) -> Dense:
         """Return the same in float64."""
@@ -174,7 +179,7 @@ class Dense(Change):
             PatchError: If it is not.
         """
         path, _, leaf = self.path.rpartition(".")
-        if leaf != "weight" or self.delta.ndim != 2 or not hasattr(lm.module(path), "weight"):
+        if leaf != "weight" or self.delta.ndim != 2 or not is_projection(lm.module(path)):
             raise PatchError(
                 f"LoRA cannot carry a change of {self.path}: it is no projection weight",
                 "Export with --to merged, or edit weights only (for ft: --set bias=false).",
