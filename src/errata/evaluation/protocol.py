@@ -205,6 +205,10 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in config.items() if key != UNCOMPARED}
     if not isinstance(found.get("protocol"), Mapping):
         return found  # of a training
+    editor = dict(found.get("editor") or {})
+    # before every editor had the setting, none of them could be told to keep contradictions
+    editor["config"] = {"conflicts": "refuse", **(editor.get("config") or {})}
+    found["editor"] = editor
     own = dict(found["protocol"])
     if "content" not in found:  # before the protocol was a class, it held contents by these names
         found["content"] = {name: own.get(name) for name in BY_CONTENT}
