@@ -69,7 +69,8 @@ def short_answers(
 
 def word_of(text: str) -> str:
     """Return the first word that says something, for a line about an answer."""
-    words = re.sub(r"\s+", " ", text).strip().split(" ")
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    words = re.sub(r"\s+", " ", shown).strip().split(" ")
     kept = [word for word in words if not _NOTHING_YET.fullmatch(word)]
     return (kept[0] if kept else " ".join(words)).strip(".,;:!?\"'()[]“”")
 
