@@ -142,7 +142,7 @@ def _earlier(console: Console, lost: Sequence[EditReport], what: str) -> None:
 
 
 def _sequence(console: Console, report: Report) -> None:
-    from errata.inspection.collapse import COLLAPSED, DAMAGED, times, worst
+    from errata.inspection.limits import COLLAPSED, DAMAGED, times, worst
 
     found = report.sequence
     if not found:

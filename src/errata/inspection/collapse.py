@@ -1,21 +1,13 @@
-"""Sequences that destroy a model: perplexity of general sentences, measured now and then.
-
-```
-1, 2, 4, 8 …, and every twentieth of the sequence       when it is measured
-x 2      damaged: a warning                             perplexity against the unedited model
-x 10     collapsed: what it says is no result any more
-```
-"""
+"""Sequences that destroy a model, looked at while they are made."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from errata.errors import ConfigError
+from errata.inspection.limits import COLLAPSED, DAMAGED, times, worst
 from errata.inspection.sentences import TEXT, rows_of
 from errata.model.tokens import Row
 
@@ -23,43 +15,6 @@ if TYPE_CHECKING:
     from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.patch import Patch
-
-DAMAGED, COLLAPSED = 2.0, 10.0
-"""Perplexity relative to the unedited model from which a model counts as damaged, as collapsed."""
-
-POINTS = 20
-"""Measurements of a long sequence, beside those after 1, 2, 4, 8 … steps."""
-
-EXAMPLE = "perplexity=2x"
-
-
-def parse_limit(text: str | None) -> float | None:
-    """Read `perplexity=2x`: the largest perplexity relative to the unedited model; None for None.
-
-    Raises:
-        ConfigError: If it is not of that form, or not above 1.
-    """
-    if text is None:
-        return None
-    found = re.fullmatch(r"perplexity=(\d+(?:\.\d+)?)x?", text.strip())
-    if found is None or not float(found[1]) > 1:
-        raise ConfigError(
-            f"stop_when {text!r}: expected perplexity=Nx, N times that of the unedited model, N "
-            "above 1",
-            f"Example: {EXAMPLE}",
-        )
-    return float(found[1])
-
-
-def due(step: int, length: int) -> bool:
-    """Whether a sequence is measured after that step (from 1): it depends on nothing else.
-
-    Args:
-        step: The step.
-        length: Steps of the whole sequence.
-    """
-    often = max(1, length // POINTS)
-    return step & (step - 1) == 0 or step % often == 0 or step == length
 
 
 def text_rows(lm: LM) -> list[Row]:
@@ -125,23 +80,6 @@ class Watch:
         return self.limit is not None and ratio > self.limit
 
 
-def worst(points: Sequence[Mapping[str, Any]]) -> float:
-    """Return the largest relative perplexity of a sequence; 1 where nothing was measured."""
-    return max((_ratio(point) for point in points), default=1.0)
-
-
-def first_over(points: Sequence[Mapping[str, Any]], limit: float = COLLAPSED) -> int | None:
-    """Return the number of edits at which a relative perplexity was first measured over a limit."""
-    return next((int(point["edits"]) for point in points if _ratio(point) > limit), None)
-
-
-def times(ratio: float) -> str:
-    """Return a factor in words."""
-    if not math.isfinite(ratio):
-        return "infinitely many times"
-    return f"{ratio:,.0f} times" if ratio >= COLLAPSED else f"{ratio:.1f} times"
-
-
 def unfit(editor: Editor) -> str | None:
     """Return what there is to say at the first step of a sequence; None if the editor is fit."""
     if editor.sequential:
@@ -150,8 +88,3 @@ def unfit(editor: Editor) -> str | None:
         f"{editor.name} is not made for edits one after another: its updates are made for the "
         "unedited model. Give all edits to one call, or take another editor"
     )
-
-
-def _ratio(point: Mapping[str, Any]) -> float:
-    value = point["perplexity_ratio"]
-    return math.inf if value is None else float(value)

@@ -11,7 +11,8 @@ from errata.case import Edit
 from errata.config import did_you_mean, parse_overrides
 from errata.editors import editors, get_editor
 from errata.errors import ConfigError, EditError, ErrataError
-from errata.inspection.collapse import Watch, due, first_over, parse_limit, times, unfit, worst
+from errata.inspection.collapse import Watch, unfit
+from errata.inspection.limits import due, first_over, parse_limit, times, worst
 from errata.inspection.look import look
 from errata.patch.report import Report
 from errata.store.words import counted
@@ -73,7 +74,8 @@ def make(
     """
     if regime == "joint" or len(requests) == 1:
         return editor.edit_one(lm, requests, after), None
-    watch = Watch(lm, parse_limit(stop_when), log.warning)
+    limit = parse_limit(stop_when)
+    watch = Watch(lm, limit, log.warning)
     told = unfit(editor)
     if told is not None:
         log.warning("%s", told)
@@ -85,7 +87,7 @@ def make(
         if progress is not None:
             progress(number - 1, len(requests))
         patch = editor.edit_one(lm, [request], patch)
-        if due(number, len(requests)):
+        if due(number, len(requests), limit is not None):
             stopped = watch.look(patch, number, points)
             if stopped:
                 break

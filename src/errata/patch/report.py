@@ -283,8 +283,10 @@ def _number(value: Any) -> float:
 
 
 def _neighbour(entry: Mapping[str, Any]) -> Neighbour:
-    names = ("prompt", "subject", "before", "after")
-    return Neighbour(*(str(entry.get(name, "")) for name in names), bool(entry.get("moved")))
+    prompt, subject, before, after = (
+        str(entry.get(name, "")) for name in ("prompt", "subject", "before", "after")
+    )
+    return Neighbour(prompt, subject, before, after, bool(entry.get("moved")))
 
 
 def _earlier(entry: Mapping[str, Any]) -> EditReport:
