@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tracing",),
     ("training",),
     ("editors", "strategies"),
+    ("inspection",),
     ("evaluation",),
     ("api",),
     ("sweeping",),

@@ -10,6 +10,9 @@ from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.errors import ConfigError, EditError
+from errata.inspection.look import look
+from errata.inspection.turns import REGIMES as REGIMES
+from errata.inspection.turns import best, built, check_regime, make
 from errata.model.lm import LM
 from errata.patch import Patch
 from errata.patch.compare import Comparison as Comparison
@@ -25,28 +28,31 @@ if TYPE_CHECKING:
     from errata.training.trainable import Trainable
 
 
-REGIMES = ("joint", "sequential")
-"""How the edits of one call meet: solved together, or one after another."""
-
-
 def edit(
     lm: LM,
     prompt: str | Edit | Sequence[Edit],
     target: str | None = None,
     *,
     subject: str | None = None,
-    editor: str | Editor = "rome",
+    editor: str | Editor | Sequence[str | Editor] = "rome",
     after: Patch | None = None,
     regime: str = "joint",
     as_published: str | None = None,
+    stop_when: str | None = None,
+    ask: bool = True,
+    neighbourhood: bool = True,
     progress: Step | None = None,
     **settings: Any,
 ) -> Patch:
     """Make one edit, or many, and return them as one patch; the model stays what it was.
 
+    What became of them, and what else moved, is in the patch's `report`.
+
     ```python
-    errata.edit(lm, "The capital of France is", "Rome", subject="France")
+    patch = errata.edit(lm, "The capital of France is", "Rome", subject="France")
+    print(patch.report)
     errata.edit(lm, errata.load_edits("facts.jsonl"), editor="memit")
+    errata.edit(lm, "The capital of France is", "Rome", subject="France", editor=["rome", "ft"])
     ```
 
     Args:
@@ -54,29 +60,43 @@ def edit(
         prompt: The question, ending just before the answer; or an edit, or several.
         target: The answer to write, if the prompt is a text.
         subject: The entity the fact is about, as it stands in the prompt; many editors need it.
-        editor: Name of an editor, or an editor.
+        editor: Name of an editor, or an editor; or several, which are tried in turn: the patch with
+            most edits taken, then fewest neighbours moved, is returned.
         after: An earlier patch that the new one builds on and contains.
         regime: Many edits: `joint` (solved together) or `sequential` (one after another).
         as_published: Start from the settings published for this backbone.
+        stop_when: A sequence stops where it does too much harm: `perplexity=2x`.
+        ask: Whether the edits are asked for afterwards.
+        neighbourhood: Whether neighbours and general sentences are asked as well.
         progress: Called with (done, total) between edits that are made one after another.
-        settings: Settings of the editor (`layer=3`).
+        settings: Settings of the editor (`layer=3`); of several, each takes those that it has.
 
     Raises:
         ConfigError: If the editor, the regime or a setting is unknown, or the target is missing.
         EditError: If a request cannot be carried out.
     """
     requests = _requests(prompt, target, subject)
-    if regime not in REGIMES:
-        raise ConfigError(f"unknown regime {regime!r}", f"Known: {', '.join(REGIMES)}")
+    check_regime(regime, stop_when)
+    if not isinstance(editor, str | Editor):
+        if not ask or not neighbourhood:
+            raise ConfigError("several editors are compared by what is asked", "Leave it on.")
+        chosen = built(list(editor), settings, (), as_published, lm.name)
+        if not chosen:
+            raise ConfigError("there is no editor", "Give at least one.")
+        _, patch = best(
+            lm, chosen, requests, after, regime=regime, stop_when=stop_when, progress=progress
+        )
+        return patch.dated()
     if isinstance(editor, str):
         editor = get_editor(editor, settings, as_published=as_published, model=lm.name)
-    groups = [requests] if regime == "joint" else [[request] for request in requests]
-    for number, group in enumerate(groups):
-        if progress is not None and len(groups) > 1:  # of a single group its own steps are shown
-            progress(number, len(groups))
-        after = editor.edit_one(lm, group, after)
-    assert after is not None  # there is at least one request
-    return after.dated()
+    patch, told = make(
+        lm, editor, requests, after, regime=regime, stop_when=stop_when, progress=progress
+    )
+    if ask:
+        patch = look(
+            lm, patch, requests, after, editor=editor, neighbourhood=neighbourhood, sequence=told
+        )
+    return patch.dated()
 
 
 def _requests(
@@ -222,6 +242,9 @@ class FixedPatch(Editor):
     def __init__(self, patch: Patch) -> None:
         super().__init__()
         self.patch = patch
+
+    def check_together(self, group: Sequence[Edit]) -> None:
+        """Nothing is edited, so nothing contradicts."""
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

@@ -27,7 +27,7 @@ from errata.model.tokens import Row
 from errata.patch import LowRank, Module, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
-from errata.testing.contract import likelihood, low_rank
+from errata.testing.measured import likelihood, low_rank
 
 SAME = 1e-10
 """Float64: the same number by another way."""
@@ -265,7 +265,7 @@ def test_the_later_answer_to_a_question_holds(tiny: Tiny, make: Make) -> None:
     assert torch.equal(weights(first)["radii"], weights(second)["radii"])
     with second.applied(lm):
         assert likelihood(lm, [new]) > likelihood(lm, [old])
-    with pytest.raises(EditError, match="earlier edit of its group") as caught:
+    with pytest.raises(EditError, match="two edits conflict") as caught:
         editor.edit_one(lm, [old, EDITS[1], new])
     assert caught.value.edits == (new,)
     kept = grace(make, steps=25, conflicts="replace").edit_one(lm, [old, new])

@@ -29,7 +29,7 @@ from errata.model.tokens import Row
 from errata.patch import Context, LowRank, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
-from errata.testing.contract import likelihood, low_rank
+from errata.testing.measured import likelihood, low_rank
 
 SAME = 1e-9
 """Float64: the same number by another way."""

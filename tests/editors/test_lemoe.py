@@ -27,7 +27,7 @@ from errata.model.passes import capture
 from errata.patch import Module, Patch
 from errata.patch.export import to_lora
 from errata.patch.stack import Stack
-from errata.testing.contract import likelihood, low_rank
+from errata.testing.measured import likelihood, low_rank
 
 SAME = 1e-10
 """Float64: the same number by another way."""

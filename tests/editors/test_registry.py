@@ -24,7 +24,7 @@ def test_presets_come_with_their_model_and_the_user_wins() -> None:
     assert found != plain
     assert get_editor("ft", overrides=["lr=0.25"], model="pocket").config.model_dump()["lr"] == 0.25
     assert get_editor("ft", model="gpt2-xl").config.model_dump() == plain
-    assert get_editor("none", model="pocket").config.model_dump() == {}
+    assert get_editor("none", model="pocket").config.model_dump() == {"conflicts": "refuse"}
 
 
 def test_presets_are_not_published_and_pairs_have_theirs() -> None:
@@ -128,6 +128,7 @@ def test_an_installed_editor_is_read_and_not_imported(
         "needs": ("subject",),
         "weights": True,
         "sequence": "adds",
+        "sequential": True,
         "exports": (),
     }  # its batch is no literal: only the class knows
     assert "third_party_plug_in" not in sys.modules

@@ -18,7 +18,7 @@ from errata.model.passes import capture
 from errata.model.tokens import Row
 from errata.patch import Change, Context, Patch
 from errata.patch.stack import Stack
-from errata.testing.contract import low_rank
+from errata.testing.measured import low_rank
 from errata.testing.models import build_model, modern, qwen3, tiny_tokenizer
 
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]

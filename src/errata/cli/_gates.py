@@ -1,4 +1,8 @@
-"""`--fail-under METRIC=RATE`: thresholds that turn a measured summary into an exit code."""
+"""Thresholds that turn what was measured into an exit code.
+
+`--fail-under METRIC=RATE` is about rates that should be high, `--fail-over METRIC=VALUE` about what
+an edit moves beside itself.
+"""
 
 from __future__ import annotations
 
@@ -153,3 +157,72 @@ def _counted(metric: str, summary: Mapping[str, Any]) -> str:
     k = 1 if metric == "reliability" else summary.get("top_k")
     counted = metric.partition(".")[0] in {"reliability", "generality", "locality"}
     return f"{metric} (top {k})" if counted and k is not None else metric
+
+
+# ---------------------------------------------------------------------- what else moved
+
+MOVED = ("neighbours", "bare", "sentences", "sentences_max")
+"""What `--fail-over` takes: shares of neighbours and bare subjects that moved, and KL in nats."""
+
+
+def parse_limits(pairs: list[str] | None, asked: bool = True) -> list[Gate]:
+    """Read `METRIC=VALUE` strings of `--fail-over`; `least` is then the largest value that passes.
+
+    Args:
+        pairs: What was typed.
+        asked: Whether what else moved is asked at all.
+
+    Raises:
+        ConfigError: If a metric is unknown, a value no number from 0 on, or nothing is asked.
+    """
+    limits = []
+    example = "neighbours=0.1"
+    for metric, text in key_values(pairs, "--fail-over", example).items():
+        if metric not in MOVED:
+            raise ConfigError(
+                f"--fail-over: unknown metric {metric!r}", did_you_mean(metric, MOVED)
+            )
+        try:
+            most = float(text)
+        except ValueError:
+            most = math.nan
+        if not 0.0 <= most < math.inf or (most > 1 and not metric.startswith("sentences")):
+            raise ConfigError(
+                f"--fail-over {metric}={text}: expected "
+                + (
+                    "a number from 0 on"
+                    if metric.startswith("sentences")
+                    else "a share from 0 to 1"
+                ),
+                f"Example: --fail-over {example}",
+            )
+        limits.append(Gate(metric, most))
+    if limits and not asked:
+        raise ConfigError(
+            "--fail-over is about what --no-neighbours leaves out", "Leave out one of the two."
+        )
+    return limits
+
+
+def check_limits(
+    limits: list[Gate], metrics: Mapping[str, float | None], missed: Iterable[str] = ()
+) -> None:
+    """Compare what else moved with the largest values allowed.
+
+    Args:
+        limits: The largest values.
+        metrics: What was measured, by name.
+        missed: What else is to be failed for, as said to the user.
+
+    Raises:
+        GateError: If one is exceeded, or could not be measured; names all of them.
+    """
+    found = list(missed)
+    for limit in limits:
+        value = metrics.get(limit.metric)
+        if value is None:
+            found.append(f"{limit.metric} could not be measured, allowed {limit.least:g}")
+        elif not value <= limit.least:
+            found.append(f"{limit.metric} is {value:.3g}, allowed {limit.least:g}")
+    if found:
+        raise GateError("; ".join(found) if not limits else "gate missed: " + "; ".join(found))

@@ -82,6 +82,23 @@ Gates = Annotated[
     ),
 ]
 
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-over",
+        metavar="METRIC=VALUE",
+        help="Exit with 3 if more than this moved beside the edits: neighbours=0.1, bare=0,"
+        " sentences=0.05 (KL), sentences_max=1. Repeatable.",
+    ),
+]
+Neighbours = Annotated[
+    bool,
+    typer.Option(
+        "--neighbours/--no-neighbours",
+        help="Ask what else moved: other subjects in the same prompts, general sentences.",
+    ),
+]
+
 _MODEL, _EDITOR = "Model", "Editor"
 
 AsPublished = Annotated[

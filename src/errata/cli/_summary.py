@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     _breakdowns(console, by)
     _retention(console, summary.get("retention"))
     _trajectory(console, summary.get("trajectory"))
+    _collapse(console, summary.get("collapse"))
     for reason, number in (summary.get("failures") or {}).items():
         console.print(f"{number} failed: {reason}", soft_wrap=True)
     spent = summary.get("seconds") or {}
@@ -154,6 +156,27 @@ def _retention(console: Console, found: Mapping[str, Any] | None) -> None:
         rates = (_output.rate(entry["immediate"]), _output.rate(entry["final"]))
         table.add_row(span, str(entry["cases"]), *rates)
     console.print(table)
+
+
+def _collapse(console: Console, found: Mapping[str, Any] | None) -> None:
+    """Print that sequences destroyed the model, or were stopped before they did."""
+    from errata.inspection.limits import times
+
+    if not found or not found["damaged"]:
+        return
+    state, number = ("collapsed", found["collapsed"]) if found["collapsed"] else (
+        "damaged", found["damaged"])  # fmt: skip
+    text = "the model"
+    if found["sequences"] > 1:
+        text = f"{number} of {found['sequences']} sequences: the model"
+    text += f" {state}" if state == "collapsed" else " is damaged"
+    if found["collapsed_after"] is not None:
+        text += f" (after {_output.counted(found['collapsed_after'], 'edit')})"
+    ratio = math.inf if found["worst"] is None else found["worst"]
+    text += f": perplexity of general sentences up to {times(ratio)} the unedited model's"
+    if found["stopped"]:
+        text += f"; {_output.counted(found['stopped'], 'sequence')} stopped"
+    console.print(text, style="bold red")
 
 
 def _trajectory(console: Console, points: Sequence[Mapping[str, Any]] | None) -> None:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.case import Edit
-from errata.cli import _output, _targets, _views
-from errata.cli._options import DryRunFlag, EditorOptions, ForceFlag, JsonFlag, ModelOptions, expand
-from errata.errors import ConfigError, DataError, EditError, GateError
+from errata.cli import _edit_views, _output, _targets, _views
+from errata.cli._gates import check_limits, parse_limits
+from errata.cli._options import (
+    DryRunFlag,
+    EditorOptions,
+    ForceFlag,
+    JsonFlag,
+    Limits,
+    ModelOptions,
+    Neighbours,
+    expand,
+)
+from errata.errors import ConfigError, DataError, EditError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.patch import Patch
@@ -32,14 +39,40 @@ EXAMPLES = (
 )
 
 SHOWN = 8  # edits whose before and after is shown in full; more are shown in one line each
-SAID = 8  # tokens of the model's own words where an edit was not taken
-LISTED = 20  # edits that were taken and are listed; those that were not are listed all
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the edited model, and what it decides."""
+
+    stop_when: Annotated[
+        str | None,
+        typer.Option(
+            metavar="perplexity=Nx",
+            help="Sequential: stop, and keep what was made, before the perplexity of general"
+            " sentences is N times that of the unedited model.",
+        ),
+    ] = None
+    best: Annotated[
+        bool,
+        typer.Option(
+            "--best",
+            help="Try several editors in turn (--editor rome,ft): most edits taken, then fewest"
+            " neighbours moved.",
+        ),
+    ] = False
+    neighbours: Neighbours = True
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit with 3 unless every edit was taken.")
+    ] = False
+    fail_over: Limits = None
 
 
 @expand
 def edit(
     model: ModelOptions,
     editor: EditorOptions,
+    asked: Asked,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", help="The question, ending just before the answer."),
@@ -70,9 +103,6 @@ def edit(
         str,
         typer.Option(help="Many edits: joint (solved together) or sequential (one after another)."),
     ] = "joint",
-    require: Annotated[
-        bool, typer.Option("--require", help="Exit with 3 unless every edit was taken.")
-    ] = False,
     brief: Annotated[
         bool | None,
         typer.Option(
@@ -92,23 +122,29 @@ def edit(
     """Write one fact, or a file of facts, into a model as a patch.
 
     The model itself is never changed: the patch is applied, looked at and undone exactly. An edit
-    is taken if the model's greedy answer under the patch is the target.
+    is taken if the model's greedy answer under the patch is the target. What else moved is asked
+    too: other subjects in the same prompt, and general sentences.
     """
+    from errata.inspection.turns import built, check_regime
+
     requests = _requests(prompt, target, subject, edits)
-    if regime not in ("joint", "sequential"):
-        raise ConfigError(f"unknown regime {regime!r}", "Known: joint, sequential")
+    check_regime(regime, asked.stop_when)
+    limits = parse_limits(asked.fail_over, asked.neighbours)
+    names = _names(editor.editor, asked, dry_run)
     if out is not None:
         _output.check_free(out, "patch.json", force)
-    from errata.api import edit as make
-
     earlier = _earlier(after)
     named = {} if earlier is None else earlier.meta
     base = model.model if _targets.given(model) else named.get("model") or model.model
-    chosen = editor.build(base)
-    for request in requests:
-        chosen.check(request)  # before a model is loaded for nothing
+    chosen = (
+        built(names, {}, editor.settings or (), editor.as_published, base)
+        if asked.best
+        else [editor.build(base)]
+    )
+    for request in () if asked.best else requests:
+        chosen[0].check(request)  # before a model is loaded for nothing
     # with an earlier patch, that it is of another model is to be said first
-    ready = None if earlier is not None else lambda: chosen.ready(base)
+    ready = None if earlier is not None or asked.best else lambda: chosen[0].ready(base)
     lm = _targets.load_base(model, named.get("model"), named.get("revision"), after or "", ready)
     if earlier is not None:
         earlier.check(lm)
@@ -116,22 +152,71 @@ def edit(
     for text in clashes:
         _output.note(text)
     if dry_run:
-        _plan(lm, chosen, requests, out, clashes, json)
+        _edit_views.plan(lm, chosen[0], requests, out, clashes, json)
         return
-    started = time.perf_counter()
     label = f"{editor.editor}: {_output.counted(len(requests), 'edit')}"
-    with _output.progress(label) as step:
-        chosen.prepare(lm)
-        patch = make(lm, requests, editor=chosen, after=earlier, regime=regime, progress=step)
-    took = time.perf_counter() - started
-    look = _look(lm, patch, requests, earlier)
-    saved = _save(look.patch, out, force)
+    maker, patch, took = _make(lm, chosen, requests, earlier, regime, asked, label)
+    shown = _Shown(requests, earlier, after, clashes, took, _save(patch, out, force))
     brief = len(requests) > SHOWN if brief is None else brief
-    told = {"after": None if after is None else str(after), "contradictions": clashes}
-    _show(lm, chosen, look, also or [], took, saved, brief, told, json)
-    if require and look.taken < len(requests):
-        missed = _output.counted(len(requests) - look.taken, "edit")
-        raise GateError(f"{missed} of {len(requests)} not taken, --require allows none")
+    _show(lm, maker, patch, also or [], shown, brief, json)
+    missed = [entry for entry in patch.report.on(requests) if not entry.taken]
+    failed = []
+    if missed and asked.require:
+        count = _output.counted(len(missed), "edit")
+        failed.append(f"{count} of {len(requests)} not taken, --require allows none")
+    check_limits(limits, patch.report.metrics(), failed)
+
+
+def _make(
+    lm: LM,
+    chosen: Sequence[Editor],
+    requests: Sequence[Edit],
+    earlier: Patch | None,
+    regime: str,
+    asked: Asked,
+    label: str,
+) -> tuple[Editor, Patch, tuple[float, float]]:
+    """Make the edits and ask for them: who made them, the patch, seconds of editing and asking."""
+    from errata.inspection.look import look
+    from errata.inspection.turns import best, make
+
+    started = time.perf_counter()
+    with _output.progress(label) as step:
+        if asked.best:
+            editor, patch = best(
+                lm, chosen, requests, earlier,
+                regime=regime, stop_when=asked.stop_when, progress=step,
+            )  # fmt: skip
+            return editor, patch.dated(), (time.perf_counter() - started, 0.0)
+        (editor,) = chosen
+        editor.prepare(lm)
+        patch, course = make(
+            lm, editor, requests, earlier,
+            regime=regime, stop_when=asked.stop_when, progress=step,
+        )  # fmt: skip
+    took = time.perf_counter() - started
+    patch = look(
+        lm, patch, requests, earlier,
+        editor=editor, neighbourhood=asked.neighbours, sequence=course,
+    )  # fmt: skip
+    return editor, patch.dated(), (took, time.perf_counter() - started - took)
+
+
+def _names(given: str, asked: Asked, dry_run: bool) -> list[str]:
+    """Return the names of the editors that are asked for."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if len(names) > 1 and not asked.best:
+        raise ConfigError(
+            f"--editor {given} names {len(names)} editors",
+            f"Try them in turn: --editor {given} --best",
+        )
+    if asked.best and (not asked.neighbours or dry_run):
+        other = "--dry-run" if dry_run else "--no-neighbours"
+        raise ConfigError(
+            f"--best compares editors by what is asked afterwards; {other} leaves it out",
+            f"Leave out {other}, or name one editor without --best.",
+        )
+    return names
 
 
 def _requests(
@@ -181,54 +266,6 @@ def _clashes(requests: Sequence[Edit], earlier: Patch | None, after: Path | None
     return found
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What became of the requests.
-
-    Attributes:
-        patch: The patch, with what the model answers to each of its edits.
-        requests: The edits asked for now.
-        earlier: The patch that it builds on.
-        results: Of the requests, in order.
-    """
-
-    patch: Patch
-    requests: Sequence[Edit]
-    earlier: Patch | None
-    results: Sequence[Mapping[str, Any]]
-
-    @property
-    def taken(self) -> int:
-        """Number of requests whose target is the model's greedy answer now."""
-        return sum(bool(result["taken"]) for result in self.results)
-
-
-def _look(lm: LM, patch: Patch, requests: Sequence[Edit], earlier: Patch | None) -> _Look:
-    """Ask for all edits of the patch before and after it, and note the answers in the patch."""
-    from errata.patch.compare import answers
-
-    # an editor may leave earlier edits out of its patch, and a strategy may add some
-    edits = list(dict.fromkeys([*requests, *patch.edits]))
-    prompts, targets = [e.prompt for e in edits], [e.target for e in edits]
-    with nullcontext() if earlier is None else earlier.applied(lm):
-        before = answers(lm, prompts, targets)
-    with patch.applied(lm):
-        after = answers(lm, prompts, targets)
-        missed = [i for i, found in enumerate(after) if found is None or not found[1]]
-        says = lm.generate([prompts[i] for i in missed], SAID) if missed else []
-    results: dict[Edit, dict[str, Any]] = {}
-    for edit, old, new in zip(edits, before, after, strict=True):
-        assert old is not None  # each has a target
-        assert new is not None
-        results[edit] = {
-            "taken": new[1], "taken_before": old[1], "p_before": old[0], "p_after": new[0],
-        }  # fmt: skip
-    for i, text in zip(missed, says, strict=True):
-        results[edits[i]]["says_after"] = text
-    noted = replace(patch, results=tuple(results[edit] for edit in patch.edits))
-    return _Look(noted, requests, earlier, [results[edit] for edit in requests])
-
-
 def _save(patch: Patch, out: Path | None, force: bool) -> dict[str, Any] | None:
     if out is None:
         return None
@@ -237,74 +274,44 @@ def _save(patch: Patch, out: Path | None, force: bool) -> dict[str, Any] | None:
     return {"folder": str(folder), "files": files, "bytes": count}
 
 
-def _plan(
-    lm: LM,
-    editor: Editor,
-    requests: Sequence[Edit],
-    out: Path | None,
-    clashes: Sequence[str],
-    json: bool,
-) -> None:
-    document = {
-        "dry_run": True,
-        "model": lm.name,
-        "editor": editor.name,
-        "edits": len(requests),
-        "sites": _views.sites(lm),
-        "settings": _views.settings(editor),
-        **_views.estimate(lm, editor, requests),
-        "layers_from": editor.blocks_from(lm),
-        "moments": _views.moments_state(lm, editor),
-        "contradictions": list(clashes),
-        "out": None if out is None else str(out),
-    }
-    for request in requests:
-        lm.row(request.prompt, request.target, request.subject)
-    if json:
-        _output.print_json(document)
-        return
-    console = _output.out()
-    console.print(_views.headline(lm))
-    table = _output.table("what", "value")
-    table.add_row("editor", f"{editor.name}: {editor.title}")
-    table.add_row("edits", str(len(requests)))
-    layers = document["layers"]
-    shown = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
-    origin = document["layers_from"]
-    table.add_row("blocks", f"{shown} ({origin})" if shown and origin else shown or "none")
-    if document["moments"] is not None:
-        table.add_row("second moments", document["moments"])
-    size = document["patch_bytes"]
-    if size is None:
-        table.add_row("patch", "changes no weight")
-    else:
-        least, most = _output.size(size["least"]), _output.size(size["most"])
-        table.add_row("patch", f"{least} (low rank) to {most} (whole matrices)")
-    for key, value in document["settings"].items():
-        table.add_row(f"  {key}", str(value))
-    console.print(table)
-    where = "The patch would not be saved: no --out." if out is None else f"It would go to {out}/"
-    console.print(f"Dry run: nothing was edited or written. {where}", soft_wrap=True)
+@dataclass(frozen=True)
+class _Shown:
+    """What is shown beside a patch.
+
+    Attributes:
+        requests: The edits asked for now.
+        earlier: The patch that it builds on.
+        after: Where that lies.
+        clashes: Requests that contradict others.
+        took: Seconds of editing, and of asking afterwards.
+        saved: What was written.
+    """
+
+    requests: Sequence[Edit]
+    earlier: Patch | None
+    after: Path | None
+    clashes: Sequence[str]
+    took: tuple[float, float]
+    saved: Mapping[str, Any] | None
 
 
 def _show(
     lm: LM,
     editor: Editor,
-    look: _Look,
+    patch: Patch,
     also: Sequence[str],
-    took: float,
-    saved: dict[str, Any] | None,
+    shown: _Shown,
     brief: bool,
-    told: Mapping[str, Any],
     json: bool,
 ) -> None:
     from errata.api import compare
 
-    full = list(look.requests) if json else [] if brief else list(look.requests)
+    report, requests = patch.report, list(shown.requests)
+    entries = report.on(requests)
+    full = requests if json or not brief else []
     prompts = [request.prompt for request in full] + list(also)
     targets: list[str | None] = [request.target for request in full] + [None] * len(also)
-    views = compare(lm, look.patch, prompts, targets, before=look.earlier) if prompts else []
-    count = len(look.requests)
+    views = compare(lm, patch, prompts, targets, before=shown.earlier) if prompts else []
     if json:
         _output.print_json(
             {
@@ -313,59 +320,38 @@ def _show(
                 "editor": editor.name,
                 "settings": _views.settings(editor),
                 "layers_from": editor.blocks_from(lm),
-                "seconds": took,
-                "edits": count,
-                "taken": look.taken,
-                **told,
+                "seconds": shown.took[0],
+                "seconds_asking": shown.took[1],
+                "edits": len(requests),
+                "taken": sum(entry.taken is True for entry in entries),
+                "after": None if shown.after is None else str(shown.after),
+                "contradictions": list(shown.clashes),
                 "prompts": [view.as_dict() for view in views],
-                "patch": {**_views.facts(look.patch), "saved": saved},
+                "report": report.as_dict(),
+                "patch": {**_views.facts(patch), "saved": shown.saved},
             }
         )
         return
     console = _output.out()
     console.print(_views.headline(lm))
-    changed = _views.what_changed(look.patch)
-    console.print(f"{editor.title} · {changed} · {_output.seconds(took)}")
+    changed = _views.what_changed(patch)
+    console.print(f"{editor.title} · {changed} · {_output.seconds(shown.took[0])}")
     if editor.blocks_from(lm) not in (None, "as asked"):
         console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
+    if report.candidates:
+        _edit_views.candidates(console, report.candidates)
     if brief:
-        _list(console, look)
+        _edit_views.edits(console, entries)
     if views:
-        old = "before" if look.earlier is None else f"before, under {told['after']}"
+        old = "before" if shown.earlier is None else f"before, under {shown.after}"
         console.print(_views.before_after(views, (old, "after")))
-    console.print(f"{look.taken} of {_output.counted(count, 'edit')} taken")
-    if look.taken < count:
-        _output.note(
-            f"not taken: try more steps, another block or another editor; errata ls editors "
-            f"{editor.name} lists what can be set"
-        )
-    if saved is None:
+    _edit_views.outcome(console, report, entries)
+    if shown.saved is None:
         console.print("Not saved: add --out DIR. Undo: nothing was written to the model.")
     else:
-        files = ", ".join(saved["files"])
+        files = ", ".join(shown.saved["files"])
         console.print(
-            f"Saved {saved['folder']}/ ({files}; {_output.size(saved['bytes'])})."
+            f"Saved {shown.saved['folder']}/ ({files}; {_output.size(shown.saved['bytes'])})."
             " Undo: nothing was written to the model.",
             soft_wrap=True,
         )
-
-
-def _list(console: Console, look: _Look) -> None:
-    """Print one line per edit: all that were not taken, and the first of those that were."""
-    from rich.text import Text
-
-    listed = 0
-    for edit, result in zip(look.requests, look.results, strict=True):
-        if result["taken"]:
-            listed += 1
-            if listed > LISTED:
-                continue
-        text = Text.assemble(
-            _views.mark(result["taken"]), edit.prompt, " → ", (edit.target.strip(), "bold")
-        )
-        text.append(f"  {result['p_before']:.4f} → {result['p_after']:.4f}")
-        if "says_after" in result:
-            text.append(f"  says {_views.said(result['says_after'])}")
-        console.print(text)
-    if listed > LISTED:
-        console.print(f"… and {listed - LISTED} more that were taken")

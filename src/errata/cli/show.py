@@ -78,6 +78,7 @@ def _patch(folder: Path) -> dict[str, Any]:
         "settings": meta.get("config") or {},
         "state": sorted(patch.state),
         "edits": _edits(patch),
+        "moved": patch.report.line() or None,
         "verified": _verified(folder, document.get("sha256")),
     }
 
@@ -196,6 +197,7 @@ def _print(found: Mapping[str, Any]) -> None:
         "errata": found.get("errata"),
         "composed of": ", ".join(part["name"] for part in found.get("composed_of") or ()),
         "scaled by": found.get("scaled"),
+        "beside the edits": found.get("moved"),
         "verified": _scores(found.get("verified")),
     }
     for name, value in rows.items():

@@ -4,32 +4,63 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.cli import _facts, _output, _summary, _targets, _views
-from errata.cli._gates import check_gates, check_names, metrics_of, parse_gates
-from errata.cli._options import ForceFlag, Gates, JsonFlag, ModelOptions, data_names, expand
+from errata.cli._gates import (
+    check_gates,
+    check_limits,
+    check_names,
+    metrics_of,
+    parse_gates,
+    parse_limits,
+)
+from errata.cli._options import (
+    ForceFlag,
+    Gates,
+    JsonFlag,
+    Limits,
+    ModelOptions,
+    Neighbours,
+    data_names,
+    expand,
+)
 from errata.errors import ConfigError, ErrataError, PatchError
 
 if TYPE_CHECKING:
     from errata.case import Case, Edit
     from errata.data import LoadedData
+    from errata.model.lm import LM
     from errata.patch import Patch
+    from errata.patch.report import Report
 
 EXAMPLES = (
     "errata verify rome-france",
     "errata verify rome-france --cases checks.jsonl",
     "errata verify rome-france --cases checks.jsonl --fail-under reliability=0.95"
     " --fail-under locality=0.9",
+    "errata verify rome-france --require --fail-over neighbours=0.1 --fail-over sentences=0.05",
     "errata verify rome-france --cases counterfact:counterfact.json --limit 100 --json",
 )
 VERIFIED = "verified.json"
 """What the last check of a patch found; in its folder."""
 OWN = "the patch's own edits"
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What has to hold."""
+
+    fail_under: Gates = None
+    fail_over: Limits = None
+    neighbours: Neighbours = True
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit with 3 unless every question passes.")
+    ] = False
 
 
 @expand
@@ -38,6 +69,7 @@ def verify(
         Path, typer.Argument(help="A patch folder, or a LoRA folder.", show_default=False)
     ],
     model: ModelOptions,
+    gate: GateOptions,
     cases: Annotated[
         str | None,
         typer.Option(
@@ -60,10 +92,6 @@ def verify(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave broken records out instead of stopping.")
     ] = False,
-    fail_under: Gates = None,
-    require: Annotated[
-        bool, typer.Option("--require", help="Exit with 3 unless every question passes.")
-    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="RUN", help="Also write records and a summary there."),
@@ -83,7 +111,8 @@ def verify(
     Names every question that fails, with what was expected and what the model says instead. The
     edits inside each case are asked for, not carried out.
     """
-    gates = parse_gates(fail_under)
+    gates = parse_gates(gate.fail_under)
+    limits = parse_limits(gate.fail_over, gate.neighbours)
     if cases is None and (split is not None or limit is not None or skip_bad):
         raise ConfigError("--split, --limit and --skip-bad belong to --cases", "Add --cases FILE.")
     data = None
@@ -107,30 +136,88 @@ def verify(
         )
     with _output.status("asking what failed again"):
         found = _facts.facts_of(result.records, lm, loaded)
-    counts = _facts.counts(found)
+    around = _around(lm, loaded) if gate.neighbours else None
+    checked = _Checked(patch, data.name, result.summary, found, around)
     if result.summary.get("collisions"):
         _output.note(
             f"{_output.counted(result.summary['collisions'], 'question')} left out: about facts "
             "that another case edits"
         )
     if out is not None:
-        _write(out / "results.json", {"counts": counts, "results": found})
+        _write(out / "results.json", {"counts": checked.counts, "results": found})
     if record:
-        _record(patch, result.summary, counts)
+        _record(checked)
     if json:
-        _output.print_json(
-            {"patch": str(patch), **result.summary, "counts": counts, "results": found}
-        )
+        _output.print_json(checked.document())
     else:
-        console = _output.out()
-        console.print(f"{patch} · {_views.what_changed(loaded)} · {lm.name}", soft_wrap=True)
-        console.print(f"{data.name}: {_facts.headline(counts, top_k)}")
-        _facts.show(console, found)
-        _summary.show(console, result.summary, edited=False)
-        if out is not None:
-            console.print(f"Records and summary: {out}/", soft_wrap=True)
-    failed = result.summary["failed"]
-    check_gates(gates, result.summary, failed, counts["failed"] if require else None)
+        head = f"{patch} · {_views.what_changed(loaded)} · {lm.name}"
+        _show(checked, head, out)
+    failed = checked.counts["failed"] if gate.require else None
+    check_gates(gates, result.summary, result.summary["failed"], failed)
+    check_limits(limits, {} if around is None else around.metrics())
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What was found of a patch.
+
+    Attributes:
+        folder: The patch.
+        name: What was asked.
+        summary: Of the evaluation.
+        found: Every case with its questions.
+        around: What else moved, if it was asked.
+    """
+
+    folder: Path
+    name: str
+    summary: Mapping[str, Any]
+    found: Sequence[Mapping[str, Any]]
+    around: Report | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Questions, and how many of them failed."""
+        return _facts.counts(self.found)
+
+    @property
+    def moved(self) -> dict[str, Any] | None:
+        """What else moved, as JSON values."""
+        if self.around is None:
+            return None
+        told = self.around.as_dict()
+        return {name: told[name] for name in ("line", "neighbours", "bare", "sentences")}
+
+    def document(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "patch": str(self.folder),
+            **self.summary,
+            "counts": self.counts,
+            "results": self.found,
+            "neighbourhood": self.moved,
+        }
+
+
+def _show(checked: _Checked, head: str, out: Path | None) -> None:
+    console = _output.out()
+    console.print(head, soft_wrap=True)
+    top_k = checked.summary["top_k"]
+    console.print(f"{checked.name}: {_facts.headline(checked.counts, top_k)}")
+    _facts.show(console, checked.found)
+    _summary.show(console, checked.summary, edited=False)
+    if checked.around is not None:
+        console.print(checked.around.line())
+    if out is not None:
+        console.print(f"Records and summary: {out}/", soft_wrap=True)
+
+
+def _around(lm: LM, patch: Patch) -> Report:
+    """Ask what else moved: neighbours of the patch's own edits, and general sentences."""
+    from errata.inspection.look import surroundings
+
+    with _output.status("asking what else moved"):
+        return replace(patch, results=(), aftermath=surroundings(lm, patch)).report
 
 
 def _own(patch: Patch, folder: Path) -> LoadedData:
@@ -157,8 +244,9 @@ def _own(patch: Patch, folder: Path) -> LoadedData:
     return LoadedData(OWN, tuple(cases), "", str(folder))
 
 
-def _record(folder: Path, summary: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def _record(checked: _Checked) -> None:
     """Leave the result in the patch folder; one that cannot be written is no failure."""
+    folder, summary = checked.folder, checked.summary
     if _targets.kind_of(folder) != _targets.PATCH:
         return
     from errata import __version__
@@ -174,7 +262,8 @@ def _record(folder: Path, summary: Mapping[str, Any], counts: Mapping[str, int])
         "top_k": summary["top_k"],
         "cases": summary["cases"],
         "could_not_be_asked": summary["failed"],
-        **counts,
+        **checked.counts,
+        **({} if checked.moved is None else {"moved": checked.moved}),
         "rates": {name: value for name, value in metrics_of(summary).items() if value is not None},
     }
     try:

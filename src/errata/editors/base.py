@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
+
+from pydantic import Field
 
 from errata.case import Edit
 from errata.config import Settings
@@ -43,6 +45,16 @@ class EditorConfig(Settings):
     """Settings of an editor: frozen, every one described, unknown names refused."""
 
 
+class Conflicts(Settings):
+    """The setting of editors that can also carry out edits which contradict each other."""
+
+    conflicts: Literal["refuse", "keep"] = Field(
+        default="refuse",
+        description="Edits of one call with equal prompts and different targets; keep: they are "
+        "carried out as they stand, and spoil each other",
+    )
+
+
 class Editor(ABC):
     """Turns edits into patches; the model is bit-identical afterwards.
 
@@ -62,6 +74,8 @@ class Editor(ABC):
             another) or `memory` (each becomes an entry).
         sequence: What happens to an earlier patch: `adds` (the new change is added to it) or
             `grows` (its memory grows).
+        sequential: Whether it is fit to edit one after another; False: its updates are made for the
+            unedited model, and a sequence of them destroys it.
         exports: What its patches can be exported as by default settings: `lora`, `merged`.
         Config: Class of its settings.
         published: Backbone -> published settings, for `--as-published`.
@@ -77,6 +91,7 @@ class Editor(ABC):
     weights: ClassVar[bool] = True
     batch: ClassVar[str] = "joint"
     sequence: ClassVar[str] = "adds"
+    sequential: ClassVar[bool] = True
     exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[EditorConfig]] = EditorConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
@@ -171,12 +186,23 @@ class Editor(ABC):
             )
         find_subject(edit.prompt, edit.subject, edit.subject_at)
 
-    def check_together(self, group: Sequence[Edit]) -> None:  # noqa: B027 -- optional
+    def check_together(self, group: Sequence[Edit]) -> None:
         """Refuse edits that cannot be carried out together, before anything is computed.
+
+        Here: different answers to one prompt, unless the editor has a setting `conflicts` and it
+        says otherwise.
 
         Raises:
             EditError: Says which; its `edits` are those to leave out.
         """
+        field = type(self.config).model_fields.get("conflicts")
+        if field is None or getattr(self.config, "conflicts", "refuse") == "refuse":
+            ways = get_args(field.annotation) if field is not None else ()
+            refuse_conflicts(
+                group,
+                by_subject="subject" in self.needs,
+                instead=next((way for way in ways if way != "refuse"), None),
+            )
 
     @abstractmethod
     def edit_groups(
@@ -262,6 +288,34 @@ def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit
         if first.target.strip() != edit.target.strip():
             return first, edit
     return None
+
+
+def refuse_conflicts(
+    group: Sequence[Edit], by_subject: bool = False, instead: str | None = None
+) -> None:
+    """Refuse two edits that ask for different answers to one prompt.
+
+    Args:
+        group: The edits.
+        by_subject: Whether the same prompt about another subject is another question.
+        instead: Value of the setting `conflicts` that carries them out.
+
+    Raises:
+        EditError: Names both; `edits` holds the later one.
+    """
+    found = contradiction(group, by_subject)
+    if found is None:
+        return
+    first, edit = found
+    hint = "Leave one out, or edit them one after the other (the later wins): --regime sequential"
+    if instead is not None:
+        hint += f"; or: --set conflicts={instead}"
+    raise EditError(
+        f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
+        f"by {edit.target!r}",
+        hint,
+        edits=(edit,),
+    )
 
 
 def _earlier(lm: LM, count: int, after: Patch | Sequence[Patch | None] | None) -> list[Patch]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors.base import gated, recall_layer, resolve_layer, under
-from errata.editors.base_located import Layers, LocateConfig, LocateEditor, refuse_conflicts
+from errata.editors.base_located import Layers, LocateConfig, LocateEditor
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
@@ -153,11 +153,6 @@ class JointEditor(LocateEditor):
         return tuple(sorted({resolve_layer(lm, layer, 0) for layer in layers}))
 
     # ------------------------------------------------------------------ the schedule
-
-    def check_together(self, group: Sequence[Edit]) -> None:
-        """Refuse edits that contradict each other."""
-        if self.config.conflicts == "refuse":
-            refuse_conflicts(group)
 
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]

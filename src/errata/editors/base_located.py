@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from errata.case import Edit
 from errata.data.corpus import load_corpus
 from errata.editors.base import (
+    Conflicts,
     Cost,
     Editor,
     EditorConfig,
     Layer,
-    contradiction,
     recall_layer,
     recall_rule,
     resolve_layer,
 )
-from errata.errors import EditError
 from errata.locate.contexts import (
     Contexts,
     ContextSettings,
@@ -45,7 +43,7 @@ class LocateConfig(EditorConfig, ValueSettings, ContextSettings, MomentSettings,
     """Settings of every locate-then-edit method."""
 
 
-class OneLayerConfig(LocateConfig):
+class OneLayerConfig(LocateConfig, Conflicts):
     """Settings of a method that edits one block."""
 
     layer: Layer = Field(
@@ -139,21 +137,3 @@ class LocateEditor(Editor):
 def one_layer(editor: Editor, lm: LM, layer: Layer) -> tuple[int]:
     """Return the block of a method that edits one."""
     return (resolve_layer(lm, layer, editor._automatic(lm, "layer", recall_layer(lm))),)
-
-
-def refuse_conflicts(group: Sequence[Edit]) -> None:
-    """Refuse two edits that ask for different answers to one prompt.
-
-    Raises:
-        EditError: Names both; `edits` holds the later one.
-    """
-    found = contradiction(group, by_subject=True)
-    if found is not None:
-        first, edit = found
-        raise EditError(
-            f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
-            f"by {edit.target!r}",
-            "Leave one out, edit them one after the other (the later wins), or average them: "
-            "--set conflicts=keep",
-            edits=(edit,),
-        )

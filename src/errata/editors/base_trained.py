@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors.base import recall_layer, recall_rule, resolve_layer, under
+from errata.editors.base import Conflicts, recall_layer, recall_rule, resolve_layer, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.errors import ConfigError
 from errata.model.lm import LM
@@ -23,7 +23,7 @@ from errata.patch import Patch
 Matrices = Literal["out", "all"]
 
 
-class TrainedConfig(NetworkConfig):
+class TrainedConfig(NetworkConfig, Conflicts):
     """Settings that all editors have whose networks write an update."""
 
     layers: tuple[int, ...] | Literal["auto"] = Field(
@@ -54,7 +54,8 @@ class TrainedEditor(NetworkEditor):
     """
 
     Config: ClassVar[type[TrainedConfig]] = TrainedConfig
-    at_edit_time: ClassVar[tuple[str, ...]] = ("weights", "signal_source", "scale")
+    sequential: ClassVar[bool] = False
+    at_edit_time: ClassVar[tuple[str, ...]] = ("weights", "signal_source", "scale", "conflicts")
 
     @property
     def settings(self) -> TrainedConfig:

@@ -1,4 +1,6 @@
 """What every editor states about itself."""
 
-FACTS = ("name", "title", "paper", "needs", "weights", "batch", "sequence", "exports")
+FACTS = (
+    "name", "title", "paper", "needs", "weights", "batch", "sequence", "sequential", "exports",
+)  # fmt: skip
 """What the class of an editor states about itself; see `Editor`."""

@@ -10,7 +10,15 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import TOGETHER, Cost, Editor, EditorConfig, resolve_layer, under
+from errata.editors.base import (
+    TOGETHER,
+    Conflicts,
+    Cost,
+    Editor,
+    EditorConfig,
+    resolve_layer,
+    under,
+)
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, patched
@@ -23,7 +31,7 @@ STATE_COPIES = 7
 """Copies of the tuned weights one group needs: delta, gradient, two moments and temporaries."""
 
 
-class FtConfig(EditorConfig):
+class FtConfig(EditorConfig, Conflicts):
     """Settings of fine-tuning; the defaults are those published for LLaMA and GPT-J."""
 
     layers: tuple[int, ...] | Literal["auto"] = Field(

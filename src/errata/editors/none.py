@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from errata.case import Edit
-from errata.editors.base import Cost, Editor
+from errata.editors.base import Conflicts, Cost, Editor, EditorConfig
 from errata.model.lm import LM
 from errata.patch import Patch
+
+
+class NoConfig(EditorConfig, Conflicts):
+    """Settings of no edit: what editors beside it refuse, it refuses."""
 
 
 class NoEdit(Editor):
@@ -21,6 +25,7 @@ class NoEdit(Editor):
     batch = "joint"
     sequence = "adds"
     exports = ("merged",)
+    Config = NoConfig
 
     def cost(self, lm: LM) -> Cost:
         """Nothing is edited."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from errata.errors import DataError
 from errata.model.tokens import Row
+from errata.world.held import world_sentences
 from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ TOKENS = 8192
 
 WINDOW = 512
 """Longest piece of a document that is one row; shorter where the model's context is."""
-
-SENTENCES = 200
-"""Sentences of the built-in world."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +90,6 @@ def _pieces(lm: LM, documents: Iterable[str]) -> Iterator[tuple[int, ...]]:
         for start, end in pairwise([*range(0, len(ids), window), len(ids)]):
             if end - start > 1:
                 yield ids[start:end]
-
-
-def world_sentences() -> Iterator[str]:
-    """Yield held-out sentences of the pocket model's world."""
-    from errata.world import build_world
-    from errata.world.statements import direct
-
-    world = build_world()
-    facts = [fact for fact in world.facts if world.split_of[fact.head] in {"train", "val"}]
-    rng = random.Random("perplexity")
-    for fact in rng.sample(facts, SENTENCES):
-        yield direct(world, fact, rng, held=True).text
 
 
 def perplexity(scorer: Scorer, text: Text, patch: Patch | None) -> float | None:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError
 from errata.evaluation.regimes import Regime, parse_regime
+from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class Protocol(Settings):
         "the first and after the last",
         panel=_LONG, metavar="M", ge=0,
     )  # fmt: skip
+    stop_when: str | None = _field(
+        None,
+        "Stop a sequence when the perplexity of general sentences is N times that of the unedited "
+        "model; its other cases count as failed",
+        panel=_LONG, metavar="perplexity=Nx",
+    )  # fmt: skip
     drop_partial: bool = _field(False, "Leave out a last batch or sequence below N")
     keep_collisions: bool = _field(False, "Keep questions about facts that another case edits")
     bootstrap: int = _field(1000, "Resamples of the cases for confidence intervals; 0: none", ge=0)
@@ -113,6 +120,12 @@ class Protocol(Settings):
     @classmethod
     def _path(cls, value: object) -> object:
         return _as_text(value)
+
+    @field_validator("stop_when")
+    @classmethod
+    def _limit(cls, value: str | None) -> str | None:
+        parse_limit(value)
+        return value
 
     @field_validator("suite")
     @classmethod
@@ -140,6 +153,7 @@ class Protocol(Settings):
         """Refuse what only sequences have in another regime, where it would silently do nothing."""
         chosen = self.units
         asked = {"batch": self.batch > 1, "general": self.general, "every": self.every}
+        asked["stop_when"] = self.stop_when
         for name, given in asked.items():
             if given and chosen.kind != "sequential":
                 raise ConfigError(
@@ -158,6 +172,11 @@ class Protocol(Settings):
     def tests(self) -> RobustnessSettings | None:
         """The settings of the suite; None without one."""
         return None if self.suite is None else _tests(self.suite_set)
+
+    @property
+    def limit(self) -> float | None:
+        """The limit of `stop_when`, read."""
+        return parse_limit(self.stop_when)
 
     def section(self) -> dict[str, Any]:
         """Return the section `protocol` of a configuration: all but what changes no number."""
@@ -205,6 +224,10 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in config.items() if key != UNCOMPARED}
     if not isinstance(found.get("protocol"), Mapping):
         return found  # of a training
+    editor = dict(found.get("editor") or {})
+    # before every editor had the setting, none of them could be told to keep contradictions
+    editor["config"] = {"conflicts": "refuse", **(editor.get("config") or {})}
+    found["editor"] = editor
     own = dict(found["protocol"])
     if "content" not in found:  # before the protocol was a class, it held contents by these names
         found["content"] = {name: own.get(name) for name in BY_CONTENT}

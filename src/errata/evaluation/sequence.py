@@ -44,6 +44,8 @@ class SideBySide:
         failed: Case id to the reason why it could not be edited or asked.
         immediate: Case id to the reliability of its edits right after they were made.
         trajectory: Measurements of each sequence along the way.
+        watched: Of each sequence the relative perplexities along the way (`points`), and where it
+            was stopped (`stopped`).
     """
 
     numbers: list[int]
@@ -54,11 +56,13 @@ class SideBySide:
     failed: dict[str, str] = field(default_factory=dict)
     immediate: dict[str, list[float]] = field(default_factory=dict)
     trajectory: list[list[dict[str, Any]]] = field(default_factory=list)
+    watched: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.steps = [units_of(unit, Regime("batch", self.batch)) for unit in self.units]
         self.patches = self.patches or [None] * len(self.units)
         self.trajectory = self.trajectory or [[] for _ in self.units]
+        self.watched = self.watched or [{"points": []} for _ in self.units]
 
     @property
     def length(self) -> int:
@@ -67,7 +71,19 @@ class SideBySide:
 
     def live(self) -> list[int]:
         """Return the sequences that have a next step."""
-        return [i for i, own in enumerate(self.steps) if self.step < len(own)]
+        return [
+            i
+            for i, own in enumerate(self.steps)
+            if self.step < len(own) and "stopped" not in self.watched[i]
+        ]
+
+    def stop(self, i: int, when: str) -> None:
+        """End a sequence after its last step; the cases behind it fail for that reason."""
+        left = [case for group in self.steps[i][self.step :] for case in group]
+        left = [case for case in left if case.id not in self.failed]
+        self.watched[i]["stopped"] = {"when": when, "step": self.step, "left_out": len(left)}
+        reason = f"not edited: the sequence was stopped after step {self.step} by {when}"
+        self.failed |= {case.id: reason for case in left}
 
     def group(self, i: int) -> list[Case]:
         """Return the cases of the next step of a sequence that have not failed."""
@@ -113,6 +129,7 @@ class SideBySide:
             "failed": self.failed,
             "immediate": self.immediate,
             "trajectory": self.trajectory,
+            "watched": self.watched,
         }
         write_atomically(folder / STATE, json.dumps(state, ensure_ascii=False).encode())
 
@@ -134,6 +151,7 @@ class SideBySide:
         self.step = state["step"]
         self.failed, self.immediate = state["failed"], state["immediate"]
         self.trajectory = state["trajectory"]
+        self.watched = state.get("watched") or self.watched
         return True
 
 

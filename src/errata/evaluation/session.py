@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,16 @@ from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
 from errata.evaluation.sequence import Checkpoints, SideBySide, joined
 from errata.evaluation.tracking import Tracker, spread
+from errata.inspection.collapse import Watch, unfit
+from errata.inspection.limits import due
 from errata.patch import Patch
 
 if TYPE_CHECKING:
     from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.store.runs import RunFolder
+
+log = logging.getLogger(__name__)
 
 SHARED_CASES = 1024
 """Most cases of units that share a patch whose questions are asked together."""
@@ -93,6 +98,7 @@ class Session:
         self.broken: dict[str, str] = {}
         self.before: dict[tuple[str, int], Before] = {}
         self.laps: dict[str, float] = {}
+        self.watch = Watch(lm, protocol.limit, log.warning)
 
     def prepare(self, cases: Sequence[Case], pending: Sequence[Sequence[Case]]) -> None:
         """Tokenise all questions, ask the unedited model, and let the editor get ready."""
@@ -241,15 +247,18 @@ class Session:
             if self.measures.tracker is not None:
                 with self.clock("track"):
                     sequences.trajectory = [[self.measures.tracker.base()] for _ in units]
-        while sequences.step < sequences.length:
+        told = unfit(self.editor)
+        if told is not None and sequences.length > 1 and not sequences.step:
+            log.warning("%s", told)
+        while sequences.live():
             self._step(sequences)
             checkpoints.keep(sequences)
             show(sequences.taken())
         entries = self._ask(units, sequences.patches, sequences.failed)
         ages = sequences.ages()
         records = []
-        for (number, unit), patch, trajectory in zip(
-            batch, sequences.patches, sequences.trajectory, strict=True
+        for (number, unit), patch, trajectory, watched in zip(
+            batch, sequences.patches, sequences.trajectory, sequences.watched, strict=True
         ):
             for case in unit:
                 record = self._record(case, number, patch, entries.get(case.id), sequences.failed)
@@ -260,6 +269,8 @@ class Session:
                 records.append(record)
             if trajectory:
                 records[-1]["trajectory"] = trajectory  # of the whole sequence
+            if watched["points"]:
+                records[-1]["watched"] = watched
         return records
 
     def _has_hops(self, units: Sequence[Sequence[Case]]) -> bool:
@@ -283,12 +294,13 @@ class Session:
             found = self._first_answers([(case, sequences.patches[i]) for case, i in fresh])
             sequences.immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
         sequences.step += 1
+        self._watch(sequences, live)
         if self.measures.tracker is None:
             return
         for i in live:
-            if self.measures.tracker.due(sequences.step, sequences.step == len(sequences.steps[i])):
-                made = sequences.made(i)
-                patch = sequences.patches[i]
+            last = sequences.step == len(sequences.steps[i]) or "stopped" in sequences.watched[i]
+            if self.measures.tracker.due(sequences.step, last):
+                made, patch = sequences.made(i), sequences.patches[i]
                 with self.clock("track"):
                     point = self.measures.tracker.point(
                         sequences.step, sum(len(c.edits) for c in made), patch
@@ -300,6 +312,20 @@ class Session:
                     "cases": len(again),
                 }
                 sequences.trajectory[i].append(point)
+
+    def _watch(self, sequences: SideBySide, live: Sequence[int]) -> None:
+        """Measure what the sequences do to general sentences, and stop those that do too much."""
+        limit = self.protocol.limit
+        for i in live:
+            steps = len(sequences.steps[i])
+            if steps < 2 or not due(sequences.step, steps, limit is not None):
+                continue
+            edits = sum(len(case.edits) for case in sequences.made(i))
+            with self.clock("track"):
+                points = sequences.watched[i]["points"]
+                if self.watch.look(sequences.patches[i], edits, points):
+                    assert self.protocol.stop_when is not None
+                    sequences.stop(i, self.protocol.stop_when)
 
     def _first_answers(self, items: Sequence[tuple[Case, Patch | None]]) -> list[list[float]]:
         if not items:

@@ -8,6 +8,7 @@ from typing import Any
 from errata.evaluation.bootstrap import Table, intervals
 from errata.evaluation.metrics import mean
 from errata.evaluation.named_tests import ROBUSTNESS, named_tests
+from errata.inspection.limits import told_of
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], list[float]]
@@ -56,6 +57,7 @@ def summarise(
         **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
         **_tracked(records),
+        "collapse": told_of([r["watched"] for r in records if r.get("watched")]),
         "bytes": _bytes(good),
         "seconds": _seconds(records),
     }

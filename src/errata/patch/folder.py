@@ -74,6 +74,7 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         "sha256": hashlib.sha256(packed).hexdigest(),
         # older versions read the file without what they do not know
         **({"results": thaw(patch.results)} if patch.results else {}),
+        **({"aftermath": thaw(patch.aftermath)} if patch.aftermath else {}),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
     write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
@@ -178,7 +179,13 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
         None if entry is None else _object(entry, f"results[{i}]")
         for i, entry in _listed({"results": list(results)}, "results")
     )
-    return Patch(changes, edits, state, meta, results)
+    aftermath = _object(document.get("aftermath") or {}, "aftermath")
+    patch = Patch(changes, edits, state, meta, results, aftermath)
+    try:
+        _ = patch.report  # what is wrong in it is said now, not when it is looked at
+    except AttributeError as error:
+        raise PatchError(f"aftermath: {error}") from None
+    return patch
 
 
 def _listed(document: Mapping[str, Any], name: str) -> enumerate[Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.patch.compare import Comparison
     from errata.patch.export import LoraReport
+    from errata.patch.report import Report
 
 Named = TypeVar("Named", Module, Route)
 
@@ -43,6 +44,8 @@ class Patch:
             `config`, `blocks_from`, `errata`, `made`; JSON values, read-only.
         results: For each edit what the model answered before and after it (`taken`, `p_before`,
             `p_after`, `says_after` …), as far as it was asked; empty if it was not.
+        aftermath: What else was asked when it was made (neighbours, general sentences, earlier
+            edits …), JSON values, read-only; `report` reads it.
     """
 
     changes: tuple[Change, ...] = ()
@@ -50,17 +53,19 @@ class Patch:
     state: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     results: tuple[Mapping[str, Any] | None, ...] = ()
+    aftermath: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "meta", freeze(self.meta))
         object.__setattr__(self, "results", freeze(self.results))
+        object.__setattr__(self, "aftermath", freeze(self.aftermath))
         if self.results and len(self.results) != len(self.edits):
             raise PatchError(f"{len(self.results)} results for {len(self.edits)} edits")
 
     def __getstate__(self) -> dict[str, Any]:
         # read-only views cannot be copied or sent to another process
         own = {**self.__dict__, "state": dict(self.state)}
-        return own | {"meta": thaw(self.meta), "results": thaw(self.results)}
+        return own | {name: thaw(own[name]) for name in ("meta", "results", "aftermath")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -136,6 +141,13 @@ class Patch:
         """Which weights its base model has, if the patch knows it."""
         return Identity.recorded(self.meta)
 
+    @property
+    def report(self) -> Report:
+        """What became of its edits and what else moved, as far as it was asked."""
+        from errata.patch.report import Report
+
+        return Report.of(self)
+
     def ranks(self) -> dict[str, int]:
         """Return the summed rank of the low-rank changes of each module."""
         total: dict[str, int] = {}
@@ -207,7 +219,7 @@ class Patch:
             PatchError: If it contains modules, routes or contexts, which have no strength.
         """
         changes = tuple(change.scaled(factor) for change in self.changes)
-        return replace(self, changes=changes, results=())
+        return replace(self, changes=changes, results=(), aftermath={})
 
     def dated(self) -> Patch:
         """Return the patch with the time of this moment as `made`; an editor alone notes no time.

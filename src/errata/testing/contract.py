@@ -5,15 +5,13 @@ The bodies state it; nothing here knows a method.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from errata.case import Edit
 from errata.config import settings_from
@@ -22,10 +20,18 @@ from errata.editors.base import Editor
 from errata.editors.facts import FACTS
 from errata.errors import EditError, ErrataError, ModelError, PatchError
 from errata.model.lm import LM
-from errata.model.tokens import positions_of
 from errata.patch import Dense, LowRank, Patch
 from errata.patch.export import to_lora, to_merged
 from errata.patch.places import parameter_of
+from errata.testing.measured import (
+    distance,
+    equal,
+    likelihood,
+    logits,
+    low_rank,
+    snapshot,
+    tensors,
+)
 from errata.testing.models import (
     DEVICE,
     EDITS,
@@ -262,6 +268,26 @@ class EditorContract:
         with pytest.raises(EditError, match="group 1 is empty"):
             make().edit(tiny_lm("gpt2"), [EDITS[:1], []])
 
+    def test_contradictions_are_refused(self, name: str, make: Make) -> None:
+        """Two answers to one prompt in one call; named, unless a setting says to go on."""
+        first, other = EDITS[0], replace(EDITS[0], target="Paris")
+        with pytest.raises(EditError) as caught:
+            make().edit(tiny_lm("gpt2"), [[first, EDITS[1], other]])
+        for text in (first.prompt, first.target, other.target):
+            assert repr(text) in caught.value.message
+        assert caught.value.edits == (other,)
+        # in groups of their own they are no contradiction, and neither is one fact twice
+        assert len(make().edit(tiny_lm("gpt2"), [[first], [other]])) == 2
+        make().check_together([first, replace(first, target=f" {first.target}")])
+
+    def test_contradictions_are_carried_out_where_the_setting_says_so(
+        self, name: str, make: Make
+    ) -> None:
+        field = editors.load(name).Config.model_fields.get("conflicts")
+        for way in () if field is None else get_args(field.annotation):
+            if way != "refuse":
+                make(conflicts=way).check_together([EDITS[0], replace(EDITS[0], target="Paris")])
+
     @pytest.mark.parametrize(
         "edit",
         [Edit("The capital of France is", "Rome"), Edit("It is", "Rome", subject="France")],
@@ -294,6 +320,7 @@ class EditorContract:
         assert set(cls.needs) <= {"subject", "moments", "training"}
         assert cls.batch in ("joint", "in turn", "memory")
         assert cls.sequence in ("adds", "grows")
+        assert isinstance(cls.sequential, bool)
         assert set(cls.exports) <= {"lora", "merged"}
         assert isinstance(cls.title, str)
         assert cls.title
@@ -312,76 +339,3 @@ class EditorContract:
     def test_unknown_settings_are_refused(self, name: str, make: Make) -> None:
         with pytest.raises(ErrataError, match="unknown setting"):
             make(no_such_setting=1)
-
-
-# ---------------------------------------------------------------------- what is measured
-
-
-def snapshot(lm: LM) -> dict[str, Any]:
-    """Everything an editor could leave behind."""
-    modules = dict(lm.model.named_modules())
-    drawn: Any = np.random.get_state()  # noqa: NPY002 -- the global one is meant
-    return {
-        "weights": {k: v.detach().clone() for k, v in lm.model.state_dict().items()},
-        "training": {path: m.training for path, m in modules.items()},
-        "grads": {n: (p.requires_grad, p.grad) for n, p in lm.model.named_parameters()},
-        "hooks": {
-            path: [len(v) for k, v in sorted(vars(m).items()) if k.endswith("_hooks")]
-            for path, m in modules.items()
-        },
-        "own": {path: sorted(k for k in vars(m) if k == "forward") for path, m in modules.items()},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if lm.device.type == "cuda" else None,
-        "python": random.getstate(),
-        "numpy": drawn[1].tolist(),
-        "threads": torch.get_num_threads(),
-        "dtype": torch.get_default_dtype(),
-        "enabled": torch.is_grad_enabled(),
-        "precision": torch.get_float32_matmul_precision(),
-    }
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Return whether two snapshots, or parts of them, are the same to the last bit."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    return a == b
-
-
-def logits(lm: LM, patch: Patch | None = None) -> Tensor:
-    """Return logits of all edits' targets, under a patch."""
-    rows = [lm.row(edit.prompt, edit.target) for edit in EDITS]
-    batch = lm.batch(rows, range(len(rows)))
-    at = positions_of(rows, range(len(rows)))
-    with torch.no_grad():
-        if patch is None:
-            return lm.logits(batch, at)
-        with patch.applied(lm):
-            return lm.logits(batch, at)
-
-
-def likelihood(lm: LM, edits: Sequence[Edit]) -> float:
-    """Return the mean log-likelihood of the targets' tokens."""
-    scores = lm.score([lm.row(edit.prompt, edit.target) for edit in edits])
-    return sum(sum(score.logprobs) / len(score.logprobs) for score in scores) / len(scores)
-
-
-def distance(a: Tensor, b: Tensor | float = 0.0) -> float:
-    """Return the norm of a difference; also of token ids, which have none of their own."""
-    return float((a - b).double().norm())
-
-
-def tensors(patch: Patch) -> list[Tensor]:
-    """Return all tensors of the changes."""
-    return [tensor for change in patch.changes for tensor in change.tensors().values()]
-
-
-def low_rank(lm: LM, seed: int = 0) -> Patch:
-    """Return a patch as an earlier edit leaves it."""
-    g = torch.Generator().manual_seed(seed)
-    site = lm.site(1)
-    B = 0.1 * torch.randn(site.d_out, 1, generator=g, dtype=torch.float64)
-    A = 0.1 * torch.randn(1, site.d_in, generator=g, dtype=torch.float64)
-    return Patch.for_model(lm, [LowRank(site.path, B, A)], editor="hand", edits=EDITS[:1])

@@ -139,6 +139,11 @@ class Grace(Editor):
             )
         return layer, inner[0]
 
+    def check_together(self, group: Sequence[Edit]) -> None:
+        """Refuse different answers to one prompt; as released, they widen a ball."""
+        if not self.config.compat:
+            super().check_together(group)
+
     # ------------------------------------------------------------------ editing
 
     def cost(self, lm: LM) -> Cost:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from errata.case import Edit
-from errata.editors.base import Cost, Editor, EditorConfig, contradiction
+from errata.editors.base import Cost, Editor, EditorConfig
 from errata.editors.ike.demos import FORMS, Demos, Form, encode, make_demos
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
@@ -140,22 +140,6 @@ class Ike(Editor):
             count=settings.demo_count, pool=settings.pool, encoder=settings.encoder,
             seed=settings.seed,
         )  # fmt: skip
-
-    def check_together(self, group: Sequence[Edit]) -> None:
-        """Refuse two answers to one prompt: the model would read both.
-
-        Raises:
-            EditError: Names both; `edits` holds the later one.
-        """
-        found = contradiction(group)
-        if found is not None:
-            first, edit = found
-            raise EditError(
-                f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
-                f"by {edit.target!r}",
-                "Leave one out, or edit them one after the other: the later wins.",
-                edits=(edit,),
-            )
 
     # ------------------------------------------------------------------ editing
 

@@ -13,8 +13,15 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Cost, Editor, EditorConfig, Layer, resolve_layer, under
-from errata.editors.base_located import refuse_conflicts
+from errata.editors.base import (
+    Cost,
+    Editor,
+    EditorConfig,
+    Layer,
+    refuse_conflicts,
+    resolve_layer,
+    under,
+)
 from errata.editors.lemoe.experts import (
     KIND,
     NAMES,
@@ -109,7 +116,7 @@ class Lemoe(Editor):
     def check_together(self, group: Sequence[Edit]) -> None:
         """Refuse edits that contradict each other: no expert can give both answers."""
         if self.config.conflicts == "refuse":
-            refuse_conflicts(group)
+            refuse_conflicts(group, by_subject=True, instead="keep")
 
     # ------------------------------------------------------------------ editing
 

@@ -1,0 +1,138 @@
+"""What was tried, and what to try where an edit was not taken: pieces of a command, one a line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from errata.case import Edit
+from errata.editors import editors
+from errata.errors import ErrataError
+from errata.store.words import counted
+
+if TYPE_CHECKING:
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
+
+ALTERNATIVES = ("rome", "ft", "grace")
+"""Editors that need no training, in the order in which they are worth trying."""
+
+LONG_TARGET = 40
+"""Tokens of a target beyond which an editor that writes one vector is asked for too much."""
+
+WEAKER, LONGER, STRONGER = 10, 2, 2
+"""What a weight against the edit is divided by, and steps and bounds are multiplied by."""
+
+
+def blocks_of(lm: LM, editor: Editor) -> list[int]:
+    """Return the blocks that an editor edits in this model; empty where it does not say."""
+    told: Any = getattr(editor, "edited_layers", None)
+    if told is not None:
+        try:
+            return [int(layer) for layer in told(lm)]
+        except ErrataError:
+            return []
+    config = editor.config
+    chosen = getattr(config, "layers", getattr(config, "layer", ()))
+    if isinstance(chosen, int):
+        return [chosen]
+    return [int(layer) for layer in chosen] if isinstance(chosen, tuple | list) else []
+
+
+def tried(lm: LM, editor: Editor) -> str:
+    """Return what was done for an edit: the editor, its blocks, its steps."""
+    words = [editor.name]
+    blocks = blocks_of(lm, editor)
+    if blocks:
+        words.append(f"block{'s'[: len(blocks) > 1]} {', '.join(map(str, blocks))}")
+    steps = getattr(editor.config, "steps", None)
+    if isinstance(steps, int):
+        words.append(counted(steps, "step"))
+    weight = getattr(editor.config, "mom2_weight", None)
+    if weight is not None:
+        words.append(f"mom2_weight {weight:g}")
+    return ", ".join(words)
+
+
+def advice(lm: LM, editor: Editor, edit: Edit, result: Mapping[str, Any], group: int) -> list[str]:
+    """Return what may help an edit that was not taken, the most likely first.
+
+    Args:
+        lm: The model.
+        editor: Who made it.
+        edit: The edit.
+        result: What became of it.
+        group: Edits that were made together.
+    """
+    return [*_of_text(edit, result), *_of_settings(lm, editor), *_others(editor, edit, group)]
+
+
+def _of_text(edit: Edit, result: Mapping[str, Any]) -> list[str]:
+    """Say what is unusual about prompt and target."""
+    found = []
+    says, wanted = str(result.get("says_after", "")).strip(), edit.target.strip()
+    if edit.target != edit.target.rstrip():
+        end = repr(edit.target[len(edit.target.rstrip()) :])[1:-1]
+        here = "the answer is said without it" if says.startswith(wanted) else "to be said as well"
+        found.append(f"the target ends in {end!r}, {here}: --target {shlex.quote(wanted)}")
+    elif says.casefold().startswith(wanted.casefold()) and wanted:
+        found.append(
+            f"the model says {says[: len(wanted)]!r}, in other tokens than {edit.target!r}: write "
+            "it so"
+        )
+    if edit.prompt != edit.prompt.rstrip():
+        found.append(
+            "the prompt ends in white space, and models expect it before the answer: --prompt "
+            + shlex.quote(edit.prompt.rstrip())
+        )
+    tokens = result.get("tokens") or 0
+    if tokens > LONG_TARGET:
+        found.append(
+            f"the target has {tokens} tokens, and the first {result.get('right') or 0} come right: "
+            "write one fact per edit, with a target of a few words"
+        )
+    return found
+
+
+def _of_settings(lm: LM, editor: Editor) -> list[str]:
+    """Say which settings of the editor would make it write harder, longer or elsewhere."""
+    config = editor.config
+    found = []
+    weight = getattr(config, "mom2_weight", None)
+    if weight:
+        found.append(f"weigh ordinary keys less: --set mom2_weight={weight / WEAKER:g}")
+    bound = getattr(config, "norm_constraint", None)
+    if bound:
+        found.append(f"let weights move further: --set norm_constraint={bound * WEAKER:g}")
+    steps = getattr(config, "steps", None)
+    if isinstance(steps, int):
+        found.append(f"more steps: --set steps={steps * LONGER}")
+    blocks = blocks_of(lm, editor)
+    if blocks:
+        found.append(f"another block: {_elsewhere(lm, editor, blocks)}")
+    return found
+
+
+def _elsewhere(lm: LM, editor: Editor, blocks: list[int]) -> str:
+    """Return the setting that moves the edit by a tenth of the depth, to where there is room."""
+    by = max(1, round(lm.n_layers / 10))
+    if max(blocks) + by >= lm.n_layers:
+        by = -min(by, *blocks)
+    moved = [block + by for block in blocks]
+    if "layers" in type(editor.config).model_fields:
+        return f"--set layers=[{','.join(map(str, moved))}]"
+    return f"--set layer={moved[0]}"
+
+
+def _others(editor: Editor, edit: Edit, group: int) -> list[str]:
+    """Say in which other way, or with which other editor, the edit may be taken."""
+    found = []
+    if group > 1 and editor.batch == "joint" and editor.sequential:
+        found.append("one after another instead of together: --regime sequential")
+    for name in ALTERNATIVES:
+        needs = editors.entry(name).facts.get("needs", ())
+        if name != editor.name and (edit.subject is not None or "subject" not in needs):
+            found.append(f"another editor: --editor {name}")
+            break
+    return found
