@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from errata.case import Edit
+from errata.case import HOW, Chat, Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.errors import ConfigError, EditError
@@ -15,6 +15,7 @@ from errata.patch import Patch
 from errata.patch.compare import Comparison as Comparison
 from errata.patch.compare import View as View
 from errata.patch.compare import compare as compare
+from errata.spacing import AUTO
 
 if TYPE_CHECKING:
     from errata.progress import Step
@@ -35,6 +36,9 @@ def edit(
     target: str | None = None,
     *,
     subject: str | None = None,
+    joiner: str = AUTO,
+    chat: Chat = "off",
+    system: str | None = None,
     editor: str | Editor = "rome",
     after: Patch | None = None,
     regime: str = "joint",
@@ -54,6 +58,9 @@ def edit(
         prompt: The question, ending just before the answer; or an edit, or several.
         target: The answer to write, if the prompt is a text.
         subject: The entity the fact is about, as it stands in the prompt; many editors need it.
+        joiner: What stands between prompt and target; `auto`: a space where their scripts use one.
+        chat: `user` or `system+user`: the prompt is a user's message in the model's chat.
+        system: The system message.
         editor: Name of an editor, or an editor.
         after: An earlier patch that the new one builds on and contains.
         regime: Many edits: `joint` (solved together) or `sequential` (one after another).
@@ -65,7 +72,7 @@ def edit(
         ConfigError: If the editor, the regime or a setting is unknown, or the target is missing.
         EditError: If a request cannot be carried out.
     """
-    requests = _requests(prompt, target, subject)
+    requests = _requests(prompt, target, subject, joiner=joiner, chat=chat, system=system)
     if regime not in REGIMES:
         raise ConfigError(f"unknown regime {regime!r}", f"Known: {', '.join(REGIMES)}")
     if isinstance(editor, str):
@@ -80,15 +87,16 @@ def edit(
 
 
 def _requests(
-    prompt: str | Edit | Sequence[Edit], target: str | None, subject: str | None
+    prompt: str | Edit | Sequence[Edit], target: str | None, subject: str | None, **how: Any
 ) -> list[Edit]:
     if isinstance(prompt, str):
         if target is None:
             raise ConfigError("the target is missing", "errata.edit(lm, PROMPT, TARGET)")
-        return [Edit(prompt, target, subject)]
-    if target is not None or subject is not None:
+        return [Edit(prompt, target, subject, **how)]
+    if target is not None or subject is not None or how != HOW:
         raise ConfigError(
-            "edits bring their own targets and subjects", "errata.edit(lm, edits, editor=…)"
+            "edits bring their own targets and subjects, and say how they are asked",
+            "errata.edit(lm, edits, editor=…)",
         )
     requests = [prompt] if isinstance(prompt, Edit) else list(prompt)
     if not requests:

@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.case import Edit
+from errata.case import HOW, Edit
 from errata.cli import _output, _targets, _views
-from errata.cli._options import DryRunFlag, EditorOptions, ForceFlag, JsonFlag, ModelOptions, expand
+from errata.cli._options import (
+    ChatOptions,
+    DryRunFlag,
+    EditorOptions,
+    ForceFlag,
+    Joiner,
+    JsonFlag,
+    ModelOptions,
+    expand,
+)
 from errata.errors import ConfigError, DataError, EditError, GateError
+from errata.spacing import AUTO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +50,7 @@ LISTED = 20  # edits that were taken and are listed; those that were not are lis
 def edit(
     model: ModelOptions,
     editor: EditorOptions,
+    chat: ChatOptions,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", help="The question, ending just before the answer."),
@@ -50,6 +61,7 @@ def edit(
     subject: Annotated[
         str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")
     ] = None,
+    joiner: Joiner = AUTO,
     edits: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +105,8 @@ def edit(
     The model itself is never changed: the patch is applied, looked at and undone exactly. An edit
     is taken if the model's greedy answer under the patch is the target.
     """
-    requests = _requests(prompt, target, subject, edits)
+    how: dict[str, Any] = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
+    requests = _requests(prompt, target, subject, edits, how)
     if regime not in ("joint", "sequential"):
         raise ConfigError(f"unknown regime {regime!r}", "Known: joint, sequential")
     if out is not None:
@@ -127,14 +140,18 @@ def edit(
     saved = _save(look.patch, out, force)
     brief = len(requests) > SHOWN if brief is None else brief
     told = {"after": None if after is None else str(after), "contradictions": clashes}
-    _show(lm, chosen, look, also or [], took, saved, brief, told, json)
+    _show(lm, chosen, look, also or [], chat, took, saved, brief, told, json)
     if require and look.taken < len(requests):
         missed = _output.counted(len(requests) - look.taken, "edit")
         raise GateError(f"{missed} of {len(requests)} not taken, --require allows none")
 
 
 def _requests(
-    prompt: str | None, target: str | None, subject: str | None, edits: Path | None
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    edits: Path | None,
+    how: Mapping[str, Any],
 ) -> list[Edit]:
     if edits is not None:
         if prompt is not None or target is not None or subject is not None:
@@ -143,14 +160,15 @@ def _requests(
             )
         from errata.data import load_edits
 
-        return load_edits(edits)
+        told = {name: value for name, value in how.items() if value != HOW[name]}
+        return [replace(edit, **told) for edit in load_edits(edits)]
     if prompt is None or target is None:
         missing = "--prompt" if prompt is None else "--target"
         raise ConfigError(
             f"{missing} is missing", "Give --prompt and --target (and --subject), or --edits FILE."
         )
     try:
-        return [Edit(prompt, target, subject)]
+        return [Edit(prompt, target, subject, **how)]
     except DataError as error:
         raise EditError(error.message, "Check --prompt, --target and --subject.") from None
 
@@ -167,16 +185,16 @@ def _earlier(after: Path | None) -> Patch | None:
 
 def _clashes(requests: Sequence[Edit], earlier: Patch | None, after: Path | None) -> list[str]:
     """Say which requests answer a prompt otherwise than an earlier one does."""
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[object, tuple[str, str]] = {}
     for edit in () if earlier is None else earlier.edits:
-        seen[edit.prompt] = (edit.target.strip(), f"in {after}")
+        seen[edit.question] = (edit.target.strip(), f"in {after}")
     found = []
     for edit in requests:
         target = edit.target.strip()
-        answer, where = seen.get(edit.prompt, (target, ""))
+        answer, where = seen.get(edit.question, (target, ""))
         if answer != target:
             found.append(f"{edit.prompt!r} is {answer!r} {where} and is to be {target!r} now")
-        seen[edit.prompt] = (target, "in an edit before")
+        seen[edit.question] = (target, "in an edit before")
     return found
 
 
@@ -208,13 +226,13 @@ def _look(lm: LM, patch: Patch, requests: Sequence[Edit], earlier: Patch | None)
 
     # an editor may leave earlier edits out of its patch, and a strategy may add some
     edits = list(dict.fromkeys([*requests, *patch.edits]))
-    prompts, targets = [e.prompt for e in edits], [e.target for e in edits]
+    targets = [edit.target for edit in edits]
     with nullcontext() if earlier is None else earlier.applied(lm):
-        before = answers(lm, prompts, targets)
+        before = answers(lm, edits, targets)
     with patch.applied(lm):
-        after = answers(lm, prompts, targets)
+        after = answers(lm, edits, targets)
         missed = [i for i, found in enumerate(after) if found is None or not found[1]]
-        says = lm.generate([prompts[i] for i in missed], SAID) if missed else []
+        says = lm.generate([edits[i] for i in missed], SAID) if missed else []
     results: dict[Edit, dict[str, Any]] = {}
     for edit, old, new in zip(edits, before, after, strict=True):
         assert old is not None  # each has a target
@@ -257,7 +275,7 @@ def _plan(
         "out": None if out is None else str(out),
     }
     for request in requests:
-        lm.row(request.prompt, request.target, request.subject)
+        lm.row_of(request, subject=True)
     if json:
         _output.print_json(document)
         return
@@ -289,6 +307,7 @@ def _show(
     editor: Editor,
     look: _Look,
     also: Sequence[str],
+    how: ChatOptions,
     took: float,
     saved: dict[str, Any] | None,
     brief: bool,
@@ -296,11 +315,15 @@ def _show(
     json: bool,
 ) -> None:
     from errata.api import compare
+    from errata.locate.contexts import other_forms
 
     full = list(look.requests) if json else [] if brief else list(look.requests)
-    prompts = [request.prompt for request in full] + list(also)
-    targets: list[str | None] = [request.target for request in full] + [None] * len(also)
-    views = compare(lm, look.patch, prompts, targets, before=look.earlier) if prompts else []
+    prompts = [*full, *other_forms(full, getattr(editor.config, "contexts", None)), *also]
+    views = []
+    if prompts:
+        views = compare(
+            lm, look.patch, prompts, before=look.earlier, chat=how.check(), system=how.system
+        )
     count = len(look.requests)
     if json:
         _output.print_json(
@@ -355,7 +378,10 @@ def _list(console: Console, look: _Look) -> None:
             if listed > LISTED:
                 continue
         text = Text.assemble(
-            _views.mark(result["taken"]), edit.prompt, " → ", (edit.target.strip(), "bold")
+            _views.mark(result["taken"]),
+            _views.asked(edit.prompt, edit.chat),
+            " → ",
+            (edit.target.strip(), "bold"),
         )
         text.append(f"  {result['p_before']:.4f} → {result['p_after']:.4f}")
         if "says_after" in result:

@@ -19,6 +19,7 @@ from typing import Any
 from errata.case import Case
 from errata.config import did_you_mean
 from errata.data._base import SAMPLE, Dataset, LoadedData, NotUsed, Opened, sample_of
+from errata.data._joining import joined
 from errata.data._records import Record
 from errata.data.jsonl import check_new, load_edits, save_cases, save_edits
 from errata.data.uniedit import DOMAINS, SECTORS, drop_collisions
@@ -102,7 +103,7 @@ def load_cases(
         try:
             if isinstance(record, DataError):
                 raise record
-            case = dataset.case(record, seed or 0)
+            case = joined(dataset.case(record, seed or 0), dataset.joiner)
             check_new(record, case.id, seen)
         except NotUsed as reason:
             unused[str(reason)] += 1

@@ -15,6 +15,7 @@ from errata.config import Settings, did_you_mean, settings_from
 from errata.data._download import fetch
 from errata.data._records import Record
 from errata.errors import ConfigError, DataError
+from errata.spacing import PUBLISHED
 from errata.store.digest import digest_of
 from errata.store.files import sha256_of
 
@@ -108,6 +109,8 @@ class Dataset(ABC):
         default: The split that is read when none is named.
         published: Address per split, where a split is one file.
         names: File names per split under which a local folder is searched.
+        joiner: What stands between prompts and answers: as published, a space; `auto` for texts of
+            the user's own (see `errata.spacing`).
         mapping: Raised whenever records map to other cases than before; part of the version.
         Options: Settings of the mapping.
     """
@@ -119,6 +122,7 @@ class Dataset(ABC):
     default: ClassVar[str | None] = None
     published: ClassVar[Mapping[str, str]] = {}
     names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    joiner: ClassVar[str] = PUBLISHED
     mapping: ClassVar[int] = 1
     Options: ClassVar[type[Settings]] = Settings
 

@@ -102,9 +102,9 @@ def subject_rows(
                 'Give one: --subject TEXT, or "subject" in the record',
             )
     return [
-        replace(lm.row(edit.prompt, None, edit.subject, prefix=prefix), patch=patch)
+        replace(lm.prompt_of(one.put(edit), subject=True, prefix=one.prefix), patch=patch)
         for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True)
-        for prefix in contexts.prefixes
+        for one in contexts
     ]
 
 

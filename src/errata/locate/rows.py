@@ -250,7 +250,7 @@ def edit_rows(lm: LM, edit: Edit, contexts: Contexts, patch: int = -1) -> list[R
         patch: The patch in the active stack that its rows run under; -1: none.
     """
     subject = str(edit.subject)
-    rows = [lm.row(edit.prompt, edit.target, subject, prefix=c) for c in contexts.prefixes]
+    rows = [lm.row_of(one.put(edit), subject=True, prefix=one.prefix) for one in contexts]
     rows.append(lm.row(essence_prompt(subject), None, subject))
     return [replace(row, patch=patch) for row in rows]
 

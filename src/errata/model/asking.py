@@ -72,7 +72,7 @@ def continuations(lm: LM, rows: Sequence[Row], limits: Sequence[int]) -> list[st
     """
     ids = [list(row.ids) for row in rows]
     open_rows = {i for i, limit in enumerate(limits) if limit > 0}
-    eos = lm.tokenizer.eos_token_id
+    ends = lm.stop_ids
     while open_rows:
         live = sorted(open_rows)
         now = [
@@ -84,9 +84,9 @@ def continuations(lm: LM, rows: Sequence[Row], limits: Sequence[int]) -> list[st
             for j, token in zip(batch.index, best.tolist(), strict=True):
                 i = live[j]
                 done = len(ids[i]) - len(rows[i].ids) + 1 >= limits[i]
-                if token != eos:
+                if token not in ends:
                     ids[i].append(token)
                 full = lm.max_length is not None and len(ids[i]) >= lm.max_length
-                if token == eos or done or full:
+                if token in ends or done or full:
                     open_rows.discard(i)
     return [lm.text(ids[i][len(row.ids) :]) for i, row in enumerate(rows)]

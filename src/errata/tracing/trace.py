@@ -76,7 +76,7 @@ def known_facts(
         for fact in part:
             if fact.subject is None:
                 raise EditError(f"the fact {fact.prompt!r} has no subject; tracing corrupts it")
-        full = [lm.row(fact.prompt, fact.target, fact.subject) for fact in part]
+        full = [lm.row_of(fact, subject=True) for fact in part]
         for fact, row, score in zip(part, full, lm.score(full), strict=True):
             if len(known) == wanted:
                 break

@@ -151,7 +151,7 @@ class Grace(Editor):
             for numbers, patches in under(lm, [bare[g] for g in members]):
                 here = [members[i] for i in numbers]
                 edits = [groups[g][position] for g in here]
-                rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
+                rows = patched([lm.row_of(edit) for edit in edits], patches)
                 for index in bucket(rows, lm.max_tokens):
                     self._write(
                         Work(lm, layer, site), [rows[i] for i in index], [edits[i] for i in index],

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from errata.case import Edit
+from errata.case import Edit, how_asked
 from errata.config import Settings
 from errata.locate.contexts import Contexts
 from errata.locate.perturb import (
@@ -169,7 +169,7 @@ def forms_of(
     Raises:
         EditError: If the edit has no subject, or it is not in the prompt.
     """
-    original = lm.row(edit.prompt, None, edit.subject)
+    original = lm.prompt_of(edit, subject=True)
     subject = edit.subject or ""
     start, end = find_subject(edit.prompt, subject)
     names = [edit.prompt[start:end]]
@@ -181,8 +181,14 @@ def forms_of(
         inside = prompt[start : start + len(name)]
         # split in front of the subject, so that no earlier occurrence of its form is taken for it
         rows += [
-            lm.row(prompt[start:], None, inside, prefix=prefix + prompt[:start])
-            for prefix in contexts.prefixes
+            lm.row(
+                prompt[start:],
+                None,
+                inside,
+                prefix=one.prefix + prompt[:start],
+                **how_asked(one.put(edit)),
+            )
+            for one in contexts
         ]
     long = []
     if settings.rep_long and settings.rep_compat == "none":
@@ -190,10 +196,8 @@ def forms_of(
             texts, edit.prompt,
             words=settings.rep_words, held=settings.rep_long, seed=settings.rep_data_seed,
         )  # fmt: skip
-        fitting = [fit_context(lm, text, edit.prompt) for text in drawn.held]
-        long = [
-            lm.row(edit.prompt, None, edit.subject, prefix=f"{text} ") for text in fitting if text
-        ]
+        fitting = [fit_context(lm, text, edit.prompt, **how_asked(edit)) for text in drawn.held]
+        long = [lm.prompt_of(edit, subject=True, prefix=f"{text} ") for text in fitting if text]
     return Forms(original, (*rows, *long), len(long))
 
 
