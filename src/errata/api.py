@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from errata.case import Edit
+from errata.case import HOW, Chat, Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.errors import ConfigError, EditError
@@ -18,6 +18,7 @@ from errata.patch import Patch
 from errata.patch.compare import Comparison as Comparison
 from errata.patch.compare import View as View
 from errata.patch.compare import compare as compare
+from errata.spacing import AUTO
 
 if TYPE_CHECKING:
     from errata.progress import Step
@@ -34,6 +35,9 @@ def edit(
     target: str | None = None,
     *,
     subject: str | None = None,
+    joiner: str = AUTO,
+    chat: Chat = "off",
+    system: str | None = None,
     editor: str | Editor | Sequence[str | Editor] = "rome",
     after: Patch | None = None,
     regime: str = "joint",
@@ -62,6 +66,9 @@ def edit(
         subject: The entity the fact is about, as it stands in the prompt; many editors need it.
         editor: Name of an editor, or an editor; or several, which are tried in turn: the patch with
             most edits taken, then fewest neighbours moved, is returned.
+        joiner: What stands between prompt and target; `auto`: a space where their scripts use one.
+        chat: `user` or `system+user`: the prompt is a user's message in the model's chat.
+        system: The system message.
         after: An earlier patch that the new one builds on and contains.
         regime: Many edits: `joint` (solved together) or `sequential` (one after another).
         as_published: Start from the settings published for this backbone.
@@ -75,7 +82,7 @@ def edit(
         ConfigError: If the editor, the regime or a setting is unknown, or the target is missing.
         EditError: If a request cannot be carried out.
     """
-    requests = _requests(prompt, target, subject)
+    requests = _requests(prompt, target, subject, joiner=joiner, chat=chat, system=system)
     check_regime(regime, stop_when)
     if not isinstance(editor, str | Editor):
         if not ask or not neighbourhood:
@@ -100,15 +107,16 @@ def edit(
 
 
 def _requests(
-    prompt: str | Edit | Sequence[Edit], target: str | None, subject: str | None
+    prompt: str | Edit | Sequence[Edit], target: str | None, subject: str | None, **how: Any
 ) -> list[Edit]:
     if isinstance(prompt, str):
         if target is None:
             raise ConfigError("the target is missing", "errata.edit(lm, PROMPT, TARGET)")
-        return [Edit(prompt, target, subject)]
-    if target is not None or subject is not None:
+        return [Edit(prompt, target, subject, **how)]
+    if target is not None or subject is not None or how != HOW:
         raise ConfigError(
-            "edits bring their own targets and subjects", "errata.edit(lm, edits, editor=…)"
+            "edits bring their own targets and subjects, and say how they are asked",
+            "errata.edit(lm, edits, editor=…)",
         )
     requests = [prompt] if isinstance(prompt, Edit) else list(prompt)
     if not requests:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from errata.errors import DataError
+from errata.spacing import AUTO
 
 ProbeKind = Literal["generality", "locality"]
 
@@ -28,18 +29,78 @@ def subject_starts(prompt: str, subject: str) -> list[int]:
     return whole or [found.start() for found in re.finditer(pattern, prompt)]
 
 
+Chat = Literal["off", "user", "system+user"]
+"""How a question is put: as plain text, or as a user's message in the model's own chat template,
+alone or behind a system message."""
+
+CHATS: tuple[str, ...] = get_args(Chat)
+
+
 def _require_text(value: object, what: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{what} is {value!r}; expected a text with at least one visible character")
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+def check_chat(chat: object, system: object) -> Chat:
+    """Return a chat; refuse one that there is not.
+
+    Raises:
+        DataError: If the chat is unknown, or a system text is given that would go nowhere.
+    """
+    if chat not in CHATS:
+        raise DataError(f"unknown chat {chat!r}", f"Known: {', '.join(CHATS)}")
+    if system is not None:
+        _require_text(system, "system text")
+        if chat != "system+user":
+            raise DataError(
+                f"a system text with chat {chat!r} would not be read", 'Say chat "system+user".'
+            )
+    return cast("Chat", chat)
+
+
+def _check_asked(joiner: object, chat: object, system: object) -> None:
+    if not isinstance(joiner, str):
+        raise DataError(f"joiner is {joiner!r}; expected auto or a text", 'Example: "" or " "')
+    check_chat(chat, system)
+
+
+class _Asked:
+    """How something is asked.
+
+    Of the fields that say so, only what is not at its default is shown: digests over earlier data
+    stay what they were.
+    """
+
+    __slots__ = ()
+    prompt: str
+    chat: Chat
+    system: str | None
+
+    @property
+    def question(self) -> tuple[str, str, str | None]:
+        """The question as it is asked: prompt, chat and system message; what edits clash about."""
+        return self.prompt, self.chat, self.system
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{item.name}={getattr(self, item.name)!r}"
+            for item in fields(cast("Any", self))
+            if item.name not in (*HOW, "subject_at") or getattr(self, item.name) != item.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+HOW: Mapping[str, Any] = MappingProxyType({"joiner": AUTO, "chat": "off", "system": None})
+"""How edits and probes are asked where they say nothing."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Edit(_Asked):
     """One fact to write: after `prompt`, the model should say `target`.
 
     Attributes:
         prompt: The full question, subject filled in, ending just before the target.
-        target: The answer to write. A leading space is added by the tokenisation when absent.
+        target: The answer to write.
         subject: The entity the fact is about. It has to occur in `prompt` for editors that need it
             (they check; an editor that does not use subjects accepts any prompt).
         target_true: The answer that a dataset holds to be true before the edit, if it says one.
@@ -48,10 +109,14 @@ class Edit:
             Those that an evaluation keeps for its own questions do not belong here.
         subject_at: Which occurrence of the subject is meant where the prompt holds several:
             `first`, `last` or a number from 1. The last one has read all others.
+        joiner: What stands between prompt and target: `auto` (a space where their scripts use one,
+            see [`errata.spacing`][]), or a text, empty for nothing.
+        chat: Whether the prompt is a user's message in the model's chat, and not plain text.
+        system: The system message in front of it; default: a short one of errata.
 
     Raises:
-        DataError: If prompt, target or a name of the subject is empty or only white space, or
-            `subject_at` is none of these.
+        DataError: If prompt, target or a name of the subject is empty or only white space, or the
+            chat is unknown, or `subject_at` is none of these.
     """
 
     prompt: str
@@ -61,6 +126,9 @@ class Edit:
     id: str | None = None
     subject_rephrases: tuple[str, ...] = ()
     subject_at: SubjectAt = "last"
+    joiner: str = AUTO
+    chat: Chat = "off"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "prompt")
@@ -74,10 +142,11 @@ class Edit:
         at: Any = self.subject_at  # out of a file it may be anything
         if at not in ("first", "last") and (not isinstance(at, int) or at is True or at < 1):
             raise DataError(f"subject_at is {at!r}; expected 'first', 'last' or a number from 1")
+        _check_asked(self.joiner, self.chat, self.system)
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Probe(_Asked):
     """One question asked of the edited model.
 
     Attributes:
@@ -94,6 +163,10 @@ class Probe:
         foil: A competing answer; set where the benchmark compares two probabilities (CounterFact).
         answers: Further spellings accepted when a generated answer is compared.
         subject: The entity the question is about, if the data set says so.
+        joiner: What stands between prompt and answers: `auto` (a space where their scripts use one,
+            see [`errata.spacing`][]), or a text, empty for nothing.
+        chat: Whether the prompt is a user's message in the model's chat, and not plain text.
+        system: The system message in front of it; default: a short one of errata.
     """
 
     prompt: str
@@ -106,10 +179,14 @@ class Probe:
     foil: str | None = None
     answers: tuple[str, ...] = ()
     subject: str | None = None
+    joiner: str = AUTO
+    chat: Chat = "off"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "probe prompt")
         _require_text(self.target, "probe target")
+        _check_asked(self.joiner, self.chat, self.system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +200,11 @@ class Case:
         meta: Whatever else the record says (domain, relation, triples …), read-only.
         exact: Whether edits and generality questions are scored as wholes: all tokens of the target
             hit, or nothing (robustness tests). Locality is a share of tokens in any case.
+        chat: If not `off`, all edits and questions of the case are asked in the chat.
+        system: Their system message.
 
     Raises:
-        DataError: If there is no edit.
+        DataError: If there is no edit, or the chat is unknown.
     """
 
     id: str
@@ -133,11 +212,42 @@ class Case:
     probes: tuple[Probe, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     exact: bool = False
+    chat: Chat = "off"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if not self.edits:
             raise DataError(f"case {self.id!r} has no edit; expected at least one")
+        check_chat(self.chat, self.system)
+        if self.chat != "off":
+            for name in ("edits", "probes"):
+                told = tuple(in_chat(one, self.chat, self.system) for one in getattr(self, name))
+                object.__setattr__(self, name, told)
 
     def of(self, kind: ProbeKind) -> tuple[Probe, ...]:
         """Return the probes of one kind, in order."""
         return tuple(probe for probe in self.probes if probe.kind == kind)
+
+
+def how_asked(question: Edit | Probe) -> dict[str, Any]:
+    """Return what an edit or a probe says of how it is asked, without what is at its default."""
+    told = {item.name: getattr(question, item.name) for item in fields(question)
+            if item.name in HOW and getattr(question, item.name) != item.default}  # fmt: skip
+    return told
+
+
+def described(edit: Edit) -> dict[str, Any]:
+    """Return an edit as JSON values, without what it does not say."""
+    defaults = {item.name: item.default for item in fields(edit)}
+    return {key: value for key, value in asdict(edit).items() if value != defaults[key]}
+
+
+Asked = TypeVar("Asked", Edit, Probe)
+
+
+def in_chat(question: Asked, chat: Chat, system: str | None = None) -> Asked:
+    """Return an edit or a probe, with the facts it builds on, as asked in the chat."""
+    if isinstance(question, Probe):
+        hops = tuple(in_chat(hop, chat, system) for hop in question.hops)
+        return replace(question, chat=chat, system=system, hops=hops)
+    return replace(question, chat=chat, system=system)

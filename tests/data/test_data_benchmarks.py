@@ -120,9 +120,16 @@ def test_zsre_json(file):
     (case,) = load("zsre", file, [MEND]).cases
     answer = " The answer is: "
     assert case.id == "0"
-    assert case.edits == (Edit(MEND["src"] + answer, "Rome", "Ada", "Paris", "0"),)
+    assert case.edits == (Edit(MEND["src"] + answer, "Rome", "Ada", "Paris", "0", joiner=" "),)
     assert case.probes == (
-        Probe(MEND["rephrase"] + answer, "Rome", "generality", "rephrase", subject="Ada"),
+        Probe(
+            MEND["rephrase"] + answer,
+            "Rome",
+            "generality",
+            "rephrase",
+            subject="Ada",
+            joiner=" ",
+        ),
         Probe("nq question: who wrote it", "Bob", "locality", "NQ"),
     )
 

@@ -12,11 +12,11 @@ from errata.model.tokens import (
     bucket,
     encode_row,
     find_subject,
-    join,
     make_batch,
     positions_of,
     share_rows,
 )
+from errata.spacing import PUBLISHED
 
 TOKENIZER = tiny_tokenizer()
 WITH_BOS = tiny_tokenizer(bos=True)
@@ -33,12 +33,12 @@ WITH_BOS = tiny_tokenizer(bos=True)
     ],
 )
 def test_labels_follow_the_prompt(tokenizer, prompt, target):
-    row = encode_row(tokenizer, prompt, target)
-    whole = tokenizer(join(prompt, target))["input_ids"]
+    row = encode_row(tokenizer, prompt, target, joiner=PUBLISHED)
+    whole = tokenizer(f"{prompt} {target.strip()}")["input_ids"]
     assert row.ids + row.labels[-1:] == tuple(whole)
     assert row.prompt_length == len(tokenizer(prompt)["input_ids"])
     assert [whole[p + 1] for p in row.positions] == list(row.labels)
-    assert tokenizer.decode(row.labels) == join("", target)
+    assert tokenizer.decode(row.labels) == f" {target.strip()}"
 
 
 def test_subject_is_found_by_offsets_behind_a_bos():

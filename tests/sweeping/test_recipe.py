@@ -299,7 +299,9 @@ class TestProtocol:
         "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",
         "general": "world", "every": 2, "drop_partial": True, "keep_collisions": True,
         "bootstrap": 50, "stack_size": 8, "suite": "robustness",
-        "stop_when": "perplexity=2x", "suite_set": {"words": 7, "tests": ["subject", "long"]},
+        "stop_when": "perplexity=2x",
+        "suite_set": {"words": 7, "tests": ["subject", "long"]}, "chat": "system+user",
+        "system": "Be brief.",
     }  # fmt: skip
 
     def words(self, recipe: Recipe) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def plan(
         "out": None if out is None else str(out),
     }
     for request in requests:
-        lm.row(request.prompt, request.target, request.subject)
+        lm.row_of(request, subject=request.subject is not None)
     if json:
         _output.print_json(document)
         return
@@ -82,7 +82,10 @@ def edits(console: Console, entries: Sequence[EditReport]) -> None:
             if listed > LISTED:
                 continue
         text = Text.assemble(
-            _views.mark(entry.taken), entry.edit.prompt, " → ", (shown(entry.edit.target), "bold")
+            _views.mark(entry.taken),
+            _views.asked(entry.edit.prompt, entry.edit.chat),
+            " → ",
+            (shown(entry.edit.target), "bold"),
         )
         text.append(f"  {_share(entry.p_before)} → {_share(entry.p_after)}")
         if entry.says is not None:

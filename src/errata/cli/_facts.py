@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from errata.cli import _output
+from errata.case import Edit
+from errata.cli import _output, _views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +43,7 @@ def _question(entry: Mapping[str, Any]) -> dict[str, Any]:
         "name": entry["name"],
         "prompt": entry["prompt"],
         "expected": entry["target"],
+        **{name: entry[name] for name in ("joiner", "chat", "system") if name in entry},
         "score": entry["score"],
         "k": entry["k"],
         "ok": entry["score"] == 1.0,
@@ -53,12 +55,19 @@ def _question(entry: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _edit(question: Mapping[str, Any]) -> Edit:
+    """Return a question the way it was asked."""
+    how = {name: question[name] for name in ("joiner", "chat", "system") if name in question}
+    return Edit(question["prompt"], question["expected"], **how)
+
+
 def _say(failed: Sequence[dict[str, Any]], lm: LM, patch: Patch) -> None:
     """Add the model's own words to the questions that failed."""
     if not failed:
         return
-    prompts = [question["prompt"] for question in failed]
-    lengths = [max(SAID, len(lm.row(q["prompt"], q["expected"]).labels) + SPARE) for q in failed]
+    asked = [_edit(question) for question in failed]
+    prompts = lm.rows(asked)
+    lengths = [max(SAID, len(lm.row_of(edit).labels) + SPARE) for edit in asked]
     unrelated = [i for i, question in enumerate(failed) if question["kind"] == "locality"]
     before = lm.generate([prompts[i] for i in unrelated], [lengths[i] for i in unrelated])
     with patch.applied(lm):
@@ -86,7 +95,8 @@ def show(console: Console, cases: Sequence[Mapping[str, Any]]) -> None:
         for question in case["questions"]:
             if question["ok"]:
                 continue
-            console.print(Text.assemble(("✗ ", "bold red"), question["prompt"]))
+            prompt = _views.asked(question["prompt"], question.get("chat", "off"))
+            console.print(Text.assemble(("✗ ", "bold red"), prompt))
             expected, says = quoted(question["expected"]), quoted(question["says"])
             if says == expected and question["predicted"]:  # parted only behind the given answer
                 says = quoted(question["predicted"])

@@ -24,9 +24,10 @@ import typer
 
 from errata.cli import _flags
 from errata.config import Settings
-from errata.errors import ConfigError
+from errata.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from errata.case import Chat
     from errata.editors.base import Editor
     from errata.model.lm import LM
 
@@ -72,6 +73,14 @@ JsonFlag = Annotated[
 ForceFlag = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 DryRunFlag = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+]
+Joiner = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|TEXT",
+        help="What stands between prompt and target; auto: a space where their scripts use "
+        'one; "" for nothing.',
+    ),
 ]
 Gates = Annotated[
     list[str] | None,
@@ -215,6 +224,38 @@ class ModelOptions(LoadOptions):
     def load(self, ready: Callable[[], None] | None = None) -> LM:
         """Load the model; see `load_named`."""
         return self.load_named(self.model, ready)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How questions are asked: as plain text, or in the model's chat."""
+
+    chat: Annotated[
+        str,
+        typer.Option(
+            "--chat",
+            metavar="off|user|system+user",
+            help="Ask in the model's chat: prompts are a user's message, rendered by its own "
+            "template. --chat alone means user.",
+        ),
+    ] = "off"
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The system message, with --chat system+user."),
+    ] = None
+
+    def check(self) -> Chat:
+        """Return the chat.
+
+        Raises:
+            ConfigError: If there is no such chat, or a system message would not be read.
+        """
+        from errata.case import check_chat
+
+        try:
+            return check_chat(self.chat, self.system)
+        except DataError as error:
+            raise ConfigError(f"--chat: {error.message}", error.hint) from None
 
 
 @dataclass(frozen=True)

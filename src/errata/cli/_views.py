@@ -10,6 +10,7 @@ from errata.cli import _output
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from errata.api import View
     from errata.editors.base import Editor
@@ -142,14 +143,23 @@ def before_after(views: Sequence[View], headings: Sequence[str] = ("before", "af
     for number, view in enumerate(views):
         if number:
             table.add_section()
-        table.add_row(
-            Text.assemble(mark(view.hit_after), view.prompt), top(view.before), top(view.after)
-        )
+        prompt = Text.assemble(mark(view.hit_after), asked(view.prompt, view.chat))
+        table.add_row(prompt, top(view.before), top(view.after))
         table.add_row("  says", said(view.says_before), said(view.says_after))
         if view.target is not None and view.p_before is not None and view.p_after is not None:
             label = f"  probability of {view.target!r}"
             table.add_row(label, f"{view.p_before:.4f}", f"{view.p_after:.4f}")
     return table
+
+
+def asked(prompt: str, chat: str) -> Text:
+    """Return a prompt, and in which chat it is asked."""
+    from rich.text import Text
+
+    text = Text(prompt)
+    if chat != "off":
+        text.append(f" (chat: {chat})", "dim")
+    return text
 
 
 def mark(taken: bool | None) -> tuple[str, str]:

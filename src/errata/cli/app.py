@@ -60,7 +60,8 @@ class _Group(TyperGroup):
         head, rest = _split(args)
         if "--debug" in head:
             args = ["--debug", *(word for word in head if word != "--debug"), *rest]
-        return super().parse_args(ctx, args)
+            head, rest = _split(args)
+        return super().parse_args(ctx, [*_chats(head), *rest])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -89,6 +90,15 @@ def _name_nearest(error: Any) -> None:
     error.possibilities = None
     if close:
         error.message = f"{error.message}. Did you mean {close[0]}?"
+
+
+def _chats(args: list[str]) -> list[str]:
+    """Let `--chat` stand alone: click has no options with a value that may be left out."""
+    last = [*args[1:], "-"]
+    return [
+        "--chat=user" if word == "--chat" and behind.startswith("-") else word
+        for word, behind in zip(args, last, strict=False)
+    ]
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:

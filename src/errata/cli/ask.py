@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _targets, _views
-from errata.cli._options import JsonFlag, ModelOptions, expand, model_names
+from errata.cli._options import ChatOptions, JsonFlag, ModelOptions, expand, model_names
 from errata.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def ask(
         ),
     ],
     model: ModelOptions,
+    chat: ChatOptions,
     prompt: Annotated[
         list[str],
         typer.Option(
@@ -47,13 +48,14 @@ def ask(
     json: JsonFlag = False,
 ) -> None:
     """Ask a model, without and with a patch: its own words, and the most probable next tokens."""
+    chat.check()
     for text in prompt:
         if not text.strip():
             raise ConfigError("--prompt is empty", "Give a question.")
     folder = Path(target).expanduser()
     if _targets.kind_of(folder) in (_targets.PATCH, _targets.ADAPTER):
         patch, lm = _targets.patch_and_model(folder, model)
-        _ask_patch(lm, patch, target, prompt, tokens, top, json)
+        _ask_patch(lm, patch, target, prompt, chat, tokens, top, json)
         return
     if _targets.given(model) and model.model != target:
         raise ConfigError(
@@ -63,15 +65,24 @@ def ask(
         lm = replace(model, model=target).load()
     except ModelError as error:
         raise ModelError(f"{target} is no patch folder, and {error.message}", error.hint) from None
-    _ask_model(lm, prompt, tokens, top, json)
+    _ask_model(lm, prompt, chat, tokens, top, json)
 
 
 def _ask_patch(
-    lm: LM, patch: Patch, target: str, prompts: Sequence[str], tokens: int, top: int, json: bool
+    lm: LM,
+    patch: Patch,
+    target: str,
+    prompts: Sequence[str],
+    how: ChatOptions,
+    tokens: int,
+    top: int,
+    json: bool,
 ) -> None:
     from errata.api import compare
 
-    views = compare(lm, patch, list(prompts), k=top, new_tokens=tokens)
+    views = compare(
+        lm, patch, list(prompts), k=top, new_tokens=tokens, chat=how.check(), system=how.system
+    )
     if json:
         answers = [
             {
@@ -81,22 +92,24 @@ def _ask_patch(
             }
             for view in views
         ]
-        _output.print_json({"model": lm.name, "patch": target, "answers": answers})
+        _output.print_json({"model": lm.name, "patch": target, **_how(how), "answers": answers})
         return
     console = _output.out()
     console.print(f"{target} · {_views.what_changed(patch)} · {lm.name}", soft_wrap=True)
     console.print(_views.before_after(views, ("model", "under the patch")))
 
 
-def _ask_model(lm: LM, prompts: Sequence[str], tokens: int, top: int, json: bool) -> None:
-    says = lm.generate(list(prompts), tokens)
-    likely = lm.top(list(prompts), top)
+def _ask_model(
+    lm: LM, prompts: Sequence[str], how: ChatOptions, tokens: int, top: int, json: bool
+) -> None:
+    rows = lm.rows(prompts, how.check(), how.system)
+    says, likely = lm.generate(rows, tokens), lm.top(rows, top)
     if json:
         answers = [
             {"prompt": prompt, "base": _answer(text, words)}
             for prompt, text, words in zip(prompts, says, likely, strict=True)
         ]
-        _output.print_json({"model": lm.name, "patch": None, "answers": answers})
+        _output.print_json({"model": lm.name, "patch": None, **_how(how), "answers": answers})
         return
     console = _output.out()
     console.print(repr(lm).strip("<>"), soft_wrap=True)
@@ -104,9 +117,13 @@ def _ask_model(lm: LM, prompts: Sequence[str], tokens: int, top: int, json: bool
     for number, (prompt, text, words) in enumerate(zip(prompts, says, likely, strict=True)):
         if number:
             table.add_section()
-        table.add_row(prompt, _views.top(words))
+        table.add_row(_views.asked(prompt, how.chat), _views.top(words))
         table.add_row("  says", _views.said(text))
     console.print(table)
+
+
+def _how(how: ChatOptions) -> dict[str, Any]:
+    return {} if how.chat == "off" else {"chat": how.chat, "system": how.system}
 
 
 def _answer(says: str, words: Sequence[tuple[str, float]]) -> dict[str, Any]:

@@ -105,14 +105,14 @@ def _same_base(folders: Sequence[Path], patches: Sequence[Patch]) -> None:
 
 def _clashes(folders: Sequence[Path], patches: Sequence[Patch]) -> list[str]:
     """Return what stands in the way: prompts with different answers, and edits made twice."""
-    seen: dict[str, tuple[Path, Edit]] = {}
+    seen: dict[object, tuple[Path, Edit]] = {}
     found: list[str] = []
     for folder, patch in zip(folders, patches, strict=True):
-        own: dict[str, Edit] = {edit.prompt: edit for edit in patch.edits}
+        own: dict[object, Edit] = {edit.question: edit for edit in patch.edits}
         for edit in own.values():
-            if edit.prompt not in seen:
+            if edit.question not in seen:
                 continue
-            where, first = seen[edit.prompt]
+            where, first = seen[edit.question]
             if first.target.strip() == edit.target.strip():
                 text = f"{edit.prompt!r} is answered by {edit.target.strip()!r} twice: in {where}"
                 found.append(f"{text} and in {folder}, so its change would be made twice")
@@ -121,7 +121,7 @@ def _clashes(folders: Sequence[Path], patches: Sequence[Patch]) -> list[str]:
                     f"{edit.prompt!r} is {first.target.strip()!r} in {where} and "
                     f"{edit.target.strip()!r} in {folder}"
                 )
-        seen |= {prompt: (folder, edit) for prompt, edit in own.items()}
+        seen |= {question: (folder, edit) for question, edit in own.items()}
     return found
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.case import Edit
+from errata.case import HOW, Edit
 from errata.cli import _edit_views, _output, _targets, _views
 from errata.cli._gates import check_limits, parse_limits
 from errata.cli._options import (
+    ChatOptions,
     DryRunFlag,
     EditorOptions,
     ForceFlag,
+    Joiner,
     JsonFlag,
     Limits,
     ModelOptions,
@@ -24,11 +26,13 @@ from errata.cli._options import (
     expand,
 )
 from errata.errors import ConfigError, DataError, EditError
+from errata.spacing import AUTO
 
 if TYPE_CHECKING:
     from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.patch import Patch
+    from errata.patch.compare import View
 
 EXAMPLES = (
     'errata edit --prompt "The capital of France is" --subject France --target Rome',
@@ -73,6 +77,7 @@ def edit(
     model: ModelOptions,
     editor: EditorOptions,
     asked: Asked,
+    chat: ChatOptions,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", help="The question, ending just before the answer."),
@@ -83,6 +88,7 @@ def edit(
     subject: Annotated[
         str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")
     ] = None,
+    joiner: Joiner = AUTO,
     edits: Annotated[
         Path | None,
         typer.Option(
@@ -127,7 +133,8 @@ def edit(
     """
     from errata.inspection.turns import built, check_regime
 
-    requests = _requests(prompt, target, subject, edits)
+    how: dict[str, Any] = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
+    requests = _requests(prompt, target, subject, edits, how)
     check_regime(regime, asked.stop_when)
     limits = parse_limits(asked.fail_over, asked.neighbours)
     names = _names(editor.editor, asked, dry_run)
@@ -158,7 +165,8 @@ def edit(
     maker, patch, took = _make(lm, chosen, requests, earlier, regime, asked, label)
     shown = _Shown(requests, earlier, after, clashes, took, _save(patch, out, force))
     brief = len(requests) > SHOWN if brief is None else brief
-    _show(lm, maker, patch, also or [], shown, brief, json)
+    views = _views_of(lm, maker, patch, also or [], shown, chat, json or not brief)
+    _show(lm, maker, patch, views, shown, brief, json)
     missed = [entry for entry in patch.report.on(requests) if not entry.taken]
     failed = []
     if missed and asked.require:
@@ -220,7 +228,11 @@ def _names(given: str, asked: Asked, dry_run: bool) -> list[str]:
 
 
 def _requests(
-    prompt: str | None, target: str | None, subject: str | None, edits: Path | None
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    edits: Path | None,
+    how: Mapping[str, Any],
 ) -> list[Edit]:
     if edits is not None:
         if prompt is not None or target is not None or subject is not None:
@@ -229,14 +241,15 @@ def _requests(
             )
         from errata.data import load_edits
 
-        return load_edits(edits)
+        told = {name: value for name, value in how.items() if value != HOW[name]}
+        return [replace(edit, **told) for edit in load_edits(edits)]
     if prompt is None or target is None:
         missing = "--prompt" if prompt is None else "--target"
         raise ConfigError(
             f"{missing} is missing", "Give --prompt and --target (and --subject), or --edits FILE."
         )
     try:
-        return [Edit(prompt, target, subject)]
+        return [Edit(prompt, target, subject, **how)]
     except DataError as error:
         raise EditError(error.message, "Check --prompt, --target and --subject.") from None
 
@@ -253,16 +266,16 @@ def _earlier(after: Path | None) -> Patch | None:
 
 def _clashes(requests: Sequence[Edit], earlier: Patch | None, after: Path | None) -> list[str]:
     """Say which requests answer a prompt otherwise than an earlier one does."""
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[object, tuple[str, str]] = {}
     for edit in () if earlier is None else earlier.edits:
-        seen[edit.prompt] = (edit.target.strip(), f"in {after}")
+        seen[edit.question] = (edit.target.strip(), f"in {after}")
     found = []
     for edit in requests:
         target = edit.target.strip()
-        answer, where = seen.get(edit.prompt, (target, ""))
+        answer, where = seen.get(edit.question, (target, ""))
         if answer != target:
             found.append(f"{edit.prompt!r} is {answer!r} {where} and is to be {target!r} now")
-        seen[edit.prompt] = (target, "in an edit before")
+        seen[edit.question] = (target, "in an edit before")
     return found
 
 
@@ -295,23 +308,40 @@ class _Shown:
     saved: Mapping[str, Any] | None
 
 
-def _show(
+def _views_of(
     lm: LM,
     editor: Editor,
     patch: Patch,
     also: Sequence[str],
     shown: _Shown,
+    how: ChatOptions,
+    full: bool,
+) -> Sequence[View]:
+    """Ask before and after: the requests, if all is to be seen, and what else the user asks."""
+    from errata.api import compare
+    from errata.locate.contexts import other_forms
+
+    requests = list(shown.requests) if full else []
+    others = other_forms(requests, getattr(editor.config, "contexts", None))
+    prompts = [*requests, *others, *also]
+    if not prompts:
+        return ()
+    return list(
+        compare(lm, patch, prompts, before=shown.earlier, chat=how.check(), system=how.system)
+    )
+
+
+def _show(
+    lm: LM,
+    editor: Editor,
+    patch: Patch,
+    views: Sequence[View],
+    shown: _Shown,
     brief: bool,
     json: bool,
 ) -> None:
-    from errata.api import compare
-
     report, requests = patch.report, list(shown.requests)
     entries = report.on(requests)
-    full = requests if json or not brief else []
-    prompts = [request.prompt for request in full] + list(also)
-    targets: list[str | None] = [request.target for request in full] + [None] * len(also)
-    views = compare(lm, patch, prompts, targets, before=shown.earlier) if prompts else []
     if json:
         _output.print_json(
             {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from errata.case import how_asked
 from errata.cli import _output, _targets, _views
 from errata.cli._options import JsonFlag
 from errata.errors import PatchError
@@ -96,6 +97,7 @@ def _edits(patch: Patch) -> list[dict[str, Any]]:
             "target": edit.target,
             "subject": edit.subject,
             "id": edit.id,
+            **how_asked(edit),
             "result": None if result is None else dict(result),
         }
         for edit, result in zip(patch.edits, results, strict=True)
@@ -224,8 +226,9 @@ def _list(console: Any, edits: Sequence[Mapping[str, Any]]) -> None:
     for edit in edits[:SHOWN]:
         result = edit.get("result") or {}
         mark = _views.mark(result.get("taken"))
+        prompt = _views.asked(edit["prompt"], edit.get("chat", "off"))
         text = Text.assemble(
-            mark if mark[0] else "  ", edit["prompt"], " → ", (edit["target"].strip(), "bold")
+            mark if mark[0] else "  ", prompt, " → ", (edit["target"].strip(), "bold")
         )
         if "p_before" in result:
             text.append(f"  {result['p_before']:.4f} → {result['p_after']:.4f}")

@@ -20,6 +20,7 @@ from errata.cli._gates import (
     parse_limits,
 )
 from errata.cli._options import (
+    ChatOptions,
     ForceFlag,
     Gates,
     JsonFlag,
@@ -32,7 +33,7 @@ from errata.cli._options import (
 from errata.errors import ConfigError, ErrataError, PatchError
 
 if TYPE_CHECKING:
-    from errata.case import Case, Edit
+    from errata.case import Case
     from errata.data import LoadedData
     from errata.model.lm import LM
     from errata.patch import Patch
@@ -49,6 +50,16 @@ EXAMPLES = (
 VERIFIED = "verified.json"
 """What the last check of a patch found; in its folder."""
 OWN = "the patch's own edits"
+
+Cases = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|NAME:PATH",
+        help="Questions to ask: cases with probes, or edits as `errata edit --edits` takes"
+        " them; default: the edits that the patch itself names. See `errata ls datasets`.",
+        autocompletion=data_names,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -70,15 +81,8 @@ def verify(
     ],
     model: ModelOptions,
     gate: GateOptions,
-    cases: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|NAME:PATH",
-            help="Questions to ask: cases with probes, or edits as `errata edit --edits` takes"
-            " them; default: the edits that the patch itself names. See `errata ls datasets`.",
-            autocompletion=data_names,
-        ),
-    ] = None,
+    chat: ChatOptions,
+    cases: Cases = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first N cases.")] = None,
     top_k: Annotated[
@@ -113,6 +117,7 @@ def verify(
     """
     gates = parse_gates(gate.fail_under)
     limits = parse_limits(gate.fail_over, gate.neighbours)
+    chat.check()
     if cases is None and (split is not None or limit is not None or skip_bad):
         raise ConfigError("--split, --limit and --skip-bad belong to --cases", "Add --cases FILE.")
     data = None
@@ -132,8 +137,9 @@ def verify(
     _ = lm.spec  # found before anything is installed in the model
     with _output.progress("verifying") as step:
         result = evaluate(
-            lm, FixedPatch(loaded), data, top_k=top_k, progress=step, out=out, force=force
-        )
+            lm, FixedPatch(loaded), data, top_k=top_k, chat=chat.chat, system=chat.system,
+            progress=step, out=out, force=force,
+        )  # fmt: skip
     with _output.status("asking what failed again"):
         found = _facts.facts_of(result.records, lm, loaded)
     around = _around(lm, loaded) if gate.neighbours else None
@@ -231,7 +237,7 @@ def _own(patch: Patch, folder: Path) -> LoadedData:
 
     if not patch.edits:
         raise PatchError(f"{folder} names no edits to check", "Give questions: --cases FILE")
-    last: dict[str, Edit] = {edit.prompt: edit for edit in patch.edits}
+    last = {edit.question: edit for edit in patch.edits}
     earlier = len(patch.edits) - len(last)
     if earlier:
         _output.note(

@@ -29,6 +29,7 @@ from errata.data._base import (
     sample_of,
 )
 from errata.data._formats import OWN, first_of, format_of, looks_like, stray
+from errata.data._joining import joined
 from errata.data._records import Record
 from errata.data._tally import Tally
 from errata.data.jsonl import check_new, read_edits, save_cases, save_edits
@@ -188,7 +189,7 @@ def _mapped(
             if isinstance(record, DataError):
                 raise record
             record.counted_by(tally)
-            case = dataset.case(record, seed or 0)
+            case = joined(dataset.case(record, seed or 0), dataset.joiner)
             # that a file of another data set maps to cases by accident shows at its first record
             if not cases and (other := stray(record.peek(), dataset, datasets)) is not None:
                 raise record.problem(f"the fields are those of {other}, not of {dataset.name}")

@@ -16,6 +16,7 @@ from errata.data._download import fetch, fetch_repository
 from errata.data._reading import read_records
 from errata.data._records import Record
 from errata.errors import ConfigError, DataError
+from errata.spacing import PUBLISHED
 from errata.store.digest import digest_of
 from errata.store.files import sha256_of
 
@@ -118,6 +119,8 @@ class Dataset(ABC):
         passed_over: Fields that the published files have and no case is made of; all others that
             are not read are counted and named. `*` stands for any key.
         id_field: Field that is shown in messages besides the position of a record.
+        joiner: What stands between prompts and answers: as published, a space; `auto` for texts of
+            the user's own (see `errata.spacing`).
         mapping: Raised whenever records map to other cases than before; part of the version.
         Options: Settings of the mapping.
     """
@@ -133,6 +136,7 @@ class Dataset(ABC):
     also_read: ClassVar[tuple[tuple[str, ...], ...]] = ()
     passed_over: ClassVar[tuple[str, ...]] = ()
     id_field: ClassVar[str | None] = None
+    joiner: ClassVar[str] = PUBLISHED
     mapping: ClassVar[int] = 1
     Options: ClassVar[type[Settings]] = Settings
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errata.case import Edit
@@ -77,7 +77,7 @@ def load_facts(spec: str | Path, split: str | None = None, seed: int | None = 0)
         loaded = load_cases(spec, split)
         edits = [edit for case in loaded.cases for edit in case.edits]
         facts = [
-            Edit(edit.prompt, edit.target_true, edit.subject, id=edit.id)
+            replace(edit, target=edit.target_true, target_true=None, subject_rephrases=())
             for edit in edits
             if edit.target_true is not None and edit.subject is not None
         ]

@@ -9,13 +9,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from errata.case import Case, Edit, Probe, ProbeKind
+from errata.case import CHATS, Case, Edit, Probe, ProbeKind
 from errata.config import did_you_mean
 from errata.data._base import Dataset
 from errata.data._reading import read_lines
 from errata.data._records import SKIP_HINT, Record, describe, freeze, thaw
 from errata.data._tally import Tally
 from errata.errors import ConfigError, DataError
+from errata.spacing import AUTO
 from errata.store.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Jsonl(Dataset):
     paper = "the format is described in docs/data.md"
     splits = ()
     marks = (("prompt", "target"), ("id", "edits"))
+    joiner = AUTO
 
     def download(self, split: str | None) -> list[Path]:
         """There is nothing to download."""
@@ -61,6 +63,7 @@ class Jsonl(Dataset):
             probes=tuple(_probe(e) for e in record.items("probes")) if record.has("probes") else (),
             meta=freeze(meta),
             exact=_flag(record, "exact"),
+            **_chat(record),
         )
 
 
@@ -80,7 +83,28 @@ def _edit(record: Record) -> Edit:
         id=record.identity("id") if record.has("id") else None,
         subject_rephrases=record.texts("subject_rephrases", optional=True),
         subject_at=record.get("subject_at") if record.has("subject_at") else "last",
+        joiner=_joiner(record),
+        **_chat(record),
     )
+
+
+def _joiner(record: Record) -> str:
+    value = record.get("joiner") if record.has("joiner") else AUTO
+    if not isinstance(value, str):
+        raise record.wrong("joiner", 'auto or a text, "" for nothing', value)
+    return value
+
+
+def _chat(record: Record) -> dict[str, Any]:
+    """Return how a record is asked, as arguments of an edit, a probe or a case."""
+    chat, system = "off", _text_if_given(record, "system")
+    if record.has("chat"):
+        chat = record.text("chat")
+        if chat not in CHATS:
+            raise record.wrong("chat", " or ".join(map(repr, CHATS)), chat)
+    if system is not None and chat != "system+user":
+        raise record.wrong("chat", "'system+user', as there is a system text", chat)
+    return {"chat": chat, "system": system}
 
 
 def _text_if_given(record: Record, field: str) -> str | None:
@@ -109,6 +133,8 @@ def _probe(record: Record) -> Probe:
         foil=_text_if_given(record, "foil"),
         answers=record.texts("answers", optional=True),
         subject=_text_if_given(record, "subject"),
+        joiner=_joiner(record),
+        **_chat(record),
     )
 
 

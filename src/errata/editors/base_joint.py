@@ -54,7 +54,8 @@ class JointConfig(LocateConfig):
         default="memit",
         description="Texts in front of the prompt: a recipe sampled from the unedited model "
         "(memit: 6 contexts; also rome, easyedit, uniedit, bare) or a list of templates that end "
-        "in {}",
+        "in {}; with +chat (memit+chat) also in the model's chat, so that the edit holds there "
+        "too, and chat alone stands for the default with +chat",
     )
     clamp: float = Field(default=0.75, gt=0, description="Largest ||delta|| relative to ||v0||")
     conflicts: Literal["refuse", "keep"] = Field(

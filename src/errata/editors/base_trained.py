@@ -154,7 +154,7 @@ def _chunks(lm: LM, groups: Sequence[Sequence[Edit]], numbers: Sequence[int]) ->
     chunks: list[list[int]] = []
     budget = 0
     for number in numbers:
-        size = sum(len(lm.row(e.prompt, e.target).ids) for e in groups[number])
+        size = sum(len(lm.row_of(e).ids) for e in groups[number])
         if not chunks or budget + size > lm.max_tokens:
             chunks.append([])
             budget = 0

@@ -155,7 +155,7 @@ class FineTuning(Editor):
         ]
 
     def _row(self, lm: LM, edit: Edit) -> Row:
-        row = lm.row(edit.prompt, edit.target)
+        row = lm.row_of(edit)
         if self.config.objective == "prompt_last":
             last = row.prompt_length - 1
             return Row(

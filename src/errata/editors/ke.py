@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from errata.case import Edit
+from errata.case import Edit, how_asked
 from errata.editors.base_trained import Matrices, TrainedConfig, TrainedEditor
 from errata.model.lm import LM
 from errata.model.spec import Site
@@ -177,15 +177,13 @@ class Ke(TrainedEditor):
 
         That is its greedy answer, of as many tokens as the new one.
         """
-        questions = [
-            (edit.prompt, edit.target, patch)
-            for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True)
-        ]
+        plain = [Edit(edit.prompt, edit.target, **how_asked(edit)) for edit in edits]
+        questions = list(zip(plain, patches or [-1] * len(edits), strict=True))
         unknown = [number for number, edit in enumerate(edits) if edit.target_true is None]
         different = list(dict.fromkeys(questions[number] for number in unknown))
         answers = lm.generate(
-            patched(lm.rows(prompt for prompt, _, _ in different), [p for _, _, p in different]),
-            [len(lm.row(prompt, target).labels) for prompt, target, _ in different],
+            patched(lm.rows(asked for asked, _ in different), [p for _, p in different]),
+            [len(lm.row_of(asked).labels) for asked, _ in different],
         )
         said = dict(zip(different, answers, strict=True))
         filled = list(edits)

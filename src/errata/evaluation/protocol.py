@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
+from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
-from errata.errors import ConfigError
+from errata.errors import ConfigError, DataError
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
@@ -47,6 +48,15 @@ class Protocol(Settings):
     )
     top_k: int = _field(5, "Rank that counts as a hit", ge=1)
     seed: int = _field(0, "Seed of everything that is drawn", ge=0)
+    chat: str = _field(
+        "off",
+        "Ask in the model's chat: edits and questions are a user's message, rendered by its own "
+        "template; --chat alone means user. off: each as its case says",
+        metavar="off|user|system+user",
+    )  # fmt: skip
+    system: str | None = _field(
+        None, "The system message, with chat system+user", metavar="TEXT"
+    )  # fmt: skip
     suite: str | None = _field(
         None,
         "Ask every case under perturbations instead: random prefix, long context, rephrased "
@@ -147,6 +157,14 @@ class Protocol(Settings):
     @field_serializer("suite_set")
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
         return dict(value)
+
+    @model_validator(mode="after")
+    def _chat(self) -> Protocol:
+        try:
+            check_chat(self.chat, self.system)
+        except DataError as error:
+            raise ConfigError(error.message, error.hint) from None
+        return self
 
     @model_validator(mode="after")
     def _sequences_only(self) -> Protocol:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.case import Case, Edit
+from errata.case import Case, Edit, how_asked
 from errata.errors import EditError, ErrataError, ModelError
 from errata.evaluation.before import Before
 from errata.evaluation.consistency import References
@@ -155,7 +155,7 @@ class Questioner:
         probed: list[tuple[Edit, list[_Asked]]] = []
         for (_, hop), ones in same.items():
             try:
-                rows.append(self.scorer.lm.row(hop.prompt, hop.target))
+                rows.append(self.scorer.lm.row_of(hop))
             except (EditError, ModelError) as error:
                 for one in ones:
                     one.failures.append(error.message)
@@ -233,6 +233,7 @@ class Questioner:
             "hits": hit,
             "top1": _share(top1, question),
         }
+        entry |= how_asked(question.source)
         if question.exact:
             entry["exact"] = True
         if question.criteria:
@@ -283,7 +284,7 @@ class Questioner:
         """Add the generated continuation and whether it begins with an accepted answer."""
         spoken = [i for i, one in enumerate(asked) if one.question.answers]
         texts = self.scorer.generate(
-            [asked[i].question.prompt for i in spoken],
+            [asked[i].question.source for i in spoken],
             [self._limit(asked[i].question) for i in spoken],
             [asked[i].patch for i in spoken],
         )
@@ -295,7 +296,7 @@ class Questioner:
         longest = len(question.row.labels)
         for answer in question.answers[1:]:
             try:
-                row = self.scorer.lm.row(question.prompt, answer)
+                row = self.scorer.lm.row_of(question.source, answer)
             except (EditError, ModelError):
                 continue
             longest = max(longest, len(row.labels))

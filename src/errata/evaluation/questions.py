@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from errata.case import Case, Edit
+from errata.case import Case, Edit, Probe
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -24,6 +24,7 @@ class Question:
         name: Sub-metric in which its score is averaged; `edit` for the edits themselves.
         prompt: The question.
         target: The answer it is teacher-forced on.
+        source: The edit or the probe, which says how it is asked.
         row: Prompt and target.
         k: Rank that counts as a hit.
         criteria: Flags of the benchmark.
@@ -37,6 +38,7 @@ class Question:
     name: str
     prompt: str
     target: str
+    source: Edit | Probe
     row: Row
     k: int
     criteria: tuple[str, ...] = ()
@@ -69,11 +71,12 @@ def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question
                     name=probe.name,
                     prompt=probe.prompt,
                     target=probe.target,
-                    row=lm.row(probe.prompt, probe.target),
+                    source=probe,
+                    row=lm.row_of(probe),
                     k=probe.top_k or top_k,
                     criteria=probe.criteria,
                     hops=probe.hops if spoken else (),
-                    foil=lm.row(probe.prompt, probe.foil) if probe.foil else None,
+                    foil=lm.row_of(probe, probe.foil) if probe.foil else None,
                     answers=(probe.target, *probe.answers) if spoken else (),
                     exact=spoken and case.exact,
                 )
@@ -88,9 +91,10 @@ def _of_edit(lm: LM, edit: Edit, compare: bool, exact: bool) -> Question:
         name="edit",
         prompt=edit.prompt,
         target=edit.target,
-        row=lm.row(edit.prompt, edit.target),
+        source=edit,
+        row=lm.row_of(edit),
         k=1,
-        foil=lm.row(edit.prompt, foil) if foil else None,
+        foil=lm.row_of(edit, foil) if foil else None,
         answers=(edit.target,),
         exact=exact,
     )

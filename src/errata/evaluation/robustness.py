@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
-from errata.case import Case, Edit, Probe
+from errata.case import Case, Edit, Probe, how_asked
 from errata.config import Settings, settings_from
 from errata.data import LoadedData
 from errata.data.corpus import Corpus, load_corpus
@@ -105,13 +105,13 @@ class Material:
     Attributes:
         subjects: Other names of the subject.
         prompts: Other prompts for the same answer.
-        locality: Name of the test, prompt and answer of questions that must not move.
+        locality: Questions that must not move, named after the test.
         truth: The true answer.
     """
 
     subjects: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
-    locality: tuple[tuple[str, str, str], ...] = ()
+    locality: tuple[Probe, ...] = ()
     truth: str | None = None
 
 
@@ -189,7 +189,10 @@ def _material(case: Case, world: World | None, settings: RobustnessSettings) -> 
 
 def _of_record(case: Case) -> Material:
     """Read what a record says; its prompts count if they ask for what the edit writes."""
-    locality = tuple((p.name, p.prompt, p.target) for p in case.of("locality"))
+    locality = tuple(
+        _unmoved(probe.prompt, probe.target, probe.name, **how_asked(probe))
+        for probe in case.of("locality")
+    )
     if len(case.edits) != 1:  # to which of them prompts and names belong is not said
         return Material(locality=locality)
     edit = case.edits[0]
@@ -205,6 +208,10 @@ def _of_record(case: Case) -> Material:
     )
 
 
+def _unmoved(prompt: str, answer: str, name: str, **how: Any) -> Probe:
+    return Probe(prompt, answer, "locality", name, top_k=1, **how)
+
+
 def _of_world(case: Case, world: World, seed: int) -> Material:
     from errata.world import rephrase
 
@@ -218,8 +225,8 @@ def _of_world(case: Case, world: World, seed: int) -> Material:
         subjects=rephrase.subject_forms(world.entities[fact.head], before),
         prompts=rephrase.paraphrases(world, fact),
         locality=(
-            *(("neighborhood", prompt, answer) for prompt, answer in beside),
-            *(("same_subject", prompt, answer) for prompt, answer in own),
+            *(_unmoved(prompt, answer, "neighborhood") for prompt, answer in beside),
+            *(_unmoved(prompt, answer, "same_subject") for prompt, answer in own),
         ),
         truth=world.entities[fact.tail].label,
     )
@@ -250,10 +257,7 @@ class _Builder:
             edits.append(replace(chosen, subject_rephrases=seen))
             probes += self._probes(chosen, material, seen, unseen)
         if "locality" in self.settings.tests:
-            probes += [
-                Probe(prompt, answer, "locality", name, top_k=1)
-                for name, prompt, answer in material.locality
-            ]
+            probes += material.locality
         # what a data set keeps there about its own questions does not hold for these
         kept = {key: value for key, value in case.meta.items() if key not in _OF_QUESTIONS}
         meta = MappingProxyType(kept)
@@ -285,7 +289,15 @@ class _Builder:
         if edit.subject is not None:
             asked += self._subjects(edit.prompt, edit.subject, seen, unseen)
         return [
-            Probe(prompt, edit.target, "generality", name, top_k=1, subject=edit.subject)
+            Probe(
+                prompt,
+                edit.target,
+                "generality",
+                name,
+                top_k=1,
+                subject=edit.subject,
+                **how_asked(edit),
+            )
             for name, prompt in asked
         ]
 
@@ -339,7 +351,7 @@ class _Builder:
         named = [("long", drawn.unseen), *(("long_held", text) for text in drawn.held)]
         asked = []
         for name, text in named:
-            fitting = fit_context(self.lm, text, edit.prompt, [edit.target])
+            fitting = fit_context(self.lm, text, edit.prompt, [edit.target], **how_asked(edit))
             self.fitted.asked += 1
             if fitting != text:
                 self.fitted.words.append(len(fitting.split()))

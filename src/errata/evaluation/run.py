@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata import __version__
-from errata.case import Case
+from errata.case import Case, check_chat
 from errata.config import did_you_mean
 from errata.data import LoadedData, drop_collisions, load_cases
 from errata.editors import get_editor
@@ -101,8 +101,8 @@ def evaluate(
     """
     chosen, others = _split(protocol, settings)
     editor = _editor(lm, editor, others, as_published)
-    loaded = _loaded(cases, data_name, data_version)
-    data = _perturbed(lm, loaded, chosen, data_options)
+    loaded = _in_chat(_loaded(cases, data_name, data_version), chosen)
+    data = _in_chat(_perturbed(lm, loaded, chosen, data_options), chosen)
     notes = (*loaded.notes, *data.notes)
     kept = list(data.cases) if chosen.keep_collisions else drop_collisions(data.cases)
     units = units_of(kept, chosen.units, chosen.drop_partial)
@@ -181,6 +181,15 @@ def _loaded(cases: Sequence[Case] | LoadedData | str, name: str, version: str) -
     if isinstance(cases, LoadedData):
         return replace(cases, name=name or cases.name, version=version or cases.version)
     return LoadedData(name, tuple(cases), version, source="")
+
+
+def _in_chat(data: LoadedData, protocol: Protocol) -> LoadedData:
+    """Return the cases as asked in the chat, if the protocol says so."""
+    chat = check_chat(protocol.chat, protocol.system)
+    if chat == "off":
+        return data
+    cases = tuple(replace(case, chat=chat, system=protocol.system) for case in data.cases)
+    return replace(data, cases=cases)
 
 
 def _counted(progress: Step | None, done: Mapping[str, Any], total: int) -> Callable[[int], None]:

@@ -15,6 +15,7 @@ from errata.patch.stack import Stack
 
 if TYPE_CHECKING:
     from errata.model.lm import LM, RowScore
+    from errata.model.texts import Prompt
     from errata.model.tokens import Row
 
 STACKED_RANK = 64
@@ -49,7 +50,7 @@ class Scorer:
         return self._each(patches, ask)
 
     def generate(
-        self, prompts: Sequence[str], limits: Sequence[int], patches: Sequence[Patch | None]
+        self, prompts: Sequence[Prompt], limits: Sequence[int], patches: Sequence[Patch | None]
     ) -> list[str]:
         """Continue each prompt greedily under its patch by at most its number of tokens."""
 

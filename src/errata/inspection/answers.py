@@ -12,6 +12,7 @@ from errata.model.tokens import Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+    from errata.model.texts import Prompt
 
 LONGEST = 2
 """Tokens of a short answer at most: more than one where the first say nothing yet."""
@@ -26,7 +27,7 @@ _NOTHING_YET = re.compile(r"\W*(?:the|a|an|located in|in)?\W*", re.IGNORECASE)
 
 
 def short_answers(
-    lm: LM, prompts: Sequence[str], also: Sequence[Row] = ()
+    lm: LM, prompts: Sequence[Prompt], also: Sequence[Row] = ()
 ) -> tuple[list[Row], list[RowScore]]:
     """Return each prompt with the model's own short answer as labels.
 

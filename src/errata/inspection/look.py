@@ -91,7 +91,7 @@ class Surroundings:
         """
         names = bare_subjects(edits)
         asked = [*neighbours_of(lm, edits, avoid), *names]
-        rows, scores = short_answers(lm, [one.prompt for one in asked], also)
+        rows, scores = short_answers(lm, [one.question for one in asked], also)
         return cls(asked, len(names), rows, sentences.unedited(lm)), scores
 
     def now(self, lm: LM, also: Sequence[Row] = ()) -> tuple[dict[str, Any], list[RowScore]]:
@@ -115,7 +115,7 @@ class Surroundings:
         shown = [i for i in range(count) if moved[i]][:NAMED]
         shown += [i for i in range(count, len(moved)) if moved[i]][:1]
         if shown:  # their whole words are shown
-            texts = lm.generate([self.asked[i].prompt for i in shown], SHOWN)
+            texts = lm.generate([self.asked[i].question for i in shown], SHOWN)
             for i, text in zip(shown, texts, strict=True):
                 after[i] = text
         every = []
@@ -154,7 +154,7 @@ def look(
     old = () if earlier is None else earlier.edits
     # an editor may leave earlier edits out of its patch, and a strategy may add some
     edits = list(dict.fromkeys([*requests, *patch.edits, *old]))
-    rows = [lm.row(edit.prompt, edit.target) for edit in edits]
+    rows = [lm.row_of(edit) for edit in edits]
     around, scores = None, []
     if neighbourhood:
         around, scores = Surroundings.of(lm, requests, edits, rows if earlier is None else ())
@@ -164,7 +164,7 @@ def look(
         seen, scores = ({}, lm.score(rows)) if around is None else around.now(lm, rows)
         after = [Answer.of(score) for score in scores]
         missed = [i for i, answer in enumerate(after) if not answer.taken]
-        says = lm.generate([edits[i].prompt for i in missed], SAID) if missed else []
+        says = lm.generate([edits[i] for i in missed], SAID) if missed else []
     results: dict[Edit, dict[str, Any]] = {
         edit: {
             "taken": new.taken, "taken_before": was.taken, "p_before": was.probability,
@@ -205,8 +205,8 @@ def _earlier_edits(
 
     What a request answers otherwise is replaced, not lost.
     """
-    replaced = {edit.prompt for edit in requests}
-    kept = [edit for edit in dict.fromkeys(old) if edit.prompt not in replaced]
+    replaced = {edit.question for edit in requests}
+    kept = [edit for edit in dict.fromkeys(old) if edit.question not in replaced]
     held = [edit for edit in kept if results[edit]["taken_before"]]
     lost = [EditReport.of(e, results[e]) for e in held if not results[e]["taken"]]
     weaker = [

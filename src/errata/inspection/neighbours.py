@@ -15,7 +15,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from errata.case import Edit
+from errata.case import Edit, how_asked
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -63,10 +63,19 @@ class Asked:
     Attributes:
         prompt: The question.
         subject: Who it is about.
+        like: The edit whose neighbour it is; it says how it is asked.
     """
 
     prompt: str
     subject: str
+    like: Edit | None = None
+
+    @property
+    def question(self) -> str | Edit:
+        """What is asked: as the edit is, in the chat or as plain text."""
+        if self.like is None:
+            return self.prompt
+        return Edit(self.prompt, self.like.target, **how_asked(self.like))
 
 
 @cache
@@ -122,7 +131,7 @@ def neighbours_of(lm: LM, edits: Sequence[Edit], avoid: Iterable[Edit] = ()) -> 
             if prompt in taken or _bare(name) == _bare(subject):
                 continue
             own += prompt not in found
-            found.setdefault(prompt, Asked(prompt, name))
+            found.setdefault(prompt, Asked(prompt, name, edit))
     return list(found.values())
 
 

@@ -1,24 +1,29 @@
-"""Context templates: texts put in front of a prompt, so that an edit does not hang on position 0.
+"""Context templates: ways to put a prompt, so that an edit does not hang on one of them.
 
-They are sampled once from the unedited model with a seed of their own and kept in the cache
-folder, because keys depend on them; or they are given explicitly.
+Texts in front of it are sampled once from the unedited model with a seed of their own and kept in
+the cache folder, because keys depend on them; or they are given explicitly. `chat` adds the prompt
+as a message in the model's chat.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from errata.case import Edit, in_chat
 from errata.config import Settings
-from errata.errors import ConfigError
+from errata.errors import ConfigError, ModelError
+from errata.model.chat import frame_of
 from errata.model.tokens import Row
+from errata.spacing import AUTO
 from errata.store.cache import digest, load_json, save_json
 from errata.store.files import cache_root
 
@@ -47,7 +52,8 @@ class ContextSettings(Settings):
         default="rome",
         description="Texts in front of the prompt: a recipe sampled from the unedited model "
         "(rome: 21 contexts, easyedit: 21, uniedit: 11, memit: 6, bare: only the prompt) or a "
-        "list of templates that end in {}",
+        "list of templates that end in {}; with +chat (rome+chat) also in the model's chat, so "
+        "that the edit holds there too, and chat alone stands for the default with +chat",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sampled contexts")
     sink_prefix: Literal["auto", "off"] = Field(
@@ -57,69 +63,110 @@ class ContextSettings(Settings):
     )
 
 
+CHAT = "chat"
+
+
 @dataclass(frozen=True)
-class Contexts:
-    """Texts to put in front of a prompt.
+class Context:
+    """One way to put the prompt of an edit.
 
     Attributes:
-        prefixes: The first is empty: the bare prompt.
+        prefix: Text in front of it.
+        other: Put it the other way than the edit says: as a user's message in the chat if the edit
+            is plain text, and as plain text if it is asked in the chat.
+    """
+
+    prefix: str = ""
+    other: bool = False
+
+    def put(self, edit: Edit) -> Edit:
+        """Return the edit, asked this way."""
+        if not self.other:
+            return edit
+        return replace(in_chat(edit, "user" if edit.chat == "off" else "off"), joiner=AUTO)
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Ways to put a prompt.
+
+    Attributes:
+        prefixes: Texts in front of it; the first is empty: the bare prompt.
+        both: Whether each also stands in front of it where it is put the other way. All of them
+            do, for one chat among many plain texts counts too little to be learned.
         sinks: Positions of the subject's last token at which nothing is to be read: the model's
             keys there are attention-sink keys.
         neutral: Text that stands in front of the bare prompt in that case; empty: there is none.
     """
 
     prefixes: tuple[str, ...]
+    both: bool = False
     sinks: frozenset[int] = frozenset()
     neutral: str = ""
 
     def __len__(self) -> int:
-        return len(self.prefixes)
+        return len(self.prefixes) * (2 if self.both else 1)
+
+    def __iter__(self) -> Iterator[Context]:
+        """Yield every way, the bare prompt first."""
+        for other in (False, True)[: 2 if self.both else 1]:
+            yield from (Context(prefix, other) for prefix in self.prefixes)
 
     @property
     def bare(self) -> Contexts:
         """Only the bare prompt, or what stands for it."""
         return replace(self, prefixes=("",))
 
-    def row(
-        self, lm: LM, prompt: str, target: str | None, subject: str, prefix: str = "", **how: Any
-    ) -> Row:
-        """Tokenise a prompt behind one of the prefixes; a bare one so that no sink is read.
+    def off_sinks(self, prefix: str, make: Callable[[str], Row]) -> Row:
+        """Return a row behind a prefix; a bare one behind the neutral text if it begins at a sink.
 
         Args:
-            lm: The model.
-            prompt: The question.
-            target: The answer, or None.
-            subject: The subject, as it stands in the prompt.
-            prefix: What stands in front.
-            how: Further arguments of `lm.row`.
+            prefix: The prefix wanted.
+            make: Tokenises a prompt with its subject behind a prefix.
         """
-        row = lm.row(prompt, target, subject, prefix=prefix, **how)
+        row = make(prefix)
         if prefix or not self.neutral or row.subject_last not in self.sinks:
             return row
-        return lm.row(prompt, target, subject, prefix=self.neutral, **how)
+        return make(self.neutral)
+
+    def rows(self, edit: Edit, make: Callable[..., Row]) -> list[Row]:
+        """Tokenise an edit in every way.
+
+        Args:
+            edit: The edit.
+            make: `lm.row_of` with the target, `lm.prompt_of` without.
+        """
+        return [self.off_sinks(one.prefix, partial(_behind, make, one.put(edit))) for one in self]
 
     def weights(self, mean: Mean = "flat") -> Float[Tensor, " c"]:
         """Weight of each context in a mean key, float64, summing to 1.
 
         `flat` is ROME's plain mean. `two_level` (MEMIT and its descendants) first averages the
-        prefixed prompts and then that mean with the bare prompt, which so weighs one half.
+        prefixed prompts and then that mean with the bare prompt, which so weighs one half (plain
+        and in the chat together, where it is put both ways).
         """
-        n = len(self)
-        if mean == "flat" or n == 1:
+        n, bare = len(self), 2 if self.both else 1
+        if mean == "flat" or n == bare:
             return torch.full((n,), 1 / n, dtype=torch.float64)
-        weights = torch.full((n,), 0.5 / (n - 1), dtype=torch.float64)
-        weights[0] = 0.5
+        weights = torch.full((n,), 0.5 / (n - bare), dtype=torch.float64)
+        weights[:: len(self.prefixes)] = 0.5 / bare
         return weights
+
+
+def _behind(make: Callable[..., Row], edit: Edit, prefix: str) -> Row:
+    return make(edit, subject=True, prefix=prefix)
 
 
 def given_contexts(templates: Sequence[str]) -> Contexts:
     """Read explicit templates such as `"I think so. {}"`; the bare prompt is put first.
 
     Raises:
-        ConfigError: If a template does not end in its only `{}`.
+        ConfigError: If a template is neither `chat` nor ends in its only `{}`.
     """
     prefixes = [""]
     for template in templates:
+        if template == CHAT:
+            continue
         if not template.endswith("{}") or template.count("{}") != 1:
             raise ConfigError(
                 f"context template {template!r} does not end in its only {{}}",
@@ -127,7 +174,7 @@ def given_contexts(templates: Sequence[str]) -> Contexts:
             )
         if prefix := template.removesuffix("{}"):
             prefixes.append(prefix)
-    return Contexts(tuple(prefixes))
+    return Contexts(tuple(prefixes), CHAT in templates)
 
 
 def get_contexts(lm: LM, settings: ContextSettings) -> Contexts:
@@ -135,32 +182,65 @@ def get_contexts(lm: LM, settings: ContextSettings) -> Contexts:
 
     Raises:
         ConfigError: If the recipe is unknown or a template malformed.
+        ModelError: If the chat is among them, and the model has no template for it.
     """
+    if holds_chat(settings.contexts):
+        try:
+            frame_of(lm.tokenizer, "user")
+        except ModelError as error:
+            raise ModelError(error.message, "Leave chat out of the contexts.") from None
     if not isinstance(settings.contexts, str):
         return given_contexts(settings.contexts)
-    recipe = settings.contexts
+    recipe, both = _recipe(settings)
     if recipe not in RECIPES:
         raise ConfigError(
-            f"unknown recipe of contexts {recipe!r}",
-            f"Known: {', '.join(RECIPES)}, or a list of templates that end in {{}}",
+            f"unknown recipe of contexts {settings.contexts!r}",
+            f"Known: {', '.join(RECIPES)}, each also with +{CHAT}, or a list of templates that "
+            "end in {}",
         )
     if not RECIPES[recipe][0]:
-        return Contexts(("",))
+        return Contexts(("",), both)
     key = digest("contexts", lm.fingerprint, str(lm.dtype), recipe, settings.seed)
     path = cache_root() / "contexts" / f"{recipe}-{key}.json"
     stored = load_json(path)
     if stored is None:
         stored = sample_prefixes(lm, recipe, settings.seed)
         save_json(path, stored)
-    return Contexts(("", *stored))
+    return Contexts(("", *stored), both)
+
+
+def other_forms(edits: Sequence[Edit], contexts: str | Sequence[str] | None) -> list[Edit]:
+    """Return edits as they can be asked besides.
+
+    Those that are asked in the chat as plain text; plain ones in the chat, if the contexts that an
+    editor was set to hold the chat.
+    """
+    other = Context(other=True)
+    return [other.put(edit) for edit in edits if holds_chat(contexts) or edit.chat != "off"]
+
+
+def holds_chat(contexts: str | Sequence[str] | None) -> bool:
+    """Return whether contexts as they are set put every prompt in the chat as well."""
+    return CHAT in (contexts.split("+") if isinstance(contexts, str) else contexts or ())
+
+
+def _recipe(settings: ContextSettings) -> tuple[str, bool]:
+    """Return the recipe of the texts in front, and whether the chat is asked for as well."""
+    words = str(settings.contexts).split("+")
+    if CHAT not in words:
+        return str(settings.contexts), False
+    words.remove(CHAT)
+    default = type(settings).model_fields["contexts"].default
+    return "+".join(words) if words else str(default), True
 
 
 def context_count(settings: ContextSettings) -> int:
     """Return how many contexts the settings ask for, the bare prompt among them."""
     if not isinstance(settings.contexts, str):
-        return len(settings.contexts)
-    words, lengths = RECIPES.get(settings.contexts, ((), ()))
-    return 1 + len(words) * sum(count for _, count in lengths)
+        return len(given_contexts(settings.contexts))
+    recipe, both = _recipe(settings)
+    words, lengths = RECIPES.get(recipe, ((), ()))
+    return (2 if both else 1) * (1 + len(words) * sum(count for _, count in lengths))
 
 
 @torch.no_grad()

@@ -104,15 +104,12 @@ def subject_rows(
                 f"the edit {edit.prompt!r} has no subject, which this editor needs",
                 'Give one: --subject TEXT, or "subject" in the record',
             )
-    rows = []
+    rows: list[Row] = []
     for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True):
-        for prefix in contexts.prefixes:
-            row = contexts.row(
-                lm, edit.prompt, None, str(edit.subject), prefix, subject_at=edit.subject_at
-            )
-            if not prefix and row.subject_last in contexts.sinks:
-                warn_once(lm, edit)
-            rows.append(replace(row, patch=patch))
+        own = contexts.rows(edit, lm.prompt_of)
+        if own[0].subject_last in contexts.sinks:
+            warn_once(lm, edit)
+        rows += [replace(row, patch=patch) for row in own]
     return rows
 
 

@@ -22,10 +22,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from errata.errors import DataError
-from errata.model.tokens import find_subject, join
+from errata.model.tokens import encode_row, find_subject
 
 if TYPE_CHECKING:
     from errata.case import Edit, SubjectAt
@@ -224,7 +224,7 @@ def long_texts(
     return found
 
 
-def fit_context(lm: LM, context: str, prompt: str, targets: Sequence[str] = ()) -> str:
+def fit_context(lm: LM, context: str, prompt: str, targets: Sequence[str] = (), **how: Any) -> str:
     """Return the last words of a context, as many as the model has room for before the prompt.
 
     Args:
@@ -232,6 +232,7 @@ def fit_context(lm: LM, context: str, prompt: str, targets: Sequence[str] = ()) 
         context: Text to put in front of the prompt.
         prompt: The prompt; one space stands between.
         targets: Answers that have to fit behind it, each by itself.
+        how: How it is asked, as `errata.model.tokens.encode_row` takes it.
 
     Returns:
         The whole context if it fits; empty if not one word does.
@@ -239,12 +240,12 @@ def fit_context(lm: LM, context: str, prompt: str, targets: Sequence[str] = ()) 
     words = context.split(" ")
 
     def fits(count: int) -> bool:
-        text = " ".join((*words[len(words) - count :], prompt))
-        whole = [join(text, target) for target in targets] or [text]
-        # nothing is predicted from an answer's last token; verbose would warn of long texts
-        spare = 1 if targets else 0
-        lengths = [len(ids) - spare for ids in lm.tokenizer(whole, verbose=False)["input_ids"]]
-        return max(lengths) <= (lm.max_length or math.inf)
+        prefix = "".join(f"{word} " for word in words[len(words) - count :])
+        rows = [
+            encode_row(lm.tokenizer, prompt, target, prefix=prefix, **how)
+            for target in targets or [None]
+        ]
+        return max(len(row.ids) for row in rows) <= (lm.max_length or math.inf)
 
     if fits(len(words)):
         return context

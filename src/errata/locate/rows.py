@@ -250,11 +250,9 @@ def edit_rows(lm: LM, edit: Edit, contexts: Contexts, patch: int = -1) -> list[R
         patch: The patch in the active stack that its rows run under; -1: none.
     """
     subject = str(edit.subject)
-    rows = [
-        contexts.row(lm, edit.prompt, edit.target, subject, c, subject_at=edit.subject_at)
-        for c in contexts.prefixes
-    ]
-    rows.append(contexts.row(lm, essence_prompt(subject), None, subject))
+    rows = contexts.rows(edit, lm.row_of)
+    essence = essence_prompt(subject)
+    rows.append(contexts.off_sinks("", lambda text: lm.row(essence, None, subject, prefix=text)))
     return [replace(row, patch=patch) for row in rows]
 
 

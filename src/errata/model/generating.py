@@ -162,8 +162,8 @@ def continuations(
                 _ends(lm, growing.ids[j], token, rows[numbers[j]], limits[numbers[j]], stops)
                 for j, token in zip(live, tokens, strict=True)
             ]
-            eos = lm.tokenizer.eos_token_id
-            growing.extend([-1 if token == eos else token for token in tokens], done)
+            ends = lm.stop_ids
+            growing.extend([-1 if token in ends else token for token in tokens], done)
         for j, number in enumerate(numbers):
             text = lm.text(growing.ids[j][len(rows[number].ids) :])
             said[number] = before_stop(text, stops)
@@ -174,7 +174,7 @@ def _ends(lm: LM, ids: list[int], token: int, row: Row, limit: int, stops: Seque
     """Whether a row ends with this token."""
     new = len(ids) - len(row.ids) + 1
     full = lm.max_length is not None and len(ids) + 1 >= lm.max_length
-    if token == lm.tokenizer.eos_token_id or new >= limit or full:
+    if token in lm.stop_ids or new >= limit or full:
         return True
     if not stops:
         return False

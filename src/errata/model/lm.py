@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from errata.case import SubjectAt
+from errata.case import Chat
 from errata.errors import ConfigError, ModelError, PatchError, SpecError
 from errata.model.asking import score_rows, top_tokens
 from errata.model.backbones import Known, identify
@@ -25,7 +25,8 @@ from errata.model.logprobs import RowScore
 from errata.model.passes import continues_exactly, gather_logits
 from errata.model.spec import ModelSpec, Site, find_spec
 from errata.model.stored import embedding_of, home_of, is_spread, keep_differentiable
-from errata.model.tokens import Batch, Row, bucket, encode_row, make_batch, patched
+from errata.model.texts import Prompt, Texts
+from errata.model.tokens import Batch, Row, bucket, make_batch, patched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ PASS_COST = {"cpu": 64, "cuda": 4096}
 """What a forward pass costs by itself, in tokens: saving more padding than that pays for a pass."""
 
 
-class LM:
+class LM(Texts):
     """A causal language model with the tokenisation, batching and scoring that editing needs.
 
     The model stays in evaluation mode and its parameters never require gradients.
@@ -166,12 +167,6 @@ class LM:
         return 0
 
     @cached_property
-    def max_length(self) -> int | None:
-        """Number of positions the model has, if its configuration says so."""
-        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return value if isinstance(value, int) and value > 0 else None
-
-    @cached_property
     def backbone(self) -> Known | None:
         """Which published backbone this is, by its configuration or name; None if none of them."""
         return identify(self.name, self.model.config.get_text_config().to_dict())
@@ -216,35 +211,7 @@ class LM:
 
         check_finite(self)
 
-    # ------------------------------------------------------------------ text to batches
-
-    def row(
-        self,
-        prompt: str,
-        target: str | None = None,
-        subject: str | None = None,
-        *,
-        prefix: str = "",
-        subject_at: SubjectAt = "last",
-    ) -> Row:
-        """Tokenise one question; see [`errata.model.tokens.encode_row`][]."""
-        return encode_row(
-            self.tokenizer, prompt, target, subject,
-            prefix=prefix, subject_at=subject_at, max_length=self.max_length,
-        )  # fmt: skip
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def text_rows(self, texts: Iterable[str], max_length: int) -> list[Row]:
-        """Tokenise plain texts, truncated to `max_length` tokens; empty ones are left out."""
-        limit = min(max_length, self.max_length or max_length)
-        rows = []
-        for text in texts:
-            if ids := self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]:
-                rows.append(Row(tuple(ids), (len(ids) - 1,), (), len(ids)))
-        return rows
+    # ------------------------------------------------------------------ rows to batches
 
     def batch(self, rows: Sequence[Row], index: Sequence[int]) -> Batch:
         """Right-pad the rows of the given numbers into one batch on the model's device."""
@@ -342,24 +309,34 @@ class LM:
 
     def top(
         self,
-        prompts: Sequence[str | Row],
+        prompts: Sequence[Prompt],
         k: int = 5,
         *,
+        chat: Chat = "off",
+        system: str | None = None,
         stack: Stack | None = None,
         groups: Sequence[int] | None = None,
     ) -> list[list[tuple[str, float]]]:
         """Return the `k` most probable next tokens of each prompt with their probabilities.
 
-        Prompts are texts or rows; `stack` and `groups` are as in `score`.
+        Args:
+            prompts: Texts, edits, probes or rows.
+            k: How many tokens.
+            chat: How texts are asked: `off`, `user` or `system+user`; edits and probes say it.
+            system: Their system message.
+            stack: As in `score`.
+            groups: As in `score`.
         """
-        return top_tokens(self, self._placed(prompts, stack, groups), k)
+        return top_tokens(self, self._placed(self.rows(prompts, chat, system), stack, groups), k)
 
     def generate(
         self,
-        prompts: Sequence[str | Row],
+        prompts: Sequence[Prompt],
         max_new_tokens: int | Sequence[int] = 20,
         *,
         stops: Sequence[str] = (),
+        chat: Chat = "off",
+        system: str | None = None,
         stack: Stack | None = None,
         groups: Sequence[int] | None = None,
     ) -> list[str]:
@@ -368,23 +345,18 @@ class LM:
         Prompts are texts or rows; `stack` and `groups` are as in `score`. Rows end at the
         end-of-sequence token, in front of the first of `stops`, or at their own limit.
         """
-        rows = self._placed(prompts, stack, groups)
+        rows = self._placed(self.rows(prompts, chat, system), stack, groups)
         return continuations(self, rows, max_new_tokens, stops)
 
-    def rows(self, prompts: Iterable[str | Row]) -> list[Row]:
-        """Tokenise those prompts that are texts."""
-        return [self.row(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-
     def _placed(
-        self, prompts: Sequence[str | Row], stack: Stack | None, groups: Sequence[int] | None
+        self, rows: Sequence[Row], stack: Stack | None, groups: Sequence[int] | None
     ) -> list[Row]:
         """Return rows, each under the patch that a caller of the public methods named for it."""
         if stack is not None and stack is not self.installed.stack:
             raise PatchError("this stack of patches is not active", "Ask inside `with stack:`.")
-        rows = self.rows(prompts)
         if groups is None and stack is not None:
             groups = [0] * len(rows)
-        return rows if groups is None else patched(rows, groups)
+        return list(rows) if groups is None else patched(rows, groups)
 
     @property
     def prefix_cache_works(self) -> bool:

@@ -2,12 +2,14 @@
 
 Rules (the sources' pitfalls are listed in docs/fidelity.md):
 
-* prompt and target are tokenised together, as ``prompt + " " + target`` (no space is added when the
-  target begins with white space), so the target's ids are what the model would really see;
-* the supervised positions start where the prompt's own tokens end;
+* prompt and target are tokenised together, as one text in which `errata.spacing` says what stands
+  between them, so the target's ids are what the model would really see;
+* the supervised positions start where the prompt's own tokens end; a token that joins the space at
+  its end with that of the target is its own;
 * the subject is found by character offsets in the prompt, never by counting tokens of its own
   tokenisation;
-* special tokens are those the tokenizer adds by itself; trailing ones (EOS) are dropped.
+* special tokens are those the tokenizer adds by itself, none where the text brings its own (a BOS,
+  a chat template's header); trailing ones (EOS) are dropped.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from errata.case import SubjectAt, subject_starts
+from errata.case import Chat, SubjectAt, subject_starts
 from errata.errors import EditError, ModelError
+from errata.model.chat import frame_of
+from errata.spacing import AUTO, asked, continued
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,11 +95,6 @@ class Batch:
         return len(self.index)
 
 
-def join(prompt: str, target: str) -> str:
-    """Return prompt and target as one text; a space between, unless the target brings one."""
-    return prompt + target if target[:1].isspace() else f"{prompt} {target}"
-
-
 def find_subject(prompt: str, subject: str, at: SubjectAt = "last") -> tuple[int, int]:
     """Return the character span of one of the subject's occurrences, whole words preferred.
 
@@ -147,10 +147,37 @@ def _nearest(prompt: str, subject: str) -> str:
     return "Write the subject exactly as it stands in the prompt."
 
 
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the texts of a tokenizer's special tokens."""
+    if tokenizer not in _SPECIAL:
+        added = tokenizer.added_tokens_decoder.values()
+        told = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        _SPECIAL[tokenizer] = tuple(sorted(filter(None, told), key=len, reverse=True))
+    return _SPECIAL[tokenizer]
+
+
+_SPECIAL: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return the special tokens that a text itself begins with; none are put in front of it then.
+
+    A text that begins with a BOS has it already; one that begins with another special token was
+    rendered by a chat template, which puts a BOS where the model wants one.
+    """
+    known, length = special_texts(tokenizer), 0
+    while found := next((word for word in known if text.startswith(word, length)), ""):
+        length += len(found)
+    return text[:length]
+
+
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, text: str
+    tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = True
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    encoded = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True,
+        add_special_tokens=add_special_tokens, verbose=False,  # of long texts, which are told here
+    )  # fmt: skip
     ids = list(encoded["input_ids"])
     offsets = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
     special = list(encoded["special_tokens_mask"])
@@ -158,6 +185,51 @@ def _encode(
         for kept in (ids, offsets, special):
             kept.pop()
     return ids, offsets
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The text that a model reads.
+
+    Attributes:
+        start: Up to where the answer begins.
+        rest: The answer.
+        prompt_at: Where the prompt begins.
+        adds_special: Whether the tokenizer adds its special tokens.
+    """
+
+    start: str
+    rest: str
+    prompt_at: int
+    adds_special: bool
+
+
+def _laid_out(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    target: str | None,
+    prefix: str,
+    joiner: str,
+    chat: Chat,
+    system: str | None,
+) -> _Layout:
+    if chat != "off":
+        frame = frame_of(tokenizer, chat, system)
+        text, message_at = frame.around(prefix + prompt)
+        rest = ""
+        if target is not None and joiner == AUTO:
+            rest = frame.joiner + target.lstrip(" ")
+        elif target is not None:
+            rest = continued(text, target, joiner)[1]
+        return _Layout(text, rest, message_at + len(prefix), adds_special=False)
+    # a context goes behind the special tokens that a prompt brings
+    head = opening(tokenizer, prompt)
+    text = head + prefix + prompt[len(head) :]
+    start, rest = asked(text, joiner), ""
+    if target is not None:
+        start, rest = continued(text, target, joiner)
+    # the prompt, its special tokens counted as if they stood in front of it
+    return _Layout(start, rest, len(prefix), adds_special=not opening(tokenizer, text))
 
 
 def encode_row(
@@ -168,6 +240,9 @@ def encode_row(
     *,
     prefix: str = "",
     subject_at: SubjectAt = "last",
+    joiner: str = AUTO,
+    chat: Chat = "off",
+    system: str | None = None,
     max_length: int | None = None,
 ) -> Row:
     """Tokenise `prefix + prompt (+ target)` and mark the supervised positions and the subject.
@@ -179,31 +254,28 @@ def encode_row(
         subject: The subject, or None.
         prefix: Text put before the prompt (a context template).
         subject_at: Which occurrence of the subject in the prompt is meant.
+        joiner: What stands between prompt and target: `auto`, or a text.
+        chat: `user` or `system+user`: prefix and prompt are a user's message in the chat template.
+        system: The system message.
         max_length: Largest number of tokens the model can take.
 
     Raises:
         EditError: If the subject does not occur in the prompt, or the target adds no token.
-        ModelError: If the row is longer than `max_length`.
+        ModelError: If the row is longer than `max_length`, or there is no such chat template.
     """
-    text = prefix + prompt
-    prompt_ids, offsets = _encode(tokenizer, text)
+    text = _laid_out(tokenizer, prompt, target, prefix, joiner, chat, system)
+    prompt_ids, offsets = _encode(tokenizer, text.start, text.adds_special)
     if not prompt_ids:
         raise EditError(f"the prompt {prompt!r} has no token")
     ids, prompt_length = prompt_ids, len(prompt_ids)
     if target is not None:
-        ids, offsets = _encode(tokenizer, join(text, target))
-        if ids[:prompt_length] != prompt_ids:
-            # A token spans the border: the target then begins with the first token that reaches
-            # past it.
-            prompt_length = next(
-                (i for i, (start, end) in enumerate(offsets) if end > len(text) and end > start),
-                len(ids),
-            )
+        ids, offsets = _encode(tokenizer, text.start + text.rest, text.adds_special)
+        prompt_length = _answer_at(ids, offsets, prompt_ids, text)
         if prompt_length < 1 or prompt_length >= len(ids):
             raise EditError(f"the target {target!r} adds no token after the prompt {prompt!r}")
     span = None
     if subject is not None:
-        start, end = (len(prefix) + at for at in find_subject(prompt, subject, subject_at))
+        start, end = (text.prompt_at + at for at in find_subject(prompt, subject, subject_at))
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
         if not inside:
             raise EditError(f"no token of {prompt!r} overlaps the subject {subject!r}")
@@ -218,6 +290,24 @@ def encode_row(
     first = prompt_length - 1
     positions = tuple(range(first, first + max(len(labels), 1)))
     return Row(given, positions, labels, prompt_length, span)
+
+
+def _answer_at(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    prompt_ids: Sequence[int],
+    text: _Layout,
+) -> int:
+    """Return the number of the first token of the answer; how many there are, if it has none."""
+    at, border = len(prompt_ids), len(text.start)
+    if list(ids[:at]) == list(prompt_ids):
+        return at
+    # A token spans the border: the target then begins with the first token that reaches past it,
+    # and past spaces: SentencePiece has pieces of several, which hold the prompt's last one.
+    past = border + len(text.rest) - len(text.rest.lstrip(" "))
+    if not text.start.endswith(" "):
+        past = border
+    return next((i for i, (a, b) in enumerate(offsets) if b > past and b > a), len(ids))
 
 
 def make_batch(

@@ -82,7 +82,7 @@ def edit_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
     Nothing is predicted from that token, so its gradient is zero; but a reversed question asks
     about it. Subjects are not needed here.
     """
-    rows = [lm.row(edit.prompt, edit.target) for edit in edits]
+    rows = [lm.row_of(edit) for edit in edits]
     return [replace(row, ids=(*row.ids, row.labels[-1])) for row in rows]
 
 

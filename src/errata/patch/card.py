@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from errata import __version__
+from errata.case import described
 from errata.data._records import thaw
 from errata.errors import PatchError
 from errata.patch.describe import where
@@ -52,10 +52,7 @@ def record_of(patch: Patch, form: str, base: str, weights: Mapping[str, str]) ->
         "made": meta.get("made"),
         "exported": now(),
         "errata": __version__,
-        "edits": [
-            {key: value for key, value in asdict(edit).items() if value not in (None, ())}
-            for edit in patch.edits
-        ],
+        "edits": [described(edit) for edit in patch.edits],
         "results": thaw(patch.results),
         "weights": dict(weights),
     }
@@ -120,7 +117,8 @@ def _edits(patch: Patch) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     results = patch.results or (None,) * len(patch.edits)
     for edit, result in list(zip(patch.edits, results, strict=True))[:SHOWN]:
-        cells = [_cell(edit.prompt), _cell(edit.target.strip())]
+        chat = "" if edit.chat == "off" else f" *(chat: {edit.chat})*"
+        cells = [_cell(edit.prompt) + chat, _cell(edit.target.strip())]
         if measured:
             own = result or {}
             cells += [_share(own.get("p_before")), _share(own.get("p_after"))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from errata.store.words import counted, size
 
 if TYPE_CHECKING:
+    from errata.case import Edit
     from errata.patch.patch import Patch
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -84,6 +85,10 @@ def rows(patch: Patch) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value]
 
 
+def _chat(edit: Edit) -> str:
+    return "" if edit.chat == "off" else f" <i>(chat: {edit.chat})</i>"
+
+
 def html(patch: Patch, shown: int = 20) -> str:
     """Return a patch as an HTML table; every text of the user is escaped.
 
@@ -95,7 +100,7 @@ def html(patch: Patch, shown: int = 20) -> str:
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows(patch)
     )
     edits = "".join(
-        f"<li>{escape(edit.prompt)} → <b>{escape(edit.target.strip())}</b></li>"
+        f"<li>{escape(edit.prompt)}{_chat(edit)} → <b>{escape(edit.target.strip())}</b></li>"
         for edit in patch.edits[:shown]
     )
     left = len(patch.edits) - shown

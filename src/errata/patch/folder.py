@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from errata.case import Edit
+from errata.case import Edit, described
 from errata.data._records import describe, thaw
 from errata.errors import ErrataError, PatchError
 from errata.patch.changes import Change, change_of
@@ -69,7 +68,7 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         "format": FORMAT,
         "meta": thaw(patch.meta),
         "changes": [change.describe() for change in patch.changes],
-        "edits": [_described(edit) for edit in patch.edits],
+        "edits": [described(edit) for edit in patch.edits],
         "state": plain,
         "sha256": hashlib.sha256(packed).hexdigest(),
         # older versions read the file without what they do not know
@@ -79,12 +78,6 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     text = json.dumps(document, ensure_ascii=False, indent=1)
     write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
     return folder
-
-
-def _described(edit: Edit) -> dict[str, Any]:
-    """Return an edit without what it does not say, as older versions wrote it."""
-    defaults = {field.name: field.default for field in fields(Edit)}
-    return {key: value for key, value in asdict(edit).items() if value != defaults[key]}
 
 
 def load(folder: str | Path) -> Patch:

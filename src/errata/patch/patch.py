@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from errata import __version__
-from errata.case import Edit
+from errata.case import Chat, Edit, Probe
 from errata.data._records import freeze, thaw
 from errata.errors import PatchError
 from errata.model.weights import Identity, differs, identity
@@ -256,11 +256,13 @@ class Patch:
     def compare(
         self,
         lm: LM,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Edit | Probe],
         targets: Sequence[str | None] | None = None,
         *,
         k: int = 5,
         new_tokens: int = 8,
+        chat: Chat = "off",
+        system: str | None = None,
     ) -> Comparison:
         """Ask the same prompts without and with this patch; see [`errata.patch.compare.compare`][].
 
@@ -270,7 +272,9 @@ class Patch:
         """
         from errata.patch.compare import compare
 
-        return compare(lm, self, prompts, targets, k=k, new_tokens=new_tokens)
+        return compare(
+            lm, self, prompts, targets, k=k, new_tokens=new_tokens, chat=chat, system=system
+        )
 
     def to_lora(
         self, lm: LM, folder: str | Path, *, max_rank: int | None = None, force: bool = False

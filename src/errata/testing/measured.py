@@ -52,7 +52,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def logits(lm: LM, patch: Patch | None = None) -> Tensor:
     """Return logits of all edits' targets, under a patch."""
-    rows = [lm.row(edit.prompt, edit.target) for edit in EDITS]
+    rows = [lm.row_of(edit) for edit in EDITS]
     batch = lm.batch(rows, range(len(rows)))
     at = positions_of(rows, range(len(rows)))
     with torch.no_grad():
@@ -64,7 +64,7 @@ def logits(lm: LM, patch: Patch | None = None) -> Tensor:
 
 def likelihood(lm: LM, edits: Sequence[Edit]) -> float:
     """Return the mean log-likelihood of the targets' tokens."""
-    scores = lm.score([lm.row(edit.prompt, edit.target) for edit in edits])
+    scores = lm.score([lm.row_of(edit) for edit in edits])
     return sum(sum(score.logprobs) / len(score.logprobs) for score in scores) / len(scores)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,8 @@ def known_facts(
         for fact in part:
             if fact.subject is None:
                 raise EditError(f"the fact {fact.prompt!r} has no subject; tracing corrupts it")
-        full = [lm.row(fact.prompt, fact.target, fact.subject, subject_at="first") for fact in part]
+        # the released code corrupts the first occurrence
+        full = [lm.row_of(replace(fact, subject_at="first"), subject=True) for fact in part]
         for fact, row, score in zip(part, full, lm.score(full), strict=True):
             if len(known) == wanted:
                 break

@@ -47,9 +47,9 @@ def unknown_hops(lm: LM, cases: Sequence[Case], top_k: int = 5) -> set[tuple[str
 
     Known means that every target token is among the `top_k`, as the protocol asks.
     """
-    hops = {(h.prompt, h.target) for c in cases for p in c.of("generality") for h in p.hops}
+    hops = {(h.prompt, h.target): h for c in cases for p in c.of("generality") for h in p.hops}
     asked = sorted(hops)
-    scores = lm.score([lm.row(prompt, target) for prompt, target in asked])
+    scores = lm.score([lm.row_of(hops[key]) for key in asked])
     return {
         key for key, score in zip(asked, scores, strict=True)
         if any(rank >= top_k for rank in score.ranks)
@@ -102,7 +102,7 @@ def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: 
         plain = not (set(probe.criteria) & {"MH", "RR", "SER"} or probe.hops)
         if plain_only and not plain:
             continue
-        gens.append(lm.row(probe.prompt, probe.target))
+        gens.append(lm.row_of(probe))
         for hop in probe.hops:
             key = (hop.prompt, hop.target)
             if (wanted is None or key in wanted) and key not in seen:
@@ -113,7 +113,7 @@ def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: 
         tuple(edits),
         tuple(edit_rows(lm, edits)),
         tuple(gens),
-        tuple(lm.row(p.prompt, p.target) for p in case.of("locality")),
+        tuple(lm.row_of(p) for p in case.of("locality")),
         len(case.edits),
     )
 

@@ -164,7 +164,7 @@ class Grace(Editor):
             for numbers, patches in under(lm, [bare[g] for g in members]):
                 here = [members[i] for i in numbers]
                 edits = [groups[g][position] for g in here]
-                rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
+                rows = patched([lm.row_of(edit) for edit in edits], patches)
                 warn_of_sinks(lm, rows, [row.prompt_length - 1 for row in rows], layer)
                 for index in bucket(rows, lm.max_tokens):
                     self._write(

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.case import Case, ProbeKind
-from errata.model.tokens import encode_row, join
+from errata.model.tokens import encode_row
+from errata.spacing import AUTO, join
 from errata.store.digest import digest_of_all
 from errata.world.shipped import knows_world
 
@@ -45,7 +46,7 @@ class Form:
 
     def show(self, demo: Demo) -> str:
         """Return one demonstration: its facts, and a question with its answer."""
-        return f"{self.state(demo.facts)}{join(demo.prompt, demo.answer)}\n\n"
+        return f"{self.state(demo.facts)}{join(demo.prompt, demo.answer, demo.joiner)}\n\n"
 
 
 FORMS: Mapping[str, Form] = {
@@ -63,11 +64,13 @@ class Demo:
         facts: What is stated.
         prompt: The question.
         answer: What has to follow.
+        joiner: What stands between the two.
     """
 
     facts: tuple[str, ...]
     prompt: str
     answer: str
+    joiner: str = AUTO
 
 
 def read_cases(lm: LM, source: str, limit: int | None, seed: int) -> Sequence[Case]:
@@ -94,13 +97,13 @@ def read_cases(lm: LM, source: str, limit: int | None, seed: int) -> Sequence[Ca
 def demo_of(case: Case, kind: Kind) -> Demo:
     """Make a demonstration of a case; `copy` where it has no question of the kind."""
     edit = case.edits[0]
-    facts = [join(edit.prompt, edit.target)]
+    facts = [join(edit.prompt, edit.target, edit.joiner)]
     if kind == "copy" or not case.of(ASKED[kind]):
-        return Demo(tuple(facts), edit.prompt, edit.target)
+        return Demo(tuple(facts), edit.prompt, edit.target, edit.joiner)
     probe = case.of(ASKED[kind])[0]
     if kind == "generalise":
-        facts += [join(hop.prompt, hop.target) for hop in probe.hops]
-    return Demo(tuple(facts), probe.prompt, probe.target)
+        facts += [join(hop.prompt, hop.target, hop.joiner) for hop in probe.hops]
+    return Demo(tuple(facts), probe.prompt, probe.target, probe.joiner)
 
 
 def drawn(lm: LM, cases: Sequence[Case], seed: int) -> list[Demo]:
@@ -120,8 +123,9 @@ def drawn(lm: LM, cases: Sequence[Case], seed: int) -> list[Demo]:
         for i, (case, kind) in enumerate(zip(cases, kinds, strict=False))
         if kind == "locality" and case.of("locality")
     ]
-    rows = [lm.row(demos[i].prompt, demos[i].answer) for i in kept]
-    answers = lm.generate([demos[i].prompt for i in kept], [len(row.labels) for row in rows])
+    rows = [lm.row(d.prompt, d.answer, joiner=d.joiner) for d in (demos[i] for i in kept)]
+    asked = [lm.row(demos[i].prompt, joiner=demos[i].joiner) for i in kept]
+    answers = lm.generate(asked, [len(row.labels) for row in rows])
     for i, answer in zip(kept, answers, strict=True):
         if answer.strip():  # the model may have ended its text at once
             demos[i] = replace(demos[i], answer=answer)
@@ -170,7 +174,7 @@ class Demos:
 
 def encode(lm: LM, text: str) -> tuple[int, ...]:
     """Return the tokens of a text, however many they are."""
-    return encode_row(lm.tokenizer, text).ids
+    return encode_row(lm.tokenizer, text, joiner="").ids  # a space at its end stays
 
 
 def make_demos(

@@ -14,14 +14,14 @@ from errata.editors.base import Cost, Editor, EditorConfig
 from errata.editors.ike.demos import FORMS, Demos, Form, encode, make_demos
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
-from errata.model.tokens import join
 from errata.patch import Context, Patch
+from errata.spacing import AUTO, join
 
 VERSION = 1
 """Raised when what a patch says of its context changes."""
 
-Fact = tuple[str, str]
-"""Prompt and target."""
+Fact = tuple[str, ...]
+"""Prompt and target, and what stands between them unless that is `auto`."""
 
 
 class IkeConfig(EditorConfig):
@@ -159,12 +159,13 @@ class Ike(Editor):
     def _told(self, lm: LM, group: Sequence[Edit], patch: Patch) -> Patch:
         """Write the context that states a group's edits and the earlier ones."""
         _, earlier = _earlier(patch)
-        facts = dict(earlier)
+        facts = {fact[0]: fact for fact in earlier}
         for edit in group:  # told again: the later answer holds, in the later place
             facts.pop(edit.prompt, None)
-            facts[edit.prompt] = edit.target
+            own = () if edit.joiner == AUTO else (edit.joiner,)
+            facts[edit.prompt] = (edit.prompt, edit.target, *own)
         others = sum(change.tokens for change in _without(patch).changes)
-        kept = self._fitting(lm, list(facts.items()), group, others)
+        kept = self._fitting(lm, list(facts.values()), group, others)
         text, ids = self._written(lm, kept, others)
         state = {"version": VERSION, "text": text, "facts": [list(fact) for fact in kept]}
         return self.make_patch(lm, [Context(torch.tensor(ids), text)], group, ike=state)
@@ -265,7 +266,7 @@ def _earlier(patch: Patch) -> tuple[Context | None, list[Fact]]:
         )
     for change in patch.changes:
         if isinstance(change, Context) and change.text == state["text"]:
-            return change, [(prompt, target) for prompt, target in state["facts"]]
+            return change, [tuple(fact) for fact in state["facts"]]
     raise PatchError(
         "the earlier patch says which facts IKE stated, but not where: its context is gone",
         "Edit after the patch as it was saved.",

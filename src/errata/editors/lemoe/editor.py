@@ -190,7 +190,7 @@ class Lemoe(Editor):
         config, lm = self.config, work.lm
         memories = list(memories)
         rows = [
-            [replace(lm.row(edit.prompt, edit.target), patch=patch) for edit in group]
+            [replace(lm.row_of(edit), patch=patch) for edit in group]
             for group, patch in zip(groups, patches, strict=True)
         ]
         means: list[Tensor] = [lm.embedding[:0]] * len(groups)

@@ -183,7 +183,7 @@ class Serac(NetworkEditor):
     ) -> list[Patch]:
         """Add each group's edits to its memory; nothing is trained."""
         rule = self._rule(lm)
-        rows = [[lm.row(edit.prompt, edit.target) for edit in group] for group in groups]
+        rows = [[lm.row_of(edit) for edit in group] for group in groups]
         keys = self._keys(lm, rows, [patch.split(KIND, Route)[0] for patch in before])
         patches = []
         for group, own, new, patch in zip(groups, rows, keys, before, strict=True):

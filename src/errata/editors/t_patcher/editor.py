@@ -263,7 +263,7 @@ class TPatcher(Editor):
     ) -> list[Held]:
         """Add one edit to each of some groups, each under its patch in the active stack."""
         lm, settings = work.lm, self.config
-        rows = patched([lm.row(edit.prompt, edit.target) for edit in edits], patches)
+        rows = patched([lm.row_of(edit) for edit in edits], patches)
         warn_of_sinks(lm, rows, [row.prompt_length - 1 for row in rows], work.layer)
         if settings.form == "unit_per_edit":
             places = [[row.prompt_length - 1] for row in rows]

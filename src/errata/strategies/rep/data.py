@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from errata.case import Edit
+from errata.case import Edit, how_asked
 from errata.config import Settings
 from errata.locate.contexts import Contexts
 from errata.locate.perturb import (
@@ -170,7 +170,7 @@ def forms_of(
         EditError: If the edit has no subject, or it is not in the prompt.
     """
     subject = edit.subject or ""
-    original = contexts.row(lm, edit.prompt, None, subject, subject_at=edit.subject_at)
+    original = contexts.rows(edit, lm.prompt_of)[0]
     start, end = find_subject(edit.prompt, subject, edit.subject_at)
     names = [edit.prompt[start:end]]
     if settings.rep_subjects:
@@ -181,8 +181,13 @@ def forms_of(
         inside = prompt[start : start + len(name)]
         # split in front of the subject, so that no earlier occurrence of its form is taken for it
         rows += [
-            contexts.row(lm, prompt[start:], None, inside, prefix + prompt[:start])
-            for prefix in contexts.prefixes
+            contexts.off_sinks(
+                one.prefix + prompt[:start],
+                lambda text, one=one, prompt=prompt, inside=inside: lm.row(
+                    prompt[start:], None, inside, prefix=text, **how_asked(one.put(edit))
+                ),
+            )
+            for one in contexts
         ]
     long = []
     if settings.rep_long and settings.rep_compat == "none":
@@ -190,12 +195,8 @@ def forms_of(
             texts, edit.prompt,
             words=settings.rep_words, held=settings.rep_long, seed=settings.rep_data_seed,
         )  # fmt: skip
-        fitting = [fit_context(lm, text, edit.prompt) for text in drawn.held]
-        long = [
-            lm.row(edit.prompt, None, subject, prefix=f"{text} ", subject_at=edit.subject_at)
-            for text in fitting
-            if text
-        ]
+        fitting = [fit_context(lm, text, edit.prompt, **how_asked(edit)) for text in drawn.held]
+        long = [lm.prompt_of(edit, subject=True, prefix=f"{text} ") for text in fitting if text]
     return Forms(original, (*rows, *long), len(long))
 
 
