@@ -347,25 +347,6 @@ def test_collisions_are_left_out_unless_kept(lm, cases):
     assert evaluate(lm, "none", many, keep_collisions=True).summary["collisions"] == 0
 
 
-def test_generated_answers_stand_beside_the_teacher_forced_numbers(lm):
-    prompt = "The mother tongue of Danielle is"
-    (said,) = lm.generate([prompt], 3)
-    case = Case(
-        "said",
-        (Edit("Anna lives in", "Berlin"),),
-        (Probe(prompt, "Berlin", "generality", "rephrase", answers=(said.strip(),)),),
-    )
-    result = evaluate(lm, "none", [case], generate=True)
-    assert result.summary["generated"]["generality"] == 1.0
-    assert result.summary["generated"]["reliability"] == 0.0
-    assert result.summary["generality"] == 0.0
-    assert evaluate(lm, "none", [case]).summary["generated"] is None
-    under = evaluate(lm, Planted(5.0), [case], generate=True).records[0]
-    with Planted(5.0).edit_one(lm, case.edits).applied(lm):
-        limit = len(lm.row(prompt, said.strip()).labels) + 4
-        assert under["questions"][1]["generated"]["text"] == lm.generate([prompt], limit)[0]
-
-
 def test_records_say_what_made_them(lm, cases):
     result = evaluate(
         lm, Planted(), cases[:2], data_name="small", data_version="abc", seed=7, top_k=9

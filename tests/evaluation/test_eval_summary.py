@@ -112,17 +112,17 @@ def test_counterfact_averages_inside_a_record_first():
     assert set(found["ci95"]) >= {"ES", "PS", "NS", "S"}
 
 
-def test_generated_answers_have_their_own_block():
+def test_free_answers_have_their_own_block():
     said = [("edit", 1.0, 0), ("a", 0.0, 1), ("b", 0.0, 0)]
     entries = [
         entry("reliability" if name == "edit" else "generality", name, score,
-              generated={"match": match, "text": ""})
+              wild={"score": match, "text": ""})
         for name, score, match in said
     ]  # fmt: skip
     records = [record(0, entries)]
     summary = summarise(records, HEADER, bootstrap=10)
-    assert summary["generated"]["reliability"] == 0.0
-    assert summary["generated"]["generality"] == 0.5
+    assert summary["wild"]["reliability"] == 0.0
+    assert summary["wild"]["generality"] == 0.5
     assert summary["reliability"] == 1.0
     assert summary["generality"] == 0.0
 

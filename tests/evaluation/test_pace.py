@@ -72,7 +72,14 @@ def test_records_do_not_depend_on_the_groups(lm, cases, monkeypatch, regime, kin
     def run(seconds):
         monkeypatch.setattr(pace, "SECONDS", seconds)
         editor = Planted(kind=kind)
-        found = evaluate(lm, editor, cases, regime=regime, top_k=9, generate=True)
+        found = evaluate(
+            lm,
+            editor,
+            cases,
+            regime=regime,
+            top_k=9,
+            protocol={"protocol": "wild", "new_tokens": 4},
+        )
         return found, max(len(groups) for groups, _ in editor.calls)
 
     (alone, one), (together, many) = run(0.0), run(1e9)

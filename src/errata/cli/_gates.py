@@ -24,7 +24,7 @@ RATES = ("reliability", "generality", "locality", "average", "f1")
 ALSO = ("generality_top1", "locality_top1", "locality_gold")
 COMPARED = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 """Rates of data sets that compare two answers, as CounterFact does."""
-GENERATED = ("generated.reliability", "generated.generality")
+WILD = ("wild.reliability", "wild.generality", "wild.locality")
 SAMPLED = ("fluency", "consistency")
 RETENTION = "retention"
 BITS = ("fluency",)
@@ -85,7 +85,7 @@ def check_names(gates: Iterable[Gate], cases: Iterable[Case]) -> None:
 
 def known_metrics(cases: Iterable[Case]) -> set[str]:
     """Return the names that a gate on these cases may have."""
-    known = {*RATES, *ALSO, *GENERATED, *SAMPLED, RETENTION}
+    known = {*RATES, *ALSO, *WILD, *SAMPLED, RETENTION}
     for case in cases:
         if case.exact:
             known.add("success")
@@ -115,8 +115,8 @@ def metrics_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
             found[name] = found[f"{kind}.{name}"]
     found |= {name: entry["mean"] for name, entry in (by.get("test") or {}).items()}
     found |= {name: (summary.get("counterfact") or {}).get(name) for name in COMPARED}
-    generated = summary.get("generated") or {}
-    found |= {f"generated.{kind}": generated.get(kind) for kind in ("reliability", "generality")}
+    wild = summary.get("wild") or {}
+    found |= {name: wild.get(name.removeprefix("wild.")) for name in WILD}
     found[RETENTION] = (summary.get("retention") or {}).get("final")
     found |= {name: (summary.get("also") or {}).get(name) for name in ALSO}
     found |= {name: summary.get(name) for name in (*SAMPLED, *RATES)}

@@ -55,13 +55,13 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
         table.add_row(name, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
     for title, found in (
         ("CounterFact", summary.get("counterfact")),
-        ("generated", summary.get("generated")),
+        ("WILD", summary.get("wild")),
     ):
         if found:
             table.add_section()
             bounds = (found.get("ci95") or {}) if several else {}
             for name, value in found.items():
-                if isinstance(value, float | int):
+                if isinstance(value, float | int) and name != "refused":
                     row = name if title == "CounterFact" else f"{title} {name}"
                     table.add_row(row, _output.rate(value), _interval(bounds.get(name)))
     sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]

@@ -64,7 +64,7 @@ def report(
         str | None,
         typer.Option(
             metavar="NAME|GROUP,…",
-            help="Columns: names (ES, test.prefix) or groups: core, counterfact, texts, generated,"
+            help="Columns: names (ES, test.prefix) or groups: core, counterfact, texts, wild,"
             " suite, retention, general. Default: all that a data set has.",
             rich_help_panel=_TABLE,
         ),

@@ -10,7 +10,8 @@ questions   case -> tokenised questions
 before      what the unedited model says, cached
 editing     units -> patches; a case that cannot be edited costs only itself
 questioning questions under patches, unknown hops edited first
-metrics     hits, rates, comparisons, generated answers
+wild        the same questions answered freely
+metrics     hits, rates, comparisons
 summary     records -> summary, with bootstrap intervals
 ```
 

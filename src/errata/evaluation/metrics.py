@@ -13,11 +13,7 @@ Definitions, with `k` counted over token ids:
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
-
-_ARTICLES = {"a", "an", "the"}
 
 
 def hits(ranks: Sequence[int], logprobs: Sequence[float], k: int) -> list[int]:
@@ -69,32 +65,3 @@ def harmonic_mean(values: Sequence[float]) -> float:
     if not values or min(values) < 0:
         raise ValueError("the harmonic mean needs at least one rate, and no negative one")
     return 0.0 if 0 in values else len(values) / math.fsum(1 / value for value in values)
-
-
-def normalise(text: str) -> str:
-    """Return text for comparison: case folded, without punctuation and English articles."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    words = re.sub(r"[^\w\s]|_", " ", text).split()
-    return " ".join(word for word in words if word not in _ARTICLES)
-
-
-def answers_with(generated: str, answers: Iterable[str]) -> bool:
-    """Return whether generated text begins with one of the accepted answers.
-
-    Both are normalised; the answer has to end where a word ends (`Paris` is not found in
-    `Parisian`), except in scripts without letter case, which may not separate words. An answer
-    without letters and digits is compared as it stands.
-    """
-    said = normalise(generated)
-    for answer in answers:
-        wanted = normalise(answer)
-        if not wanted:
-            if answer.strip() and generated.strip().startswith(answer.strip()):
-                return True
-            continue
-        if not said.startswith(wanted):
-            continue
-        caseless = wanted[-1].isalpha() and wanted[-1].lower() == wanted[-1].upper()
-        if said[len(wanted) : len(wanted) + 1] in {"", " "} or caseless:
-            return True
-    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
@@ -67,7 +67,19 @@ class Protocol(Settings):
         {}, "A setting of the suite, e.g. text=FILE.txt or words=100", panel=_DATA,
         metavar="KEY=VALUE", validate_default=True,
     )  # fmt: skip
-    generate: bool = _field(False, "Also score the model's own generated answers")
+    protocol: Literal["forced", "wild"] = _field(
+        "forced",
+        "forced: answers are scored token by token behind the true ones, as published; wild: also "
+        "as the model writes them itself, up to a full stop or newline, exact match",
+        metavar="forced|wild",
+    )  # fmt: skip
+    form: Literal["auto", "question", "qa", "chat"] = _field(
+        "auto",
+        "How wild puts a question: as it stands, behind an instruction, or in the chat; auto: "
+        "in the chat if it ends in a question mark and the model has a template",
+        metavar="auto|question|qa|chat",
+    )  # fmt: skip
+    new_tokens: int = _field(50, "Most tokens of an answer in wild", ge=1)
     fluency: int = _field(
         0,
         "Also sample texts for every Nth case: fluency and consistency. Published: 1, or 10 for "
@@ -212,17 +224,19 @@ def _tests(values: Mapping[str, Any]) -> RobustnessSettings:
 
 
 def protocol_of(
-    given: Protocol | Mapping[str, Any] | None, settings: Mapping[str, Any]
+    given: Protocol | Mapping[str, Any] | str | None, settings: Mapping[str, Any]
 ) -> Protocol:
     """Return a protocol with some settings replaced.
 
     Args:
-        given: The protocol; None: the default.
+        given: The protocol; None: the default; a text: how answers are judged (`wild`).
         settings: Settings by name; they win.
 
     Raises:
         ConfigError: If a name is unknown or a value out of range.
     """
+    if isinstance(given, str):
+        given = {"protocol": given}
     if isinstance(given, Protocol):
         if not settings:
             return given
@@ -247,6 +261,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     editor["config"] = {"conflicts": "refuse", **(editor.get("config") or {})}
     found["editor"] = editor
     own = dict(found["protocol"])
+    if not own.get("generate", True):  # what wild has taken the place of
+        del own["generate"]
     if "content" not in found:  # before the protocol was a class, it held contents by these names
         found["content"] = {name: own.get(name) for name in BY_CONTENT}
         data = dict(found.get("data") or {})

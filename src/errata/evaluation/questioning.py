@@ -14,10 +14,11 @@ from errata.evaluation.before import Before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_groups
 from errata.evaluation.fluency import fluency, prompts_of
-from errata.evaluation.metrics import answers_with, hits, margin, mean, mean_nll, prefers
+from errata.evaluation.metrics import hits, margin, mean, mean_nll, prefers
 from errata.evaluation.questions import Question
 from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
+from errata.evaluation.wild import STOPS, Free, rows_of, score_of
 from errata.patch import Patch
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 SHOWN_TOKENS = 32
 """Longest answer whose predicted tokens are written into records."""
-
-SPARE_TOKENS = 4
-"""Tokens generated beyond the longest accepted answer, for another spelling of it."""
 
 Clock = Callable[[str], AbstractContextManager[None]]
 
@@ -56,7 +54,7 @@ class Questioner:
         before: The unedited model's answers.
         known_k: A hop is known if all its target tokens are among this many most probable ones.
         clock: Measures named parts of the work.
-        generate: Also compare generated answers.
+        free: How free answers are asked for besides; None: they are not.
     """
 
     def __init__(
@@ -67,14 +65,14 @@ class Questioner:
         *,
         known_k: int,
         clock: Clock,
-        generate: bool = False,
+        free: Free | None = None,
     ) -> None:
         self.scorer = scorer
         self.editor = editor
         self.before = before
         self.known_k = known_k
         self.clock = clock
-        self.generate = generate
+        self.free = free
 
     def ask(
         self, items: Sequence[tuple[str, Sequence[Question], Patch | None]]
@@ -88,8 +86,8 @@ class Questioner:
         self._edit_hops(asked)
         with self.clock("evaluate"):
             entries = self._score(asked)
-            if self.generate:
-                self._generate(asked, entries)
+            if self.free is not None:
+                self._speak(asked, entries)
         each = iter(entries)
         return [[next(each) for _ in questions] for _, questions, _ in items]
 
@@ -278,29 +276,31 @@ class Questioner:
             },
         }
 
-    # ------------------------------------------------------------------ generated answers
+    # ------------------------------------------------------------------ free answers
 
-    def _generate(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
-        """Add the generated continuation and whether it begins with an accepted answer."""
-        spoken = [i for i, one in enumerate(asked) if one.question.answers]
+    def _speak(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
+        """Add what the model says by itself, and its score (see `errata.evaluation.wild`)."""
+        assert self.free is not None
+        lm, questions = self.scorer.lm, {(one.case, one.number): one.question for one in asked}
+        rows, refused = rows_of(lm, questions, self.free.form)
+        numbers = [i for i, one in enumerate(asked) if (one.case, one.number) in rows]
         texts = self.scorer.generate(
-            [asked[i].question.source for i in spoken],
-            [self._limit(asked[i].question) for i in spoken],
-            [asked[i].patch for i in spoken],
+            [rows[asked[i].case, asked[i].number] for i in numbers],
+            [self.free.new_tokens] * len(numbers),
+            [asked[i].patch for i in numbers],
+            stops=STOPS,
         )
-        for i, text in zip(spoken, texts, strict=True):
-            match = answers_with(text, asked[i].question.answers)
-            entries[i]["generated"] = {"text": text, "match": int(match)}
-
-    def _limit(self, question: Question) -> int:
-        longest = len(question.row.labels)
-        for answer in question.answers[1:]:
-            try:
-                row = self.scorer.lm.row_of(question.source, answer)
-            except (EditError, ModelError):
-                continue
-            longest = max(longest, len(row.labels))
-        return longest + SPARE_TOKENS
+        for i, text in zip(numbers, texts, strict=True):
+            which = asked[i].case, asked[i].number
+            before = self.free.before.get(which)
+            entries[i]["wild"] = {
+                "text": text,
+                "score": score_of(lm, questions[which], text, before),
+                **({} if before is None else {"before": before}),
+            }
+        for one, entry in zip(asked, entries, strict=True):
+            if (one.case, one.number) in refused:
+                entry["wild_refused"] = refused[one.case, one.number]
 
 
 def _share(hit: Sequence[int], question: Question) -> float:

@@ -10,6 +10,11 @@ from typing import Any
 
 from errata.evaluation.summary import METRICS
 
+FREE = {
+    "reliability": "exact match", "generality": "exact match", "locality": "tokens as unedited",
+}  # fmt: skip
+"""What is counted where the model answers freely."""
+
 
 @dataclass(frozen=True, repr=False)
 class Result:
@@ -46,10 +51,10 @@ class Result:
             bound = _interval(compared["ci95"].get(metric))
             before = f"before the edit: {_percent(compared['before'][metric])}"
             yield metric, _percent(compared[metric]), bound, before
-        generated: dict[str, Any] = summary.get("generated") or {}
-        for metric in ("reliability", "generality") if generated else ():
-            bound = _interval(generated["ci95"].get(metric))
-            yield f"{metric}, generated", _percent(generated[metric]), bound, "exact match"
+        wild: dict[str, Any] = summary.get("wild") or {}
+        for metric in FREE if wild else ():
+            bound = _interval(wild["ci95"].get(metric))
+            yield f"{metric}, WILD", _percent(wild[metric]), bound, FREE[metric]
 
     def table(self) -> str:
         """Return the table as plain text, with a line above it that says what was measured."""

@@ -46,7 +46,7 @@ def evaluate(
     editor: Editor | str,
     cases: Sequence[Case] | LoadedData | str,
     *,
-    protocol: Protocol | Mapping[str, Any] | None = None,
+    protocol: Protocol | Mapping[str, Any] | str | None = None,
     as_published: str | None = None,
     data_name: str = "",
     data_version: str = "",

@@ -50,13 +50,17 @@ class Scorer:
         return self._each(patches, ask)
 
     def generate(
-        self, prompts: Sequence[Prompt], limits: Sequence[int], patches: Sequence[Patch | None]
+        self,
+        prompts: Sequence[Prompt],
+        limits: Sequence[int],
+        patches: Sequence[Patch | None],
+        stops: Sequence[str] = (),
     ) -> list[str]:
         """Continue each prompt greedily under its patch by at most its number of tokens."""
 
         def ask(which: list[int], places: list[int]) -> list[Any]:
             rows = self.lm.rows(prompts[i] for i in which)
-            return self.lm.generate(patched(rows, places), [limits[i] for i in which])
+            return self.lm.generate(patched(rows, places), [limits[i] for i in which], stops=stops)
 
         return self._each(patches, ask)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.case import Case
 from errata.errors import EditError, ModelError
+from errata.evaluation import wild
 from errata.evaluation.before import Before, ask_before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_cases
@@ -97,6 +98,7 @@ class Session:
         self.questions: dict[str, list[Question]] = {}
         self.broken: dict[str, str] = {}
         self.before: dict[tuple[str, int], Before] = {}
+        self.free: wild.Free | None = None
         self.laps: dict[str, float] = {}
         self.watch = Watch(lm, protocol.limit, log.warning)
 
@@ -113,6 +115,10 @@ class Session:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
             self.before = ask_before(self.lm, self.questions)
+            if self.protocol.protocol == "wild":
+                form, most = self.protocol.form, self.protocol.new_tokens
+                said = wild.ask_before(self.lm, self.questions, form, most)
+                self.free = wild.Free(form, most, said)
         with self.clock("prepare"):
             self.editor.prepare(self.lm)
         self.once, self.laps = self.laps, {}
@@ -341,7 +347,7 @@ class Session:
             self.before,
             known_k=self.protocol.top_k,
             clock=self.clock,
-            generate=self.protocol.generate,
+            free=self.free,
         )
 
     def _record(

@@ -53,7 +53,7 @@ def summarise(
         | {"locality_gold": rates.get("locality_gold")},
         "hops": _hops(good),
         "counterfact": _counterfact(rates, bounds),
-        "generated": _generated(rates, bounds, good),
+        "wild": _wild(rates, bounds, good),
         **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
         **_tracked(records),
@@ -83,8 +83,8 @@ def scores_of(record: Record) -> Scores:
             put(f"{kind}_top1", name, entry["top1"])
         if "gold" in entry:
             put("locality_gold", name, entry["gold"])
-        if "generated" in entry:
-            put(f"generated.{kind}", name, entry["generated"]["match"])
+        if "wild" in entry:
+            put(f"wild.{kind}", name, entry["wild"]["score"])
         if "prefers" in entry:
             for prefix, values in (("", entry), ("before.", entry["before"])):
                 for metric, field in zip(
@@ -184,21 +184,28 @@ def _counterfact(
     }
 
 
-def _generated(
+def _wild(
     rates: Mapping[str, float], bounds: Mapping[str, list[float]], records: Sequence[Record]
 ) -> dict[str, Any] | None:
-    kinds = ("reliability", "generality")
-    if not any(f"generated.{kind}" in rates for kind in kinds):
+    kinds = ("reliability", "generality", "locality")
+    if not any(f"wild.{kind}" in rates for kind in kinds):
         return None
-    pools: dict[str, list[float]] = {}
+    pools: dict[str, dict[str, list[float]]] = {}
+    refused = 0
     for record in records:
         for entry in record["questions"]:
-            if entry["kind"] == "generality" and "generated" in entry:
-                pools.setdefault(entry["name"], []).append(entry["generated"]["match"])
+            refused += "wild_refused" in entry
+            if entry["kind"] != "reliability" and "wild" in entry:
+                own = pools.setdefault(entry["kind"], {})
+                own.setdefault(entry["name"], []).append(entry["wild"]["score"])
     return {
-        **{kind: rates.get(f"generated.{kind}") for kind in kinds},
-        "ci95": {k: bounds[f"generated.{k}"] for k in kinds if f"generated.{k}" in bounds},
-        "by": {"name": {n: {"mean": mean(p), "items": len(p)} for n, p in sorted(pools.items())}},
+        **{kind: rates.get(f"wild.{kind}") for kind in kinds},
+        "ci95": {k: bounds[f"wild.{k}"] for k in kinds if f"wild.{k}" in bounds},
+        "by": {
+            kind: {n: {"mean": mean(p), "items": len(p)} for n, p in sorted(own.items())}
+            for kind, own in sorted(pools.items())
+        },
+        **({"refused": refused} if refused else {}),
     }
 
 

@@ -15,21 +15,21 @@ from errata.evaluation.summary import scores_of
 CORE = ("reliability", "generality", "locality", "average")
 COUNTERFACT = ("ES", "PS", "NS", "S")
 TEXTS = ("fluency", "consistency")
-TEST, GENERATED, RETENTION, GENERAL = "test.", "generated.", "retention.", "general."
+TEST, WILD, RETENTION, GENERAL = "test.", "wild.", "retention.", "general."
 PERPLEXITY = "perplexity"
-GROUPS = ("core", "counterfact", "texts", "generated", "suite", "retention", "general")
+GROUPS = ("core", "counterfact", "texts", "wild", "suite", "retention", "general")
 """Names of groups, in the order of their columns."""
 
 _SHORT = {
     "reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg",
     "fluency": "GE", "consistency": "RS", "perplexity": "PPL",
-    "generated.reliability": "Rel gen.", "generated.generality": "Gen gen.",
+    "wild.reliability": "Rel wild", "wild.generality": "Gen wild", "wild.locality": "Loc wild",
     "retention.immediate": "at once", "retention.final": "at end",
 }  # fmt: skip
 _TOLD = {
     "counterfact": "ES, PS, NS, S: CounterFact's comparisons of likelihoods, and their mean",
     "texts": "GE, RS: fluency (100 times bits) and consistency of sampled texts",
-    "generated": "gen.: answers as the model itself writes them",
+    "wild": "wild: answers as the model itself writes them (WILD): exact match, and equal tokens",
     "suite": "names in lower case: tests of the suite, micro-averages over their questions",
     "retention": "at once, at end: reliability right after each edit, and after all of them",
     "general": "PPL: perplexity after all edits; names with a slash: metrics of general ability",
@@ -64,8 +64,8 @@ def column_of(name: str) -> Column:
         return Column(name, "counterfact", title)
     if name in TEXTS:
         return Column(name, "texts", title, unit="bits" if name == "fluency" else "percent")
-    if name.startswith(GENERATED):
-        return Column(name, "generated", title)
+    if name.startswith(WILD):
+        return Column(name, "wild", title)
     if name.startswith(TEST):
         return Column(name, "suite", name.removeprefix(TEST))
     if name.startswith(RETENTION):
@@ -136,7 +136,7 @@ def scores_in(record: Mapping[str, Any]) -> dict[tuple[str, str], list[float]]:
 
 
 def _is_shown(metric: str) -> bool:
-    return metric in (*CORE, *COUNTERFACT, *TEXTS) or metric.startswith(GENERATED)
+    return metric in (*CORE, *COUNTERFACT, *TEXTS) or metric.startswith(WILD)
 
 
 def is_column(metric: str) -> bool:

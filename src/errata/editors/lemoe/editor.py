@@ -18,10 +18,10 @@ from errata.editors.base import (
     Editor,
     EditorConfig,
     Layer,
-    refuse_conflicts,
     resolve_layer,
     under,
 )
+from errata.editors.contradictions import refuse_conflicts
 from errata.editors.lemoe.experts import (
     KIND,
     NAMES,

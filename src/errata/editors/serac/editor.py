@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Cost, contradiction, under
+from errata.editors.base import Cost, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
+from errata.editors.contradictions import contradiction
 from errata.editors.serac.network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors.serac.route import KIND, Rule, ScopeMemory, share
 from errata.errors import EditError, PatchError

@@ -16,10 +16,10 @@ from errata.editors.base import (
     Editor,
     EditorConfig,
     Layer,
-    contradiction,
     resolve_layer,
     under,
 )
+from errata.editors.contradictions import contradiction
 from errata.editors.t_patcher.held import Held, Place, earlier
 from errata.editors.t_patcher.losses import Penalty, StatesPenalty, TextPenalty
 from errata.editors.t_patcher.memory import Text, base_memory, memories
