@@ -27,7 +27,8 @@ def test_texts_are_compared_as_squad_does(text: str) -> None:
 
 
 @pytest.mark.parametrize(("said", "answers", "right"), [
-    (" Paris", ["Paris"], True), (" the U.S.", ["US"], True), (" Paris, the capital", ["Paris"], False),
+    (" Paris", ["Paris"], True), (" the U.S.", ["US"], True),
+    (" Paris, the capital", ["Paris"], False),
     (" It is Paris", ["Paris"], False), (" City of Light", ["Paris", "the City of Light"], True),
     ("", ["Paris"], False),
 ])  # fmt: skip

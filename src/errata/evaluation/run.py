@@ -147,7 +147,7 @@ def evaluate(
 
 
 def _split(
-    protocol: Protocol | Mapping[str, Any] | None, settings: Mapping[str, Any]
+    protocol: Protocol | Mapping[str, Any] | str | None, settings: Mapping[str, Any]
 ) -> tuple[Protocol, dict[str, Any]]:
     """Return the protocol, and the settings that are not its own."""
     known = Protocol.model_fields
