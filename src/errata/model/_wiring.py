@@ -29,6 +29,7 @@ from errata.model._probe import (
     replace_hidden,
     squeezed,
 )
+from errata.model.experts import ExpertMatrix
 from errata.model.stored import matrix_shape
 
 OUT = "<out>"
@@ -195,7 +196,7 @@ def _hook(stack: ExitStack, path: str, block: nn.Module, cuts: _Cuts) -> None:
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
     for name, module in block.named_modules(prefix=path):
-        if matrix_shape(module) is not None:
+        if matrix_shape(module) is not None and not isinstance(module, ExpertMatrix):
             stack.callback(module.register_forward_hook(cut(name)).remove)
 
 
