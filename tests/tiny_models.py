@@ -26,7 +26,7 @@ from errata.testing.models import (
     tiny_tokenizer,
 )
 
-__all__ = ["DECLINED", "DEVICE", "LAYERS", "TINY", "VOCAB", "tiny_tokenizer"]
+__all__ = ["DECLINED", "DEVICE", "LAYERS", "MIXTURES", "TINY", "VOCAB", "tiny_tokenizer"]
 
 
 def _plain(**settings: Any) -> dict[str, Any]:
@@ -153,11 +153,27 @@ TINY |= {
     "llama-mha": lambda: llama(num_key_value_heads=HEADS, attention_bias=True, mlp_bias=True),
 }
 
-DECLINED: dict[str, Callable[[], PreTrainedModel]] = {
+
+def deepseek(version: int) -> PreTrainedModel:
+    """One dense block, then four experts and a shared one; attention with compressed keys."""
+    sizes = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    sizes |= {"n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+    sizes |= {"kv_lora_rank": 16, "q_lora_rank": 16, "v_head_dim": 8, "num_key_value_heads": 4}
+    sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    return build_model(f"DeepseekV{version}", **_plain(**sizes))
+
+
+MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "mixtral": mixtral,
-    "qwen2_moe": lambda: _experts("Qwen2Moe", shared_expert_intermediate_size=24),
     "qwen3_moe": lambda: _experts("Qwen3Moe"),
     "olmoe": lambda: build_model("Olmoe", **_plain(num_experts=4, num_experts_per_tok=2)),
+    "qwen2_moe": lambda: _experts("Qwen2Moe", shared_expert_intermediate_size=24),
+    "deepseek_v2": lambda: deepseek(2),
+    "deepseek_v3": lambda: deepseek(3),
+}
+"""Mixtures of experts; the last three have a shared expert."""
+
+DECLINED: dict[str, Callable[[], PreTrainedModel]] = {
     "mamba": mamba,
     "mamba2": mamba2,
     "rwkv": rwkv,

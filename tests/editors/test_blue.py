@@ -13,6 +13,7 @@ from errata.editors import base, base_joint, editors, get_editor
 from errata.errors import ConfigError
 from errata.locate.contexts import Contexts
 from errata.locate.keys import edit_keys
+from errata.model.backbones import identify
 from errata.patch import Patch
 from errata.tracing.trace import Choice
 
@@ -115,7 +116,7 @@ class _Deep:
     """Stands for a model of which only the depth, the name and the FFN are asked."""
 
     def __init__(self, name: str, layers: int) -> None:
-        self.name, self.n_layers = name, layers
+        self.name, self.n_layers, self.backbone = name, layers, identify(name)
 
 
 @pytest.mark.parametrize(("name", "layers", "expected"), [

@@ -187,8 +187,8 @@ def test_a_probe_with_overrides_inside_a_stack(kind: str) -> None:
 
 
 def test_a_model_that_is_not_understood_can_still_be_hooked() -> None:
-    """A mixture of experts has no spec: the error waits until somebody asks for it."""
-    lm = LM(DECLINED["mixtral"](), tiny_tokenizer())
+    """A state-space model has no spec: the error waits until somebody asks for it."""
+    lm = LM(DECLINED["mamba2"](), tiny_tokenizer())
     called: list[int] = []
     with hooked(lm, after(lm.model, lambda *given: called.append(1))):
         lm.model(torch.tensor([[5, 6, 7]]))

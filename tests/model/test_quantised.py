@@ -269,3 +269,30 @@ class TestBitsandbytes:
         expected = dequantised(module).float().sum(0).expand_as(found)
         torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(out.detach(), first, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("library", ["torchao", "quanto"])
+def test_other_libraries_in_8_bits(library: str) -> None:
+    """Where they are installed: tensors and modules of their own instead of a plain matrix."""
+    import transformers
+
+    if library == "torchao":
+        made = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
+        config: Any = transformers.TorchAoConfig(made)
+    else:
+        pytest.importorskip("optimum.quanto")
+        config = transformers.QuantoConfig(weights="int8")
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        pocket_path(), dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
+    )
+    lm = LM(model, transformers.AutoTokenizer.from_pretrained(pocket_path()), name="pocket")
+    assert len(quantised_in(lm.model)) == 7 * 7
+    before = lm.fingerprint, logprob(lm)
+    patch = errata.edit(lm, PROMPT, "Tokyo", subject="France")
+    with patch.applied(lm):
+        inside = logprob(lm)
+    with Stack(lm, [patch]) as stack:
+        assert logprob(lm, stack) == pytest.approx(inside, abs=1e-3)
+    assert inside > -0.1
+    assert (LM(lm.model, lm.tokenizer).fingerprint, logprob(lm)) == before

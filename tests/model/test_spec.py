@@ -196,7 +196,7 @@ def state(model: nn.Module) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "cohere-qk", "mixtral", "mamba", "bert"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "cohere-qk", "mamba", "bert"])
 def test_the_model_and_the_random_state_stay_as_they_are(name: str):
     model = {**TINY, **DECLINED}[name]()
     model.train()
@@ -258,10 +258,6 @@ def test_the_answer_is_kept_per_model_and_overrides():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mixtral", "mixture of experts"),
-        ("qwen2_moe", "mixture of experts"),
-        ("qwen3_moe", "mixture of experts"),
-        ("olmoe", "mixture of experts"),
         ("mamba", "state-space"),
         ("mamba2", "no feed-forward network"),
         ("rwkv", "recurrent"),

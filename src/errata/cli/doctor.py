@@ -146,6 +146,7 @@ def _model(name: str, load: LoadOptions) -> tuple[list[Check], dict[str, Any] | 
         "stacked patches agree": _stacked,
         "key/value cache": _cache,
         "published settings": _published,
+        **({"experts": _experts} if any(lm.spec.mixtures) else {}),
         "causal trace": _traced,
     }
     for what, test in tests.items():
@@ -198,7 +199,9 @@ def _small_patch(lm: LM) -> Any:
     from errata.model.spec import weight_of
     from errata.patch import LowRank, Patch
 
-    site = lm.site(lm.n_layers // 2)
+    # which expert a text reaches depends on the text; what attends does not
+    middle = lm.n_layers // 2
+    site = lm.site(middle, "attn_out" if lm.spec.routed(middle) else "ffn_out")
     draw = torch.Generator().manual_seed(0)
     size = float(weight_of(lm.model, site).float().norm()) / site.d_out**0.5
     B = torch.randn(site.d_out, 1, generator=draw) / site.d_out**0.5
@@ -247,6 +250,21 @@ def _stored(lm: LM) -> str:
     if not found:
         return "plain matrices" + (", over several devices" if lm.spread else "")
     return f"{', '.join(found)}: patches work beside them and leave as LoRA, never merged"
+
+
+def _experts(lm: LM) -> str:
+    from errata.editors.base_experts import said
+    from errata.model.experts import routes
+
+    mixtures = {n: m for n, m in enumerate(lm.spec.mixtures) if m is not None}
+    shared = [n for n, m in mixtures.items() if m.shared]
+    counts = ", ".join(sorted({str(m.count) for m in mixtures.values()}))
+    text = f"{counts} in {len(mixtures)} of {lm.n_layers} blocks"
+    if shared:
+        return f"{text}; edits go to the shared expert, which sees every token"
+    row = lm.row(PROBE, None, "France")
+    (where,) = routes(lm, [row], [row.subject_last])
+    return f"{text}; “France” in “{PROBE}” goes to {said(where)}; edits go to the first"
 
 
 def _published(lm: LM) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from errata.case import Edit
 from errata.config import Settings
+from errata.editors.base_experts import edit_experts, routed_blocks
 from errata.editors.contradictions import refuse_conflicts
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.backbones import keys_for
@@ -161,8 +162,12 @@ class Editor(ABC):
         lm.check_finite()
         if not groups:
             return []
-        self.prepare(lm)
-        added = self.edit_groups(lm, groups, before)
+        routed = routed_blocks(self, lm)
+        if routed:
+            added = edit_experts(self, lm, groups, before, routed)
+        else:
+            self.prepare(lm)
+            added = self.edit_groups(lm, groups, before)
         return [
             self._finish(lm, old, new, group)
             for old, new, group in zip(before, added, groups, strict=True)
@@ -171,6 +176,15 @@ class Editor(ABC):
     def edit_one(self, lm: LM, edits: Sequence[Edit], after: Patch | None = None) -> Patch:
         """Edit one group; see `edit`."""
         return self.edit(lm, [edits], after=after)[0]
+
+    @property
+    def edits_experts(self) -> bool:
+        """Whether it edits single experts of a mixture; most methods need one FFN for all tokens.
+
+        Then `lm.site` is the matrix of the expert that an edit's subject is routed to, and its keys
+        are zero at tokens that are not.
+        """
+        return False
 
     def check(self, edit: Edit) -> None:
         """Refuse an edit that this editor cannot carry out, before anything is computed.
@@ -334,6 +348,8 @@ def resolve_layer(lm: LM, layer: Layer, automatic: int) -> int:
 
 def gated(lm: LM, layer: int) -> bool:
     """Whether a block's FFN has a gate (two input matrices, or one of twice the width)."""
+    if not lm.spec.ffn_in[layer]:  # experts, which are gated
+        return True
     width = sum(site.d_out for site in lm.spec.ffn_in[layer])
     return width >= 2 * lm.site(layer).d_in
 

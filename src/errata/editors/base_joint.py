@@ -116,6 +116,11 @@ class JointEditor(LocateEditor):
         return {}
 
     @property
+    def edits_experts(self) -> bool:
+        """Whether it edits single experts: not if it remembers keys, which are kept by block."""
+        return not self.remembers
+
+    @property
     def remembers(self) -> bool:
         """Whether keys of earlier edits are kept in the patch and spared."""
         return False

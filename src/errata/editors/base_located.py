@@ -84,6 +84,11 @@ class LocateEditor(Editor):
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """Return the blocks that are edited, ascending."""
 
+    @property
+    def edits_experts(self) -> bool:
+        """Whether it edits single experts of a mixture."""
+        return True
+
     def rule_of(self, lm: LM) -> str:
         """Say whether the blocks are traced or a rule of thumb."""
         return recall_rule(lm)
@@ -112,8 +117,12 @@ class LocateEditor(Editor):
             load_corpus(model, self.config.moments_text, 1)
 
     def prepare(self, lm: LM) -> None:
-        """Sample the contexts and count the second moments of the edited blocks' keys."""
-        self.prepared(lm)
+        """Sample the contexts and count the second moments of the edited blocks' keys.
+
+        In a mixture of experts that is done when it is known which experts are edited.
+        """
+        if lm.focus or not any(lm.spec.routed(layer) for layer in self.edited_layers(lm)):
+            self.prepared(lm)
 
     def prepared(self, lm: LM) -> LocateParts:
         """Return what was made for this model, making it the first time.
@@ -122,7 +131,8 @@ class LocateEditor(Editor):
             ConfigError: If the model has no such block.
             DataError: If the texts for the second moments cannot be read.
         """
-        return lm.once("prepared", lambda: self._made_ready(lm), owner=self)
+        key = ("prepared", *sorted(lm.focus.items()))
+        return lm.once(key, lambda: self._made_ready(lm), owner=self)
 
     def _made_ready(self, lm: LM) -> LocateParts:
         layers = self.edited_layers(lm)

@@ -119,6 +119,11 @@ class FineTuning(Editor):
             chosen = self.config.layers
         return tuple(sorted({resolve_layer(lm, layer, 0) for layer in chosen}))
 
+    @property
+    def edits_experts(self) -> bool:
+        """The expert of the subject's last token is tuned, without a subject the prompt's."""
+        return True
+
     def _sites(self, lm: LM) -> list[tuple[int, Site]]:
         return [(layer, lm.site(layer)) for layer in self.edited_layers(lm)]
 

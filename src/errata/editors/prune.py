@@ -83,6 +83,11 @@ class Prune(Memit):
             done.append(self.make_patch(lm, dense, group, **state))
         return done
 
+    @property
+    def edits_experts(self) -> bool:
+        """It clips what all batches add up to, in one matrix per block."""
+        return False
+
     def _clipping(self, lm: LM, totals: Mapping[str, Tensor | None], sign: float) -> list[Dense]:
         """Return what clipping adds to unclipped totals (`clip(T) - T`; as released, `clip(T)`)."""
         changes = []

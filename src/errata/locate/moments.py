@@ -26,6 +26,7 @@ from errata.data.corpus import Corpus, load_corpus
 from errata.errors import DataError, EditError, ErrataError
 from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
 from errata.locate.moment_files import save_moments as save_moments
+from errata.model.experts import label
 from errata.model.passes import capture, module_at
 from errata.model.tokens import Row
 from errata.progress import Step, watched
@@ -132,12 +133,12 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
     folder = model_folder("moments", lm)
     found: dict[int, Moment] = {}
     for layer in layers:
-        stored = load_tensors(folder / f"{key}-layer{layer}.safetensors")
+        stored = load_tensors(folder / f"{key}-layer{label(lm, layer)}.safetensors")
         if stored is not None:
             found[layer] = Moment(stored[0]["moment"], stored[1]["tokens"])
     missing = [layer for layer in layers if layer not in found]
     if missing:
-        name = ".".join(map(str, missing))
+        name = ".".join(label(lm, layer) for layer in missing)
         with watched(f"second moments of {lm.name}, layers {name}") as progress:
             counted = count_moments(
                 lm, corpus, missing, length, dtype=dtype, enough=enough, progress=progress,
@@ -145,7 +146,8 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
             )  # fmt: skip
         for layer, moment in counted.items():
             facts = {"tokens": moment.tokens, "corpus": corpus.name}
-            keep(folder / f"{key}-layer{layer}.safetensors", {"moment": moment.matrix}, facts)
+            name_of = f"{key}-layer{label(lm, layer)}.safetensors"
+            keep(folder / name_of, {"moment": moment.matrix}, facts)
         (folder / f"{key}-layers{name}.partial.safetensors").unlink(missing_ok=True)
         found.update(counted)
     _warn_if_few(found, _more_text(found, len(corpus.texts), samples, corpus.name))
@@ -176,7 +178,7 @@ def cached_layers(lm: LM, layers: Sequence[int], settings: MomentSettings) -> li
     """
     *_, key = _counted_on(lm, layers, settings)
     folder = model_folder("moments", lm)
-    return [n for n in layers if (folder / f"{key}-layer{n}.safetensors").is_file()]
+    return [n for n in layers if (folder / f"{key}-layer{label(lm, n)}.safetensors").is_file()]
 
 
 def _warn_if_few(found: Mapping[int, Moment], advice: str) -> None:

@@ -39,6 +39,7 @@ from errata.case import Edit
 from errata.config import Settings
 from errata.locate.contexts import Contexts
 from errata.locate.keys import subject_rows
+from errata.model.experts import label
 from errata.model.hooks import after, bare, hooked
 from errata.model.passes import (
     Place,
@@ -82,7 +83,7 @@ def ffn_adds_to_block(lm: LM, layer: int) -> bool:
     True for plain residual blocks, false where a norm follows the FFN (Gemma 2). Established by
     moving it once, in the model without any patch, so no list of architectures is needed.
     """
-    return lm.once(("ffn adds to block", layer), lambda: _adds(lm, layer))
+    return lm.once(("ffn adds to block", label(lm, layer)), lambda: _adds(lm, layer))
 
 
 @torch.no_grad()

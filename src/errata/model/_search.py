@@ -14,6 +14,8 @@ from errata.errors import SpecError
 from errata.model import _probe
 from errata.model._probe import Scouting
 from errata.model._wiring import IN, OUT, Wiring, wire
+from errata.model.experts import OUT as OUT_STACK
+from errata.model.experts import ExpertMatrix, Mixture, experts_in, mixtures_of
 from errata.model.stored import matrix_shape
 
 _TRIALS = 3  # texts tried before giving up: a dead activation can hide an edge from one text
@@ -31,6 +33,7 @@ class Found:
     head: str
     embedding: str
     block_returns_tuple: bool
+    mixtures: tuple[Mixture | None, ...]
 
 
 def templates(blocks: Sequence[str], paths: Iterable[str]) -> list[str]:
@@ -69,6 +72,7 @@ class Search:
         head, embedding = self._ends()
         seen = _probe.scout(self.model, self.modules[head])
         blocks = self._blocks(seen, head)
+        self.experts = experts_in(self.modules, blocks)
         if "ffn_out" not in self.overrides:
             self._refuse_stacks(blocks)
         ffn, attn, inner = self._sites(blocks, seen)
@@ -76,7 +80,8 @@ class Search:
             self._require_attention(dict(zip(blocks, attn, strict=True)))
         norm = self._final_norm(seen, blocks)
         in_tuple = seen.calls[blocks[0]][0].in_tuple
-        return Found(blocks, ffn, attn, inner, norm, head, embedding, in_tuple)
+        mixtures = mixtures_of(self.modules, self.experts, blocks, ffn)
+        return Found(blocks, ffn, attn, inner, norm, head, embedding, in_tuple, mixtures)
 
     def refusal(self, why: str, candidates: Iterable[str] = (), site: str = "") -> SpecError:
         """Build the error of a search that did not end with one answer."""
@@ -177,14 +182,15 @@ class Search:
             f"{name}.{own} {tuple(parameter.shape)}"
             for block in blocks
             for name, module in self.modules[block].named_modules(prefix=block)
-            if not isinstance(module, nn.Conv1d | nn.Conv2d)
+            if not isinstance(module, nn.Conv1d | nn.Conv2d) and name != self.experts.get(block)
             for own, parameter in module.named_parameters(recurse=False)
             if len(_probe.squeezed(parameter)) >= 3
         ]
         if stacks:
             raise self.refusal(
                 "its blocks hold stacks of matrices, as a mixture of experts does (one matrix per "
-                "expert). errata edits dense feed-forward networks only. Found:",
+                "expert), but what they compute is not the weighted sum over gated experts that "
+                "errata knows how to edit. Found:",
                 stacks[:4],
             )
 
@@ -246,6 +252,7 @@ class _Block:
         self.path = path
         self.wiring = wiring
         self.width = width
+        self.experts = search.experts.get(path, "")
 
     def choose(self) -> tuple[str, str, tuple[str, ...]]:
         """Return FFN output, attention output, and the other FFN matrices."""
@@ -253,6 +260,8 @@ class _Block:
         ffn = self._override("ffn_out") or self._feed_forward(attn)
         if ffn == attn:
             raise self.search.refusal(f"ffn_out and attn_out are both {ffn}")
+        if ffn.startswith(f"{self.experts}."):
+            return ffn, attn, ()
         before = self.wiring.upstream(ffn, without=attn)
         inner = tuple(node for node in self.wiring.times if node in before - {IN, ffn})
         if not inner:
@@ -320,6 +329,16 @@ class _Block:
     def _feed_forward(self, attn: str) -> str:
         """Return the only other matrix that reaches the end of the block unaided."""
         writers = [node for node in self.wiring.edges.get(OUT, {}) if node not in (IN, attn)]
+        if self.experts:  # a shared expert, if one writes there too; else one that is routed to
+            around = f"{self.experts.rpartition('.')[0]}."
+            fitting = [
+                node
+                for node in writers
+                if node.startswith(around) and self._fits(self.search.modules.get(node), node)
+            ]
+            if not fitting:
+                return f"{self.experts}.0.{OUT_STACK}"
+            writers = fitting
         if not writers:
             raise self.search.refusal(
                 f"{self.path} has no feed-forward network; nothing but {attn} writes to the "
@@ -361,5 +380,9 @@ class _Block:
 
 def matrices(module: nn.Module, path: str) -> dict[str, tuple[int, int, bool]]:
     """Return path → shape of the projections inside a module."""
-    shapes = {name: matrix_shape(inner) for name, inner in module.named_modules(prefix=path)}
+    shapes = {
+        name: matrix_shape(inner)
+        for name, inner in module.named_modules(prefix=path)
+        if not isinstance(inner, ExpertMatrix)
+    }
     return {name: shape for name, shape in shapes.items() if shape is not None}

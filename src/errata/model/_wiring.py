@@ -29,7 +29,8 @@ from errata.model._probe import (
     replace_hidden,
     squeezed,
 )
-from errata.model.stored import matrix_shape
+from errata.model.experts import ExpertMatrix
+from errata.model.stored import is_quantised, matrix_shape
 
 OUT = "<out>"
 """Node of the output of a block."""
@@ -195,14 +196,14 @@ def _hook(stack: ExitStack, path: str, block: nn.Module, cuts: _Cuts) -> None:
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
     for name, module in block.named_modules(prefix=path):
-        if matrix_shape(module) is not None:
+        if matrix_shape(module) is not None and not isinstance(module, ExpertMatrix):
             stack.callback(module.register_forward_hook(cut(name)).remove)
 
 
 def _multiplies(module: nn.Module, given: Tensor, output: Tensor) -> bool | None:
     """Tell whether `output` is `given` times the weight in the orientation of the module's type."""
     shape, weight = matrix_shape(module), getattr(module, "weight", None)
-    if shape is None or not isinstance(weight, Tensor) or not weight.is_floating_point():
+    if shape is None or not isinstance(weight, Tensor) or is_quantised(module):
         return None
     d_in, d_out, transposed = shape
     if weight.is_meta or tuple(weight.shape) != ((d_in, d_out) if transposed else (d_out, d_in)):

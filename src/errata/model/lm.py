@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from errata.case import Chat
-from errata.errors import ConfigError, ModelError, PatchError, SpecError
+from errata.errors import ModelError, PatchError, SpecError
 from errata.model.asking import score_rows, top_tokens
 from errata.model.backbones import Known, identify
 from errata.model.compat import cache_name
@@ -59,6 +59,7 @@ class LM(Texts):
         takes_positions: Whether the model is told positions.
         cache_name: What the model calls its cached keys and values.
         installed: What stands around the model now, as those who installed it wrote it down.
+        focus: In mixtures of experts: block → the expert that `site` means.
         spread: Whether the model lies on several devices, or some of its weights are offloaded.
     """
 
@@ -88,6 +89,7 @@ class LM(Texts):
         self.cache_name = cache_name(self.arguments)
         self.installed = installed_on(model)
         self.spread = is_spread(model)
+        self.focus: Mapping[int, int] = {}
         self._probed = False
         self._kept: dict[Hashable, Any] = {}
         self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
@@ -183,7 +185,7 @@ class LM(Texts):
         return self.model.get_submodule(path)
 
     def site(self, layer: int, kind: str = "ffn_out") -> Site:
-        """Return the projection of one block.
+        """Return the projection of one block; in a mixture of experts that of the expert in focus.
 
         Args:
             layer: Block number from 0; negative counts from the end.
@@ -192,14 +194,7 @@ class LM(Texts):
         Raises:
             ConfigError: If the model has no such block or kind.
         """
-        sites = {"ffn_out": self.spec.ffn_out, "attn_out": self.spec.attn_out}.get(kind)
-        if sites is None:
-            raise ConfigError(f"unknown kind of site {kind!r}", "Known: ffn_out, attn_out")
-        if not -len(sites) <= layer < len(sites):
-            raise ConfigError(
-                f"layer {layer} does not exist: {self.name} has blocks 0 to {len(sites) - 1}"
-            )
-        return sites[layer]
+        return self.spec.site(layer, kind, self.focus, self.name)
 
     def check_finite(self) -> None:
         """Refuse a model that holds NaN or infinite weights; only what was written since is read.

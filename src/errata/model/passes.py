@@ -338,6 +338,9 @@ def module_at(lm: LM, layer: int, place: Place) -> nn.Module:
     """Return the module whose output is the value at `place` of block `layer`."""
     if place == "block":
         return lm.module(lm.spec.blocks[layer])
+    mixture = lm.spec.routed(layer) if place == "ffn" else None
+    if mixture is not None and layer not in lm.focus:  # of all its experts together
+        return lm.module(mixture.path.rpartition(".")[0])
     return lm.module(lm.site(layer, f"{place}_out").path)
 
 

@@ -13,6 +13,8 @@ matrices that the probe measures:
 * the **FFN output projection** is the only other matrix whose output reaches the end of the block
   without passing through a further matrix;
 * the **other FFN matrices** are those that reach it without passing the attention's;
+* in a **mixture of experts** (`errata.model.experts`) that is the shared expert's, if there is one;
+  else the experts' own are the sites, one per expert, and which one counts depends on the token;
 * the **final norm** is the last module before the head whose output ignores the size of its input.
 
 When a model does not answer with exactly one of each, `SpecError` lists what was found. Nothing is
@@ -22,7 +24,7 @@ guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -30,9 +32,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from errata.config import did_you_mean
-from errata.errors import SpecError
+from errata.errors import ConfigError, SpecError
 from errata.model import _probe
 from errata.model._search import Search, templates
+from errata.model.experts import Mixture, expose
 from errata.model.stored import matrix_shape, read
 
 if TYPE_CHECKING:
@@ -80,6 +83,8 @@ class ModelSpec:
         embedding: The token embedding.
         block_returns_tuple: Whether blocks return a tuple (older transformers code) or bare hidden
             states.
+        mixtures: Per block, its mixture of experts; None where the FFN is dense. Unless a shared
+            expert is the site, `ffn_out` names the first expert, and stands for all of them.
     """
 
     blocks: tuple[str, ...]
@@ -90,6 +95,34 @@ class ModelSpec:
     head: str
     embedding: str
     block_returns_tuple: bool
+    mixtures: tuple[Mixture | None, ...] = ()
+
+    def routed(self, layer: int) -> Mixture | None:
+        """Return the mixture of a block whose site depends on the token; None if it does not."""
+        mixture = self.mixtures[layer] if self.mixtures else None
+        return None if mixture is None or mixture.shared else mixture
+
+    def site(self, layer: int, kind: str, focus: Mapping[int, int], name: str = "") -> Site:
+        """Return the projection of one block; see [`LM.site`][errata.model.lm.LM.site].
+
+        Args:
+            layer: Block number from 0; negative counts from the end.
+            kind: `ffn_out` or `attn_out`.
+            focus: Block → the expert that is looked at.
+            name: What messages call the model.
+        """
+        sites = {"ffn_out": self.ffn_out, "attn_out": self.attn_out}.get(kind)
+        if sites is None:
+            raise ConfigError(f"unknown kind of site {kind!r}", "Known: ffn_out, attn_out")
+        if not -len(sites) <= layer < len(sites):
+            raise ConfigError(
+                f"layer {layer} does not exist: {name} has blocks 0 to {len(sites) - 1}"
+            )
+        number = layer % len(sites)
+        mixture = self.routed(number) if kind == "ffn_out" else None
+        if mixture is None:
+            return sites[number]
+        return replace(sites[number], path=mixture.matrix(focus.get(number, 0)))
 
     @property
     def n_blocks(self) -> int:
@@ -137,9 +170,9 @@ def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None
             with `{}` for the number of the block for `blocks`, `ffn_out` and `attn_out`.
 
     Raises:
-        SpecError: If the model is not a decoder-only transformer or is a mixture of experts; if a
-            site is not unique (the message lists the candidates); if an override names nothing, or
-            something of the wrong shape.
+        SpecError: If the model is not a decoder-only transformer, or a mixture of experts of a kind
+            that is not understood; if a site is not unique (the message lists the candidates); if
+            an override names nothing, or something of the wrong shape.
     """
     overrides = dict(overrides or {})
     for name in overrides:
@@ -155,6 +188,9 @@ def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None
     if key not in known:
         with _probe.at_rest(model):
             found = Search(model, overrides).run()
+        for mixture, site in zip(found.mixtures, found.ffn_out, strict=True):
+            if mixture is not None:
+                expose(model, mixture.path, site)
         known[key] = ModelSpec(
             blocks=found.blocks,
             ffn_out=tuple(_site(model, path) for path in found.ffn_out),
@@ -164,6 +200,7 @@ def find_spec(model: PreTrainedModel, overrides: Mapping[str, str] | None = None
             head=found.head,
             embedding=found.embedding,
             block_returns_tuple=found.block_returns_tuple,
+            mixtures=found.mixtures if any(found.mixtures) else (None,) * len(found.blocks),
         )
     return known[key]
 
@@ -203,12 +240,16 @@ def describe(spec: ModelSpec, model: nn.Module | None = None) -> dict[str, Any]:
     """
     ffn, attn = spec.ffn_out[0], spec.attn_out[0]
     inner = [site.path for sites in spec.ffn_in for site in sites]
+    outer = [
+        site.path if (mixture := spec.routed(layer)) is None else mixture.matrix("*")
+        for layer, site in enumerate(spec.ffn_out)
+    ]
     found: dict[str, Any] = {
         "n_blocks": spec.n_blocks,
         "d_model": spec.d_model,
         "d_ffn": spec.d_ffn,
         "blocks": ", ".join(templates(spec.blocks, spec.blocks)),
-        "ffn_out": ", ".join(templates(spec.blocks, [site.path for site in spec.ffn_out])),
+        "ffn_out": ", ".join(templates(spec.blocks, outer)),
         "ffn_out_stored": "d_in × d_out" if ffn.transposed else "d_out × d_in",
         "ffn_out_bias": ffn.bias,
         "attn_out": ", ".join(templates(spec.blocks, [site.path for site in spec.attn_out])),
@@ -219,6 +260,11 @@ def describe(spec: ModelSpec, model: nn.Module | None = None) -> dict[str, Any]:
         "head": spec.head,
         "embedding": spec.embedding,
     }
+    mixture = next((m for m in spec.mixtures if m is not None), None)
+    if mixture is not None:
+        among = sum(m is not None for m in spec.mixtures)
+        which = "the shared one is edited" if mixture.shared else "a subject's is edited"
+        found["experts"] = f"{mixture.count} in {among} of {spec.n_blocks} blocks; {which}"
     if model is not None:
         head, embedding = model.get_submodule(spec.head), model.get_submodule(spec.embedding)
         weight = getattr(head, "weight", None)

@@ -33,13 +33,20 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int, bool] | None:
         return int(module.weight.shape[0]), int(module.weight.shape[1]), True
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features, False
+    if isinstance(getattr(module, "number", None), int) and type(module).__name__ == "ExpertMatrix":
+        expert: Any = module
+        return expert.in_features, expert.out_features, False
     if module is not None and any(_has(module, name) for name in _PACKED):
         sizes = [
-            getattr(module, f"{end}_features", getattr(module, f"{end}features", None))
+            size
             for end in ("in", "out")
+            if isinstance(
+                size := getattr(module, f"{end}_features", getattr(module, f"{end}features", None)),
+                int,
+            )
         ]
-        if all(isinstance(size, int) for size in sizes):
-            return int(sizes[0]), int(sizes[1]), False
+        if len(sizes) == 2:
+            return sizes[0], sizes[1], False
     return None
 
 
@@ -170,12 +177,13 @@ def keep_differentiable(model: Model) -> Model:
     outputs of passes that gradients are taken of depend on nothing (0.50), and the weights read
     otherwise. Weights that were packed already are unpacked.
     """
-    for module in model.modules():
-        weight: Any = getattr(module, "weight", None)
+    each: Any
+    for each in model.modules():
+        weight: Any = getattr(each, "weight", None)
         if type(weight).__name__ != "Params4bit":
             continue
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(each, "support_avx512bf16_for_cpu"):
+            each.support_avx512bf16_for_cpu = False
         if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
             from bitsandbytes.functional import (  # pyright: ignore[reportMissingImports]
                 _convert_weight_packed_for_cpu_inverse,
@@ -263,7 +271,6 @@ def read(model: nn.Module, name: str) -> Tensor:
     module = model.get_submodule(path)
     if leaf == "weight" and is_quantised(module):
         return dequantised(module)
-    model.get_parameter(name)
     return value_of(model, name)
 
 
@@ -277,4 +284,4 @@ def not_plain(model: nn.Module, name: str) -> str | None:
     module = model.get_submodule(path)
     if leaf == "weight" and is_quantised(module):
         return f"quantised ({type(module).__name__})"
-    return "offloaded" if model.get_parameter(name).is_meta else None
+    return "offloaded" if getattr(module, leaf).is_meta else None

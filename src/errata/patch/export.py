@@ -17,6 +17,7 @@ from torch import Tensor
 
 from errata.errors import ErrataError, PatchError
 from errata.model.compat import quiet_transformers
+from errata.model.experts import ExpertMatrix
 from errata.model.stored import quantised_in
 from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
@@ -92,6 +93,11 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
     dense: dict[str, Tensor] = {}
     for change in patch.compact().changes:
         path = change.projection(lm)
+        if isinstance(lm.module(path), ExpertMatrix):
+            raise PatchError(
+                f"{path} is one expert of a stack: an adapter of LoRA changes whole modules",
+                "Export with --to merged, or keep the patch folder.",
+            )
         if change.factors is not None:
             B, A = change.factors
             low[path] = B.cpu(), A.cpu()

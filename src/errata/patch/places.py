@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import PatchError
+from errata.model.experts import ExpertMatrix
 from errata.model.stored import matrix_shape, not_plain, shape_of
 
 if TYPE_CHECKING:
@@ -22,11 +23,28 @@ def parameter_of(lm: LM, name: str) -> nn.Parameter:
         PatchError: If the model has none of that name.
     """
     try:
+        path, _, leaf = name.rpartition(".")
+        module = _found(lm, path)
+        if leaf == "weight" and isinstance(module, ExpertMatrix):
+            return nn.Parameter(module.weight, requires_grad=False)  # the stack's own numbers
         return lm.model.get_parameter(name)
     except AttributeError:
         raise PatchError(
             f"{lm.name} has no parameter {name}; the patch is for another model"
         ) from None
+
+
+def _found(lm: LM, path: str) -> nn.Module:
+    """Return a module; the experts of a mixture are modules once the model was probed.
+
+    Raises:
+        AttributeError: If there is none of that path.
+    """
+    try:
+        return lm.model.get_submodule(path)
+    except AttributeError:
+        lm.probe()
+        return lm.model.get_submodule(path)
 
 
 def module_of(lm: LM, path: str) -> nn.Module:
@@ -36,7 +54,7 @@ def module_of(lm: LM, path: str) -> nn.Module:
         PatchError: If the model has none of that path.
     """
     try:
-        return lm.model.get_submodule(path)
+        return _found(lm, path)
     except AttributeError:
         raise PatchError(
             f"{lm.name} has no module {path}; the patch is for another model"
@@ -50,6 +68,7 @@ def stored_shape(lm: LM, name: str) -> tuple[int, ...]:
         PatchError: If the model has none of that name.
     """
     try:
+        _found(lm, name.rpartition(".")[0])
         return shape_of(lm.model, name)
     except AttributeError:
         parameter_of(lm, name)
@@ -74,6 +93,7 @@ def beside(lm: LM, name: str) -> str | None:
     What is quantised or offloaded is not written to: a change works beside it.
     """
     try:
+        _found(lm, name.rpartition(".")[0])
         return not_plain(lm.model, name)
     except AttributeError:
         parameter_of(lm, name)

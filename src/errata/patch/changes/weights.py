@@ -92,8 +92,9 @@ class LowRank(Change):
 
     def check(self, lm: LM) -> None:
         """Refuse a model that has no such projection, or one of another shape."""
+        module = module_of(lm, self.path)
         stored = stored_shape(lm, self.parameter)
-        have = stored[::-1] if is_transposed(module_of(lm, self.path)) else stored
+        have = stored[::-1] if is_transposed(module) else stored
         _check_shape(self.path, have, (self.B.shape[0], self.A.shape[1]))
 
     def install(self, parts: Parts, group: int) -> None:

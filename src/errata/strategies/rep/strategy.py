@@ -108,6 +108,11 @@ class Rep(Strategy, LocateEditor):
             words = enough_words(texts, words)
         return _Material(contexts, texts, words)
 
+    @property
+    def edits_experts(self) -> bool:
+        """Its adapters stand at one matrix per block."""
+        return False
+
     def _ordinary_at(self, lm: LM, layer: int) -> Ordinary | None:
         if not self.config.rep_cls:
             return None
