@@ -139,6 +139,11 @@ def test_all_files_of_a_folder_of_wikibigedit_are_read(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
     ids = [case.id for case in load_cases(f"wikibigedit:{tmp_path}").cases]
     assert ids == ["a_february-0", "a_february-1", "b_march-0"]
+    with pytest.raises(DataError, match=r"expected wiki_big_edit_20240220_20240301\.json"):
+        load_cases(f"wikibigedit:{tmp_path}", "20240220_20240301")
+    (tmp_path / "wiki_big_edit_20240220_20240301.json").write_text(json.dumps([BIG]))
+    assert len(load_cases(f"wikibigedit:{tmp_path}", "20240220_20240301")) == 1
+    assert len(load_cases(f"wikibigedit:{tmp_path}", "all")) == 4
 
 
 @pytest.mark.parametrize("name", ["locft", "wikibigedit"])
@@ -257,7 +262,7 @@ def test_sets_of_the_hub_that_cannot_be_had_say_where_they_are(name, monkeypatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(DataError, match=rf"cannot fetch .*no network(.|\n)*--data {name}:PATH"):
-        load_cases(name)
+        load_cases(name, "all")
 
 
 def test_a_split_without_a_published_place_names_its_files():
