@@ -58,6 +58,7 @@ def test_portability_and_locality_keep_their_names(errata: Errata) -> None:
     done = errata(*words, "--fail-under", "generality.reasoning=1")
     assert done.code == 3
     assert "generality.reasoning" in done.stderr
+    assert errata(*words, "--fail-under", "generality.portability=1").code == 3
 
 
 def test_edits_of_a_data_set(errata: Errata, model: str) -> None:

@@ -10,6 +10,7 @@ from errata.case import Edit, Probe
 from errata.data import load_cases
 from errata.errors import ConfigError, DataError
 
+PORTABLE = ("portability",)
 QA = {
     "id": 7,
     "source": "NQ",
@@ -121,7 +122,7 @@ def test_wikibigedit(load):
     assert case.probes == (
         Probe(BIG["rephrase"], "Rome", "generality", "rephrase", subject="Ada"),
         Probe(BIG["personas"], "Rome", "generality", "personas", subject="Ada"),
-        Probe(BIG["mhop"], "Tiber", "generality", "mhop"),
+        Probe(BIG["mhop"], "Tiber", "generality", "mhop", PORTABLE),
         Probe(BIG["loc"], "Oslo", "locality", "locality"),
     )
     assert case.meta["tag"] == "update"
@@ -179,9 +180,14 @@ def test_knowedit(load):
     assert case.probes == (
         Probe("Ada lives in", "Rome", "generality", "rephrase", subject="Ada"),
         Probe(
-            "The river of Ada's city is", "Tiber", "generality", "reasoning", answers=("Tevere",)
+            "The river of Ada's city is",
+            "Tiber",
+            "generality",
+            "reasoning",
+            PORTABLE,
+            answers=("Tevere",),
         ),
-        Probe("The city of Ms. A. is", "Rome", "generality", "subject_aliasing"),
+        Probe("The city of Ms. A. is", "Rome", "generality", "subject_aliasing", PORTABLE),
         Probe("The age of Ada is", "30", "locality", "relation_specificity", answers=("thirty",)),
     )
     assert data.notes == ("1 relation_specificity questions without text or answer left out",)
@@ -231,7 +237,9 @@ def test_portability_of_zsre_is_asked_in_the_wording_of_the_edit(load):
     answer = " The answer is: "
     (case,) = load("zsre", [MEND | {"portability": EASY}]).cases
     assert [probe.name for probe in case.probes] == ["rephrase", "one_hop", "NQ"]
-    assert case.probes[1] == Probe(EASY["New Question"] + answer, "Tiber", "generality", "one_hop")
+    assert case.probes[1] == Probe(
+        EASY["New Question"] + answer, "Tiber", "generality", "one_hop", PORTABLE
+    )
     (case,) = load("zsre", [MEND | {"portability": EASY}], options={"suffix": ""}).cases
     assert case.probes[1].prompt == EASY["New Question"]
 

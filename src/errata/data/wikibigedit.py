@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from errata.case import Case, Edit, Probe, ProbeKind
 from errata.data._base import Dataset, HubDataset, NotUsed
+from errata.data._questions import PORTABILITY
 from errata.data._records import Record, freeze
 from errata.data.locft import flat_case
 
@@ -89,6 +90,7 @@ class WikiBigEdit(HubDataset):
             text, reply = record.optional_text(question), record.optional_text(answer)
             if text is not None and reply is not None:
                 about = subject if answer == "ans" else None
-                probes.append(Probe(text, reply.strip(), kind, called, subject=about))
+                flags = (PORTABILITY,) if called == "mhop" else ()
+                probes.append(Probe(text, reply.strip(), kind, called, flags, subject=about))
         edit = Edit(record.text("update"), target, subject, id=name)
         return Case(name, (edit,), tuple(probes), freeze({"tag": record.optional_text("tag")}))
