@@ -255,13 +255,29 @@ def test_ultraedit_calls_the_new_answer_of_zsre_ans(load):
     assert load("zsre", [renamed]).cases == load("zsre", [MEND]).cases
 
 
+def test_ultraeditbench(load):
+    record = {
+        "case_id": 4,
+        "prompt": "Where is Ada?",
+        "ans": "Rome ",
+        "rephrase_prompt": "Ada is in?",
+    }
+    record |= {"loc": "Where is Bob?", "loc_ans": "Oslo"}
+    (case,) = load("ultraeditbench", [record]).cases
+    assert case.edits == (Edit("Where is Ada?", "Rome", id="4"),)
+    assert case.probes == (
+        Probe("Ada is in?", "Rome", "generality", "rephrase"),
+        Probe("Where is Bob?", "Oslo", "locality", "locality"),
+    )
+
+
 def test_portability_of_counterfact(load):
     flat = FLAT | {"case_id": 1, "ground_truth": "Paris", "portability": EASY}
     (case,) = load("counterfact", [flat]).cases
     assert [probe.name for probe in case.probes] == ["rephrase", "locality", "one_hop"]
 
 
-@pytest.mark.parametrize("name", ["qaedit", "wikibigedit"])
+@pytest.mark.parametrize("name", ["qaedit", "ultraeditbench", "wikibigedit"])
 def test_sets_of_the_hub_that_cannot_be_had_say_where_they_are(name, monkeypatch):
     import huggingface_hub
 
