@@ -199,6 +199,7 @@ def test_published_facts(shared: Path) -> None:
     path = shared / "data" / "counterfact" / "counterfact-val.json"
     facts = load_facts(f"counterfact:{path}", seed=None).facts
     assert facts[0].target == "BBC"
+    assert load_facts(path, seed=None).facts == facts  # known by its fields
 
 
 def test_facts_of_the_world_are_those_of_one_split() -> None:

@@ -10,6 +10,7 @@ from errata.case import Edit, Probe
 from errata.data import load_cases
 from errata.errors import ConfigError, DataError
 
+PORTABLE = ("portability",)
 QA = {
     "id": 7,
     "source": "NQ",
@@ -121,7 +122,7 @@ def test_wikibigedit(load):
     assert case.probes == (
         Probe(BIG["rephrase"], "Rome", "generality", "rephrase", subject="Ada"),
         Probe(BIG["personas"], "Rome", "generality", "personas", subject="Ada"),
-        Probe(BIG["mhop"], "Tiber", "generality", "mhop"),
+        Probe(BIG["mhop"], "Tiber", "generality", "mhop", PORTABLE),
         Probe(BIG["loc"], "Oslo", "locality", "locality"),
     )
     assert case.meta["tag"] == "update"
@@ -139,6 +140,11 @@ def test_all_files_of_a_folder_of_wikibigedit_are_read(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
     ids = [case.id for case in load_cases(f"wikibigedit:{tmp_path}").cases]
     assert ids == ["a_february-0", "a_february-1", "b_march-0"]
+    with pytest.raises(DataError, match=r"expected wiki_big_edit_20240220_20240301\.json"):
+        load_cases(f"wikibigedit:{tmp_path}", "20240220_20240301")
+    (tmp_path / "wiki_big_edit_20240220_20240301.json").write_text(json.dumps([BIG]))
+    assert len(load_cases(f"wikibigedit:{tmp_path}", "20240220_20240301")) == 1
+    assert len(load_cases(f"wikibigedit:{tmp_path}", "all")) == 4
 
 
 @pytest.mark.parametrize("name", ["locft", "wikibigedit"])
@@ -174,9 +180,14 @@ def test_knowedit(load):
     assert case.probes == (
         Probe("Ada lives in", "Rome", "generality", "rephrase", subject="Ada"),
         Probe(
-            "The river of Ada's city is", "Tiber", "generality", "reasoning", answers=("Tevere",)
+            "The river of Ada's city is",
+            "Tiber",
+            "generality",
+            "reasoning",
+            PORTABLE,
+            answers=("Tevere",),
         ),
-        Probe("The city of Ms. A. is", "Rome", "generality", "subject_aliasing"),
+        Probe("The city of Ms. A. is", "Rome", "generality", "subject_aliasing", PORTABLE),
         Probe("The age of Ada is", "30", "locality", "relation_specificity", answers=("thirty",)),
     )
     assert data.notes == ("1 relation_specificity questions without text or answer left out",)
@@ -226,7 +237,9 @@ def test_portability_of_zsre_is_asked_in_the_wording_of_the_edit(load):
     answer = " The answer is: "
     (case,) = load("zsre", [MEND | {"portability": EASY}]).cases
     assert [probe.name for probe in case.probes] == ["rephrase", "one_hop", "NQ"]
-    assert case.probes[1] == Probe(EASY["New Question"] + answer, "Tiber", "generality", "one_hop")
+    assert case.probes[1] == Probe(
+        EASY["New Question"] + answer, "Tiber", "generality", "one_hop", PORTABLE
+    )
     (case,) = load("zsre", [MEND | {"portability": EASY}], options={"suffix": ""}).cases
     assert case.probes[1].prompt == EASY["New Question"]
 
@@ -242,13 +255,29 @@ def test_ultraedit_calls_the_new_answer_of_zsre_ans(load):
     assert load("zsre", [renamed]).cases == load("zsre", [MEND]).cases
 
 
+def test_ultraeditbench(load):
+    record = {
+        "case_id": 4,
+        "prompt": "Where is Ada?",
+        "ans": "Rome ",
+        "rephrase_prompt": "Ada is in?",
+    }
+    record |= {"loc": "Where is Bob?", "loc_ans": "Oslo"}
+    (case,) = load("ultraeditbench", [record]).cases
+    assert case.edits == (Edit("Where is Ada?", "Rome", id="4"),)
+    assert case.probes == (
+        Probe("Ada is in?", "Rome", "generality", "rephrase"),
+        Probe("Where is Bob?", "Oslo", "locality", "locality"),
+    )
+
+
 def test_portability_of_counterfact(load):
     flat = FLAT | {"case_id": 1, "ground_truth": "Paris", "portability": EASY}
     (case,) = load("counterfact", [flat]).cases
     assert [probe.name for probe in case.probes] == ["rephrase", "locality", "one_hop"]
 
 
-@pytest.mark.parametrize("name", ["qaedit", "wikibigedit"])
+@pytest.mark.parametrize("name", ["qaedit", "ultraeditbench", "wikibigedit"])
 def test_sets_of_the_hub_that_cannot_be_had_say_where_they_are(name, monkeypatch):
     import huggingface_hub
 
@@ -257,7 +286,7 @@ def test_sets_of_the_hub_that_cannot_be_had_say_where_they_are(name, monkeypatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(DataError, match=rf"cannot fetch .*no network(.|\n)*--data {name}:PATH"):
-        load_cases(name)
+        load_cases(name, "all")
 
 
 def test_a_split_without_a_published_place_names_its_files():

@@ -21,7 +21,7 @@ def pocket_world() -> World:
 
 NAMES = (
     *("counterfact", "jsonl", "knowedit", "locft", "mquake", "qaedit", "rep", "uniedit"),
-    *("wikibigedit", "zsre"),
+    *("ultraeditbench", "wikibigedit", "zsre"),
 )
 
 

@@ -76,6 +76,9 @@ def load_cases(
 ) -> LoadedData:
     """Load the cases of a data set.
 
+    Fields of the file that no case is made of are counted and named, in the notes and as a warning
+    of the logger `errata.data`.
+
     Args:
         spec: `NAME` downloads from the published place; `NAME:PATH` reads a local file or folder;
             `NAME:sample` reads the few records in that format that ship with errata, about facts
@@ -88,9 +91,6 @@ def load_cases(
             the order of the file is kept.
         skip_bad: Leave broken records out and list them, instead of stopping at the first.
         options: Settings of the mapping, by name.
-
-    Fields of the file that no case is made of are counted and named, in the notes and as a warning
-    of the logger `errata.data`.
 
     Raises:
         ConfigError: If the data set, split or an option is unknown, or `limit` is below 1.
@@ -152,9 +152,9 @@ def load_edits(spec: str | Path) -> list[Edit]:
     whole, _ = split_part(text)
     name, colon, rest = whole.partition(":")
     path = Path(whole).expanduser()
-    if name in datasets and colon:
+    if name in datasets:
         known: str | None = name
-        path = Path(rest).expanduser()
+        path = Path(rest).expanduser() if colon else path
     else:
         known = format_of(path, datasets) if path.is_file() else None
     if known in (None, OWN):

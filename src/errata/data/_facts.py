@@ -13,8 +13,9 @@ from pathlib import Path
 
 from errata.case import Edit
 from errata.config import did_you_mean
-from errata.data import load_cases
+from errata.data import datasets, load_cases
 from errata.data._download import fetch
+from errata.data._formats import OWN, format_of
 from errata.data._reading import read_lines, read_list
 from errata.data._records import Record
 from errata.errors import ConfigError, DataError
@@ -54,8 +55,9 @@ def load_facts(spec: str | Path, split: str | None = None, seed: int | None = 0)
 
     Args:
         spec: `world`, `known_1000`, a data set that says the true answers (`counterfact`), each of
-            the latter also as `NAME:PATH`; or a .json or .jsonl file with the fields `subject`,
-            `prompt` (or `template` with {} for the subject) and `attribute`.
+            the latter also as `NAME:PATH` or as a file whose fields are known; or a .json or .jsonl
+            file with the fields `subject`, `prompt` (or `template` with {} for the subject) and
+            `attribute`.
         split: Part of the data set; of the world, facts about heads of the split `train` unless
             told otherwise.
         seed: Shuffles the facts, so that the first ones are a fair sample; None keeps the order.
@@ -68,7 +70,7 @@ def load_facts(spec: str | Path, split: str | None = None, seed: int | None = 0)
     name, _, rest = spec.partition(":")
     if name == "world" and not rest:
         facts, source = _of_world(split or "train", seed or 0), "errata.world"
-    elif name == KNOWN or (Path(spec).is_file() and Path(spec).suffix in {".json", ".jsonl"}):
+    elif name == KNOWN or _is_facts(Path(spec)):
         path = Path(spec)
         if name == KNOWN:
             path = Path(rest).expanduser() if rest else fetch(KNOWN_URL, data=KNOWN)
@@ -91,6 +93,13 @@ def load_facts(spec: str | Path, split: str | None = None, seed: int | None = 0)
     if seed is not None:
         random.Random(seed).shuffle(facts)
     return Facts(spec if not rest else name, tuple(facts), source)
+
+
+def _is_facts(path: Path) -> bool:
+    """Whether a path is a file of facts, and of no data set."""
+    if not path.is_file() or path.suffix not in {".json", ".jsonl"}:
+        return False
+    return format_of(path, datasets) in (None, OWN)
 
 
 def _of_world(split: str, seed: int) -> list[Edit]:

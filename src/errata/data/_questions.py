@@ -3,7 +3,7 @@
 Three spellings are read: `{"Reasoning": [{"prompt": …, "ground_truth": …}, …]}` (KnowEdit),
 `{"neighborhood": {"prompt": …, "ground_truth": …}}` (what EasyEdit's editors take), and
 `{"Recalled Relation": …, "New Question": …, "New Answer": …}` (the portability of its zsRE).
-Each name becomes the name of probes, in lower case.
+Each name becomes the name of probes, in lower case; portability is a flag besides.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from errata.data._records import Record
 
 ONE_HOP = "one_hop"
 """Name of a question with `New Question` and `New Answer`, as EasyEdit reports it."""
+
+PORTABILITY = "portability"
+"""Flag of generality questions that ask for what follows from an edit, whatever their name."""
 
 ANSWERS = "a text, or a list of texts or of lists of texts"
 
@@ -93,5 +96,6 @@ def _asked(entry: Record, prompt: str, answer: str, kind: ProbeKind, name: str) 
         if not (text or "").strip() or not accepted:
             entry.leave_out(f"{name} questions without text or answer")
             continue
-        found.append(Probe(str(text), accepted[0], kind, name, answers=accepted[1:]))
+        flags = (PORTABILITY,) if kind == "generality" else ()
+        found.append(Probe(str(text), accepted[0], kind, name, flags, answers=accepted[1:]))
     return found

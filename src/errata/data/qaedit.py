@@ -52,7 +52,7 @@ class QAEdit(HubDataset):
         subject = record.optional_text("subject")
         target = _plain(record.text("target"))
         edit = Edit(record.text("prompt"), target, subject, id=name)
-        asked = record.items("locality")
+        asked = record.items("locality") if record.has("locality") else []
         if self.options.locality == "first":
             record.leave_out("locality questions behind the first", len(asked[1:]))
         kept = asked if self.options.locality == "all" else asked[:1]

@@ -1,9 +1,13 @@
-"""WikiBigEdit: half a million real changes of Wikidata as questions, in eight months."""
+"""WikiBigEdit: half a million real changes of Wikidata as questions, in eight time steps."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import ClassVar
+
 from errata.case import Case, Edit, Probe, ProbeKind
-from errata.data._base import HubDataset, NotUsed
+from errata.data._base import Dataset, HubDataset, NotUsed
+from errata.data._questions import PORTABILITY
 from errata.data._records import Record, freeze
 from errata.data.locft import flat_case
 
@@ -25,12 +29,51 @@ class WikiBigEdit(HubDataset):
         "Thede et al. 2025, Understanding the limits of lifelong knowledge editing in LLMs,"
         " https://arxiv.org/abs/2503.05683"
     )
-    splits = ("all",)
-    default = "all"
+    splits = (
+        "20240201_20240220",
+        "20240220_20240301",
+        "20240301_20240320",
+        "20240320_20240401",
+        "20240401_20240501",
+        "20240501_20240601",
+        "20240601_20240620",
+        "20240620_20240701",
+        "all",
+    )
+    default = "20240201_20240220"
+    published: ClassVar[dict[str, str]] = {
+        "20240201_20240220": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240201_20240220.json",
+        "20240220_20240301": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240220_20240301.json",
+        "20240301_20240320": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240301_20240320.json",
+        "20240320_20240401": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240320_20240401.json",
+        "20240401_20240501": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240401_20240501.json",
+        "20240501_20240601": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240501_20240601.json",
+        "20240601_20240620": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240601_20240620.json",
+        "20240620_20240701": "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main/wiki_big_edit_20240620_20240701.json",
+    }
+    names: ClassVar[dict[str, tuple[str, ...]]] = {
+        "20240201_20240220": ("wiki_big_edit_20240201_20240220.json",),
+        "20240220_20240301": ("wiki_big_edit_20240220_20240301.json",),
+        "20240301_20240320": ("wiki_big_edit_20240301_20240320.json",),
+        "20240320_20240401": ("wiki_big_edit_20240320_20240401.json",),
+        "20240401_20240501": ("wiki_big_edit_20240401_20240501.json",),
+        "20240501_20240601": ("wiki_big_edit_20240501_20240601.json",),
+        "20240601_20240620": ("wiki_big_edit_20240601_20240620.json",),
+        "20240620_20240701": ("wiki_big_edit_20240620_20240701.json",),
+    }
     repository = "lukasthede/WikiBigEdit"
     marks = (("update", "ans", "rephrase", "loc"),)
     also_read = (("prompt", "target_new", "rephrase_prompt", "locality_prompt"),)
     passed_over = ("subject_id", "relation", "relation_id", "object", "object_id")
+
+    def download(self, split: str | None) -> list[Path]:
+        """Fetch one time step, or all of them."""
+        return super().download(split) if split == "all" else Dataset.download(self, split)
+
+    def local(self, path: Path, split: str | None) -> list[Path]:
+        """Return a file, the file of a time step, or all JSON files of a folder."""
+        whole = split in (None, "all")
+        return super().local(path, split) if whole else Dataset.local(self, path, split)
 
     def case(self, record: Record, seed: int) -> Case:
         """Map one record; every question may be null. LocFT's form of it is read too."""
@@ -47,6 +90,7 @@ class WikiBigEdit(HubDataset):
             text, reply = record.optional_text(question), record.optional_text(answer)
             if text is not None and reply is not None:
                 about = subject if answer == "ans" else None
-                probes.append(Probe(text, reply.strip(), kind, called, subject=about))
+                flags = (PORTABILITY,) if called == "mhop" else ()
+                probes.append(Probe(text, reply.strip(), kind, called, flags, subject=about))
         edit = Edit(record.text("update"), target, subject, id=name)
         return Case(name, (edit,), tuple(probes), freeze({"tag": record.optional_text("tag")}))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from errata.case import Case, Edit
+from errata.data._questions import PORTABILITY
 from errata.errors import EditError, ModelError
 from errata.model.lm import LM
 from errata.model.tokens import Row
@@ -99,7 +100,7 @@ def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: 
     seen = {(e.prompt, e.target) for e in edits}
     gens = []
     for probe in case.of("generality"):
-        plain = not (set(probe.criteria) & {"MH", "RR", "SER"} or probe.hops)
+        plain = not (set(probe.criteria) & {"MH", "RR", "SER", PORTABILITY} or probe.hops)
         if plain_only and not plain:
             continue
         gens.append(lm.row_of(probe))

@@ -1,4 +1,4 @@
-"""Sample records of QAEdit, WikiBigEdit, LocFT and KnowEdit."""
+"""Sample records of QAEdit, WikiBigEdit, LocFT, KnowEdit and UltraEditBench."""
 
 from __future__ import annotations
 
@@ -115,4 +115,20 @@ def knowedit(world: World, number: int, fact: Fact) -> Json:
         "rephrase_prompt": second,
         "portability": portability,
         "locality": {name: asked for name, asked in locality.items() if asked},
+    }
+
+
+def ultraeditbench(world: World, number: int, fact: Fact) -> Json:
+    """A record of UltraEditBench."""
+    draw = drawn("ultraeditbench", number)
+    subject, new, _ = _labels(world, number, fact)
+    kept, answer = still(world, fact, draw)
+    return {
+        "case_id": number,
+        "prompt": _question(world, fact, subject),
+        "subject": subject,
+        "ans": new,
+        "rephrase_prompt": f"Tell me the {relation_phrase(world, fact)} of {subject}. Answer:",
+        "loc": kept,
+        "loc_ans": answer,
     }

@@ -30,7 +30,13 @@ from errata.world.sample_facts import (
     spread,
     still,
 )
-from errata.world.sample_questions import knowedit, locft, qaedit, wikibigedit
+from errata.world.sample_questions import (
+    knowedit,
+    locft,
+    qaedit,
+    ultraeditbench,
+    wikibigedit,
+)
 from errata.world.world import Fact, World
 
 Json = dict[str, Any]
@@ -67,6 +73,7 @@ def sample_files(world: World) -> dict[str, tuple[str, int]]:
         "wikibigedit.json": wikibigedit,
         "locft.json": locft,
         "knowedit.json": knowedit,
+        "ultraeditbench.json": ultraeditbench,
     }
     files: dict[str, tuple[str, int]] = {}
     for name, make in formats.items():
