@@ -174,8 +174,13 @@ def look(
     }  # fmt: skip
     for i, text in zip(missed, says, strict=True):
         results[edits[i]]["says_after"] = text
+    made = requests
+    if sequence is not None and sequence.get("stopped"):
+        made = requests[: sequence["stopped"]["kept"]]
+        for edit in requests[len(made) :]:
+            results[edit]["tried"] = f"nothing: stopped by {sequence['stopped']['when']}"
     if editor is not None:
-        _explain(lm, editor, requests, results)
+        _explain(lm, editor, made, results, len(requests), sequence is not None)
     aftermath: dict[str, Any] = {}
     absent = [edit for edit in dict.fromkeys(requests) if edit not in patch.edits]
     if absent:
@@ -188,14 +193,19 @@ def look(
 
 
 def _explain(
-    lm: LM, editor: Editor, requests: Sequence[Edit], results: dict[Edit, dict[str, Any]]
+    lm: LM,
+    editor: Editor,
+    requests: Sequence[Edit],
+    results: dict[Edit, dict[str, Any]],
+    group: int,
+    in_turn: bool,
 ) -> None:
     done = tried(lm, editor)
     for edit in dict.fromkeys(requests):
         result = results[edit]
         result["tried"] = done
         if not result["taken"]:
-            result["advice"] = advice(lm, editor, edit, result, len(requests))
+            result["advice"] = advice(lm, editor, edit, result, group, in_turn)
 
 
 def _earlier_edits(

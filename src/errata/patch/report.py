@@ -245,7 +245,7 @@ class Report:
             if entry.p_before is not None and entry.p_after is not None:
                 line += f"  {entry.p_before:.4f} → {entry.p_after:.4f}"
             lines.append(line if entry.says is None else f"{line}  says {entry.says.strip()!r}")
-            lines += [f"    try {text}" for text in entry.advice]
+            lines += [f"    may help: {text}" for text in entry.advice]
         for entries, what in ((self.lost, "no longer holds"), (self.weaker, "holds less firmly")):
             lines += [f"! {e.edit.prompt} → {e.edit.target.strip()} {what}" for e in entries]
         return "\n".join([*lines, *filter(None, [self.line()])])
@@ -275,7 +275,7 @@ def nats(value: float) -> str:
     """Return a divergence in a few digits."""
     if not math.isfinite(value):
         return "infinite"
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}" if value > 1e-9 else "0"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}" if value > 1e-9 else "0"
 
 
 def _number(value: Any) -> float:
