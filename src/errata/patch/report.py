@@ -18,6 +18,9 @@ from errata.store.words import counted
 if TYPE_CHECKING:
     from errata.patch.patch import Patch
 
+NOTHING = 1e-9
+"""Nats below which a divergence is none: log probabilities come in float32."""
+
 NAMED = 3
 """Neighbours that moved and are named in the one line about them."""
 
@@ -275,7 +278,11 @@ def nats(value: float) -> str:
     """Return a divergence in a few digits."""
     if not math.isfinite(value):
         return "infinite"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}" if value > 1e-9 else "0"
+    if value >= 0.001:
+        return f"{value:.3f}"
+    if value >= 0.0001:
+        return f"{value:.1g}"
+    return "<0.0001" if value > NOTHING else "0"
 
 
 def _number(value: Any) -> float:
