@@ -165,6 +165,29 @@ def test_a_ruined_model_has_moved_infinitely(tiny) -> None:
     assert torch.isinf(sentences.divergence(kept, now)).all()
 
 
+def test_what_is_said_under_an_applied_patch_is_not_taken_for_the_models_own(tiny) -> None:
+    lm = tiny("llama")
+    loud = errata.edit(lm, EDITS[:1], ask=False, **HARD)
+    own = sentences.unedited(lm)
+    assert lm.installed.nothing
+    with loud.applied(lm):
+        assert not lm.installed.nothing
+        other = sentences.unedited(lm)
+    assert lm.installed.nothing
+    assert not torch.equal(other[1], own[1])
+    assert sentences.unedited(lm) is own
+
+
+def test_questions_that_do_not_fit_are_left_out(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny("gpt2")
+    length = len(lm.row(EDITS[0].prompt).ids)
+    patch = errata.edit(lm, EDITS[:1], ask=False, **FT)
+    monkeypatch.setitem(vars(lm), "max_length", length + 2)
+    report = look(lm, patch, EDITS[:1]).report
+    assert report.asked
+    assert len(report.neighbours) < 12
+
+
 def test_it_can_be_left_out(tiny) -> None:
     lm = tiny("gpt2")
     report = errata.edit(lm, EDITS[:1], neighbourhood=False, **FT).report

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Edit
+from errata.errors import ErrataError
 from errata.inspection import sentences
 from errata.inspection.advice import advice, tried
-from errata.inspection.answers import SHOWN, short_answers, word_of
+from errata.inspection.answers import LONGEST, SHOWN, short_answers, word_of
 from errata.inspection.neighbours import Asked, bare_subjects, neighbours_of
 from errata.model.logprobs import RowScore
 from errata.model.tokens import Row
@@ -89,8 +90,8 @@ class Surroundings:
         Returns:
             The surroundings, and the scores of `also`.
         """
-        names = bare_subjects(edits)
-        asked = [*neighbours_of(lm, edits, avoid), *names]
+        names = [one for one in bare_subjects(edits) if _fits(lm, one)]
+        asked = [one for one in neighbours_of(lm, edits, avoid) if _fits(lm, one)] + names
         rows, scores = short_answers(lm, [one.prompt for one in asked], also)
         return cls(asked, len(names), rows, sentences.unedited(lm)), scores
 
@@ -226,6 +227,15 @@ def _earlier_edits(
     ]
     found = {"lost": plain(lost), "weaker": plain(weaker)}
     return {"earlier": len(held), **found} if old else {}
+
+
+def _fits(lm: LM, asked: Asked) -> bool:
+    """Whether a question can be asked and answered: another subject may be longer."""
+    try:
+        row = lm.row(asked.prompt)
+    except ErrataError:
+        return False
+    return lm.max_length is None or len(row.ids) + LONGEST <= lm.max_length
 
 
 def _first(score: RowScore) -> int:

@@ -90,9 +90,17 @@ def next_tokens(lm: LM, rows: Sequence[Row]) -> Float[Tensor, "S V"]:
 def unedited(lm: LM) -> Kept:
     """Return what the unedited model says, from the cache if it was asked before.
 
-    Nothing may be applied to the model.
+    Under a patch that somebody has applied, what the model says then is not kept.
     """
+    if not lm.installed.nothing:
+        return _most_probable(lm)
     return lm.once("general sentences unedited", lambda: _unedited(lm))
+
+
+def _most_probable(lm: LM) -> Kept:
+    whole = next_tokens(lm, rows_of(lm))
+    logprobs, ids = whole.topk(min(TOP, whole.shape[-1]), dim=-1)
+    return ids, logprobs
 
 
 def _unedited(lm: LM) -> Kept:
@@ -103,8 +111,7 @@ def _unedited(lm: LM) -> Kept:
     there = load_tensors(path) if large else None
     if there is not None:
         return there[0]["ids"].long(), there[0]["logprobs"]
-    whole = next_tokens(lm, rows)
-    logprobs, ids = whole.topk(min(TOP, whole.shape[-1]), dim=-1)
+    ids, logprobs = _most_probable(lm)
     try:
         if large:
             save_tensors(path, {"ids": ids.int(), "logprobs": logprobs}, {"model": lm.name})

@@ -65,6 +65,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     saved: list[tuple[nn.Parameter, Tensor]] = []
     with ExitStack() as stack:
         stack.callback(_restore, saved)
+        stack.enter_context(lm.installed.running(applied=lm.installed.applied + 1))
         with torch.no_grad():
             for name, delta in weight_deltas(lm, patch.changes).items():
                 parameter = parameter_of(lm, name)
