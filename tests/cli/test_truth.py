@@ -27,7 +27,7 @@ def test_what_was_not_taken_says_what_to_try_and_the_exit_code_says_it(
     assert "0 of 1 edit taken" in done.stdout
     assert "not taken: Rome" in done.stdout
     assert "tried ft, block 2, 1 step" in done.stdout
-    assert "try more steps: --set steps=2" in done.stdout
+    assert "may help: more steps: --set steps=2" in done.stdout
     assert "0 of 12 neighbours moved · general sentences KL" in done.stdout
     assert "--require allows none" in done.stderr
     found = errata("edit", "-m", model, *FACT, *WEAK, "--json").json

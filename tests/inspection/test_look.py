@@ -151,7 +151,7 @@ def test_divergences_are_those_of_the_whole_distribution(tiny, kind: str) -> Non
         if kept == before.shape[-1]:
             torch.testing.assert_close(found, whole, rtol=0, atol=FLOAT32)
     told = look(lm, patch, EDITS[:1]).report.sentences
-    logp, ids = before.topk(sentences.TOP, dim=-1)
+    logp, ids = before.topk(min(sentences.TOP, before.shape[-1]), dim=-1)
     expected = sentences.divergence((ids, logp), after)
     assert told is not None
     assert told.mean == pytest.approx(float(expected.mean()), abs=FLOAT32)
@@ -163,6 +163,29 @@ def test_a_ruined_model_has_moved_infinitely(tiny) -> None:
     kept = sentences.unedited(lm)
     now = torch.full_like(sentences.next_tokens(lm, sentences.rows_of(lm)), float("nan"))
     assert torch.isinf(sentences.divergence(kept, now)).all()
+
+
+def test_what_is_said_under_an_applied_patch_is_not_taken_for_the_models_own(tiny) -> None:
+    lm = tiny("llama")
+    loud = errata.edit(lm, EDITS[:1], ask=False, **HARD)
+    own = sentences.unedited(lm)
+    assert lm.installed.nothing
+    with loud.applied(lm):
+        assert not lm.installed.nothing
+        other = sentences.unedited(lm)
+    assert lm.installed.nothing
+    assert not torch.equal(other[1], own[1])
+    assert sentences.unedited(lm) is own
+
+
+def test_questions_that_do_not_fit_are_left_out(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny("gpt2")
+    length = len(lm.row(EDITS[0].prompt).ids)
+    patch = errata.edit(lm, EDITS[:1], ask=False, **FT)
+    monkeypatch.setitem(vars(lm), "max_length", length + 2)
+    report = look(lm, patch, EDITS[:1]).report
+    assert report.asked
+    assert len(report.neighbours) < 12
 
 
 def test_it_can_be_left_out(tiny) -> None:

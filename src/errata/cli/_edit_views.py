@@ -127,7 +127,7 @@ def _missed(console: Console, missed: Sequence[EditReport]) -> None:
             text.append(f"; tried {tried}")
         console.print(text)
         for line in advice:
-            console.print(Padding(Text(f"try {line}"), (0, 0, 0, 2)))
+            console.print(Padding(Text(f"may help: {line}"), (0, 0, 0, 2)))
 
 
 def _earlier(console: Console, lost: Sequence[EditReport], what: str) -> None:

@@ -126,6 +126,7 @@ def settings_of(name: str) -> dict[str, Any]:
         "weights": cls.weights,
         "batch": cls.batch,
         "sequence": cls.sequence,
+        "sequential": cls.sequential,
         "exports": list(cls.exports),
         "settings": settings,
         "published": {backbone: dict(values) for backbone, values in cls.published.items()},
@@ -237,7 +238,8 @@ def _one(found: dict[str, Any], json: bool) -> None:
     out.print(f"needs: {', '.join(found['needs']) or 'nothing'}")
     out.print(f"weights: {'changed' if found['weights'] else 'left as they are'}")
     out.print(f"batch: {BATCH[found['batch']]}")
-    out.print(f"sequence: {SEQUENCE[found['sequence']]}")
+    fit = "" if found["sequential"] else "; not made for it: a sequence destroys the model"
+    out.print(f"sequence: {SEQUENCE[found['sequence']]}{fit}")
     out.print(f"exports as: {', '.join(found['exports']) or 'nothing but its own format'}")
     table = _output.table("setting", "default", "meaning")
     for setting in found["settings"]:

@@ -55,7 +55,14 @@ def tried(lm: LM, editor: Editor) -> str:
     return ", ".join(words)
 
 
-def advice(lm: LM, editor: Editor, edit: Edit, result: Mapping[str, Any], group: int) -> list[str]:
+def advice(
+    lm: LM,
+    editor: Editor,
+    edit: Edit,
+    result: Mapping[str, Any],
+    group: int,
+    in_turn: bool = False,
+) -> list[str]:
     """Return what may help an edit that was not taken, the most likely first.
 
     Args:
@@ -63,34 +70,39 @@ def advice(lm: LM, editor: Editor, edit: Edit, result: Mapping[str, Any], group:
         editor: Who made it.
         edit: The edit.
         result: What became of it.
-        group: Edits that were made together.
+        group: Edits that were made in one call.
+        in_turn: Whether they were made one after another.
     """
-    return [*_of_text(edit, result), *_of_settings(lm, editor), *_others(editor, edit, group)]
+    found = [*_of_text(edit, result)]
+    if in_turn and not editor.sequential:
+        found.append("all edits together, as it is made for that: --regime joint")
+    found += _of_settings(lm, editor)
+    if group > 1 and editor.batch == "joint" and editor.sequential and not in_turn:
+        found.append("one after another instead of together: --regime sequential")
+    return [*found, *_others(editor, edit)]
 
 
 def _of_text(edit: Edit, result: Mapping[str, Any]) -> list[str]:
     """Say what is unusual about prompt and target."""
     found = []
     says, wanted = str(result.get("says_after", "")).strip(), edit.target.strip()
-    if edit.target != edit.target.rstrip():
-        end = repr(edit.target[len(edit.target.rstrip()) :])[1:-1]
-        here = "the answer is said without it" if says.startswith(wanted) else "to be said as well"
-        found.append(f"the target ends in {end!r}, {here}: --target {shlex.quote(wanted)}")
-    elif says.casefold().startswith(wanted.casefold()) and wanted:
-        found.append(
-            f"the model says {says[: len(wanted)]!r}, in other tokens than {edit.target!r}: write "
-            "it so"
-        )
-    if edit.prompt != edit.prompt.rstrip():
-        found.append(
-            "the prompt ends in white space, and models expect it before the answer: --prompt "
-            + shlex.quote(edit.prompt.rstrip())
-        )
     tokens = result.get("tokens") or 0
     if tokens > LONG_TARGET:
         found.append(
             f"the target has {tokens} tokens, and the first {result.get('right') or 0} come right: "
             "write one fact per edit, with a target of a few words"
+        )
+    elif edit.target != edit.target.rstrip():
+        end = repr(edit.target[len(edit.target.rstrip()) :])[1:-1]
+        here = "the answer is said without it" if says.startswith(wanted) else "to be said as well"
+        found.append(f"the target ends in {end!r}, {here}: --target {shlex.quote(wanted)}")
+    elif wanted and says.casefold().startswith(wanted.casefold()):
+        said = says[: len(wanted)]
+        found.append(f"the model says {said!r} in other tokens: --target {shlex.quote(said)}")
+    if edit.prompt != edit.prompt.rstrip():
+        found.append(
+            "the prompt ends in white space, which models expect in front of the answer: --prompt "
+            + shlex.quote(edit.prompt.rstrip())
         )
     return found
 
@@ -109,7 +121,7 @@ def _of_settings(lm: LM, editor: Editor) -> list[str]:
     if isinstance(steps, int):
         found.append(f"more steps: --set steps={steps * LONGER}")
     blocks = blocks_of(lm, editor)
-    if blocks:
+    if blocks and "training" not in editor.needs:  # networks belong to their blocks
         found.append(f"another block: {_elsewhere(lm, editor, blocks)}")
     return found
 
@@ -125,11 +137,9 @@ def _elsewhere(lm: LM, editor: Editor, blocks: list[int]) -> str:
     return f"--set layer={moved[0]}"
 
 
-def _others(editor: Editor, edit: Edit, group: int) -> list[str]:
-    """Say in which other way, or with which other editor, the edit may be taken."""
+def _others(editor: Editor, edit: Edit) -> list[str]:
+    """Say with which other editor the edit may be taken."""
     found = []
-    if group > 1 and editor.batch == "joint" and editor.sequential:
-        found.append("one after another instead of together: --regime sequential")
     for name in ALTERNATIVES:
         needs = editors.entry(name).facts.get("needs", ())
         if name != editor.name and (edit.subject is not None or "subject" not in needs):

@@ -52,7 +52,12 @@ class Watch:
     def ratio(self, patch: Patch | None) -> float:
         """Return the perplexity under a patch, relative to the unedited model's."""
         if self._base is None:
-            self._base = self.lm.once("collapse unedited", lambda: likelihood(self.lm))
+            own = self.lm.installed.nothing  # a patch that somebody has applied is not kept
+            self._base = (
+                self.lm.once("collapse unedited", lambda: likelihood(self.lm))
+                if own
+                else likelihood(self.lm)
+            )
         if patch is None or patch.is_empty:
             return 1.0
         with patch.applied(self.lm):

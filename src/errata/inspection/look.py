@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Edit
+from errata.errors import ErrataError
 from errata.inspection import sentences
 from errata.inspection.advice import advice, tried
-from errata.inspection.answers import SHOWN, short_answers, word_of
+from errata.inspection.answers import LONGEST, SHOWN, short_answers, word_of
 from errata.inspection.neighbours import Asked, bare_subjects, neighbours_of
 from errata.model.logprobs import RowScore
 from errata.model.tokens import Row
@@ -89,8 +90,8 @@ class Surroundings:
         Returns:
             The surroundings, and the scores of `also`.
         """
-        names = bare_subjects(edits)
-        asked = [*neighbours_of(lm, edits, avoid), *names]
+        names = [one for one in bare_subjects(edits) if _fits(lm, one)]
+        asked = [one for one in neighbours_of(lm, edits, avoid) if _fits(lm, one)] + names
         rows, scores = short_answers(lm, [one.question for one in asked], also)
         return cls(asked, len(names), rows, sentences.unedited(lm)), scores
 
@@ -174,8 +175,13 @@ def look(
     }  # fmt: skip
     for i, text in zip(missed, says, strict=True):
         results[edits[i]]["says_after"] = text
+    made = requests
+    if sequence is not None and sequence.get("stopped"):
+        made = requests[: sequence["stopped"]["kept"]]
+        for edit in requests[len(made) :]:
+            results[edit]["tried"] = f"nothing: stopped by {sequence['stopped']['when']}"
     if editor is not None:
-        _explain(lm, editor, requests, results)
+        _explain(lm, editor, made, results, len(requests), sequence is not None)
     aftermath: dict[str, Any] = {}
     absent = [edit for edit in dict.fromkeys(requests) if edit not in patch.edits]
     if absent:
@@ -188,14 +194,19 @@ def look(
 
 
 def _explain(
-    lm: LM, editor: Editor, requests: Sequence[Edit], results: dict[Edit, dict[str, Any]]
+    lm: LM,
+    editor: Editor,
+    requests: Sequence[Edit],
+    results: dict[Edit, dict[str, Any]],
+    group: int,
+    in_turn: bool,
 ) -> None:
     done = tried(lm, editor)
     for edit in dict.fromkeys(requests):
         result = results[edit]
         result["tried"] = done
         if not result["taken"]:
-            result["advice"] = advice(lm, editor, edit, result, len(requests))
+            result["advice"] = advice(lm, editor, edit, result, group, in_turn)
 
 
 def _earlier_edits(
@@ -216,6 +227,15 @@ def _earlier_edits(
     ]
     found = {"lost": plain(lost), "weaker": plain(weaker)}
     return {"earlier": len(held), **found} if old else {}
+
+
+def _fits(lm: LM, asked: Asked) -> bool:
+    """Whether a question can be asked and answered: another subject may be longer."""
+    try:
+        (row,) = lm.rows([asked.question])
+    except ErrataError:
+        return False
+    return lm.max_length is None or len(row.ids) + LONGEST <= lm.max_length
 
 
 def _first(score: RowScore) -> int:

@@ -120,7 +120,7 @@ def neighbours_of(lm: LM, edits: Sequence[Edit], avoid: Iterable[Edit] = ()) -> 
     named = [(edit, subject) for edit in edits if (subject := subject_of(edit)) is not None]
     named = _spread(named, MOST)
     each = max(1, min(EACH, MOST // max(1, len(named))))
-    taken = {edit.prompt for edit in chain(edits, avoid)}
+    taken = {edit.prompt.rstrip() for edit in chain(edits, avoid)}
     found: dict[str, Asked] = {}
     for edit, subject in named:
         own = 0
@@ -182,10 +182,10 @@ def _models_own(lm: LM, prompt: str, subject: str) -> list[str]:
 
 
 def _replaced(prompt: str, subject: str, name: str) -> str:
-    """Put another subject where the subject stands, at every place."""
+    """Put another subject where the subject stands, at every place; no space is left at the end."""
     pattern = rf"(?<!\w){re.escape(subject)}(?!\w)"
     text, count = re.subn(pattern, lambda _: name, prompt)
-    text = text if count else prompt.replace(subject, name)
+    text = (text if count else prompt.replace(subject, name)).rstrip()
     return text[:1].upper() + text[1:] if prompt[:1].isupper() else text
 
 

@@ -6,7 +6,7 @@ never read any but those of their world, get held-out sentences of that.
 
 What the unedited model says is kept in the cache: of each sentence the TOP most probable next
 tokens; all others count as one. So divergences are those of that coarser distribution, which are
-never larger than those of the whole one and hardly smaller.
+never larger than those of the whole one, and smaller by a few percent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from errata.world.shipped import knows_world
 if TYPE_CHECKING:
     from errata.model.lm import LM
 
-TOP = 256
+TOP = 2048
 """Tokens whose probability is kept for each sentence."""
 
 OPENINGS, TEXT = (Path(__file__).parent / name for name in ("openings.txt", "text.txt"))
@@ -90,9 +90,17 @@ def next_tokens(lm: LM, rows: Sequence[Row]) -> Float[Tensor, "S V"]:
 def unedited(lm: LM) -> Kept:
     """Return what the unedited model says, from the cache if it was asked before.
 
-    Nothing may be applied to the model.
+    Under a patch that somebody has applied, what the model says then is not kept.
     """
+    if not lm.installed.nothing:
+        return _most_probable(lm)
     return lm.once("general sentences unedited", lambda: _unedited(lm))
+
+
+def _most_probable(lm: LM) -> Kept:
+    whole = next_tokens(lm, rows_of(lm))
+    logprobs, ids = whole.topk(min(TOP, whole.shape[-1]), dim=-1)
+    return ids, logprobs
 
 
 def _unedited(lm: LM) -> Kept:
@@ -102,12 +110,11 @@ def _unedited(lm: LM) -> Kept:
     large = sum(p.numel() for p in lm.model.parameters()) >= WORTH_KEEPING
     there = load_tensors(path) if large else None
     if there is not None:
-        return there[0]["ids"], there[0]["logprobs"]
-    whole = next_tokens(lm, rows)
-    logprobs, ids = whole.topk(min(TOP, whole.shape[-1]), dim=-1)
+        return there[0]["ids"].long(), there[0]["logprobs"]
+    ids, logprobs = _most_probable(lm)
     try:
         if large:
-            save_tensors(path, {"ids": ids, "logprobs": logprobs}, {"model": lm.name})
+            save_tensors(path, {"ids": ids.int(), "logprobs": logprobs}, {"model": lm.name})
     except (ErrataError, OSError):
         pass  # a cache that cannot be written costs time, nothing else
     return ids, logprobs

@@ -44,6 +44,7 @@ class Installed:
         batch: The batch that runs, if it is known.
         at: The (row, position) pairs whose logits it computes; None: all.
         depth: How many times everything has been lifted.
+        applied: How many patches are applied in place: the weights are not the model's own.
     """
 
     stack: Stack | None = None
@@ -51,6 +52,12 @@ class Installed:
     batch: Batch | None = None
     at: Tensor | None = None
     depth: int = 0
+    applied: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        """Whether what the model says is its own: no patch is active on it."""
+        return self.stack is None and not self.around_model and not self.applied
 
     @contextmanager
     def running(self, **known: Any) -> Iterator[None]:

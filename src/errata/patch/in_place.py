@@ -70,6 +70,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     saved: list[tuple[nn.Parameter, Tensor]] = []
     with ExitStack() as stack:
         stack.callback(_restore, saved)
+        stack.enter_context(lm.installed.running(applied=lm.installed.applied + 1))
         with torch.no_grad():
             standing = [c for c in patch.changes if c.parameter and beside(lm, c.parameter)]
             written = [c for c in patch.changes if not any(c is other for other in standing)]

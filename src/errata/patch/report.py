@@ -18,6 +18,9 @@ from errata.store.words import counted
 if TYPE_CHECKING:
     from errata.patch.patch import Patch
 
+NOTHING = 1e-9
+"""Nats below which a divergence is none: log probabilities come in float32."""
+
 NAMED = 3
 """Neighbours that moved and are named in the one line about them."""
 
@@ -245,7 +248,7 @@ class Report:
             if entry.p_before is not None and entry.p_after is not None:
                 line += f"  {entry.p_before:.4f} → {entry.p_after:.4f}"
             lines.append(line if entry.says is None else f"{line}  says {entry.says.strip()!r}")
-            lines += [f"    try {text}" for text in entry.advice]
+            lines += [f"    may help: {text}" for text in entry.advice]
         for entries, what in ((self.lost, "no longer holds"), (self.weaker, "holds less firmly")):
             lines += [f"! {e.edit.prompt} → {e.edit.target.strip()} {what}" for e in entries]
         return "\n".join([*lines, *filter(None, [self.line()])])
@@ -275,7 +278,11 @@ def nats(value: float) -> str:
     """Return a divergence in a few digits."""
     if not math.isfinite(value):
         return "infinite"
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}" if value > 1e-9 else "0"
+    if value >= 0.001:
+        return f"{value:.3f}"
+    if value >= 0.0001:
+        return f"{value:.1g}"
+    return "<0.0001" if value > NOTHING else "0"
 
 
 def _number(value: Any) -> float:
