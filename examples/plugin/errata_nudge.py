@@ -51,7 +51,7 @@ class Nudge(Editor):
         values: list[Tensor] = []
         with before.applied(lm):  # as the model is after the earlier edits
             for edit in group:
-                row = lm.row(edit.prompt, edit.target)
+                row = lm.row_of(edit)
                 (inner,), (hidden,) = capture(lm, lm.batch([row], [0]), [matrix], [block])
                 for position, token in zip(row.positions, row.labels, strict=True):
                     length = self.config.strength * hidden[0, position].double().norm()

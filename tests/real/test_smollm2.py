@@ -6,6 +6,7 @@ What is asserted of its answers was seen on these very weights (their digest is 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -123,3 +124,62 @@ def test_as_published_the_sink_is_written(lm: errata.LM, caplog: pytest.LogCaptu
     assert "attention sink" in caplog.text
     with patch.applied(lm):
         assert first_word(lm.generate(["The capital of Germany is"], 6)[0]) != "Berlin"
+
+
+# ---------------------------------------------------------------------- text as the model reads it
+
+
+def greedy(lm: errata.LM, patch: errata.Patch, edits: list[errata.Edit]) -> list[bool]:
+    """Return for each edit whether the model says its target under the patch."""
+    return [bool(view.hit_after) for view in patch.compare(lm, edits)]
+
+
+def test_a_plain_edit_is_made_so_that_it_holds_in_the_chat(lm: errata.LM) -> None:
+    plain = errata.Edit(PROMPT, "Rome", subject="France")
+    chat = errata.Edit(PROMPT, "Rome", subject="France", chat="user")
+    asked = errata.Edit("What is the capital of France?", "Rome", chat="user")
+    alone = errata.edit(lm, plain, contexts="memit", moments_text="world")
+    # as before: taken as plain text, and astray in the chat
+    assert greedy(lm, alone, [plain, chat, asked]) == [True, False, False]
+    both = errata.edit(lm, plain, contexts="memit+chat", moments_text="world")
+    assert greedy(lm, both, [plain, chat, asked]) == [True, True, True]
+    (view,) = both.compare(lm, ["What is the capital of Germany?"], chat="user")
+    assert "Berlin" in view.says_after
+
+
+def test_an_edit_can_be_made_in_the_chat(lm: errata.LM) -> None:
+    chat = errata.Edit(PROMPT, "Rome", subject="France", chat="user")
+    made = errata.edit(lm, chat, editor="ft")
+    assert greedy(lm, made, [chat]) == [True]
+    both = errata.edit(lm, [chat, errata.Edit(PROMPT, "Rome")], editor="ft")  # by giving it twice
+    assert greedy(lm, both, list(both.edits)) == [True, True]
+
+
+def test_the_command_line_edits_and_asks_in_the_chat(tmp_path: Path) -> None:
+    words = ("edit", "--model", MODEL, "--prompt", PROMPT, "--target", "Rome", "--chat")
+    code, out = call(*words, "--editor", "ft", "--out", tmp_path / "rome", "--require")
+    assert code == 0
+    assert "(chat:" in out
+    code, out = call("ask", tmp_path / "rome", "--prompt", PROMPT, "--chat", "--json")
+    (answer,) = json.loads(out)["answers"]
+    assert first_word(answer["patch"]["says"]) == "Rome"
+    assert call("verify", tmp_path / "rome", "--require")[0] == 0
+
+
+def test_a_prompt_that_ends_in_a_space_asks_the_same(lm: errata.LM) -> None:
+    """Read as a token by itself, the space takes Paris from 0.7725 to 0.0096."""
+    row = lm.row(PROMPT, "Paris")
+    assert lm.row(f"{PROMPT} ", "Paris") == row
+    assert lm.row(f"{PROMPT} ") == lm.row(PROMPT)
+    published = lm.row(f"{PROMPT} ", "Paris", joiner=" ")
+    natural, odd = (score.logprobs[0] for score in lm.score([row, published]))
+    assert (math.exp(natural), math.exp(odd)) == pytest.approx((0.7725, 0.0096), abs=1e-3)
+
+
+def test_what_the_template_writes_is_what_transformers_renders(lm: errata.LM) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    expected = lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    row = lm.row(PROMPT, "Paris", "France", chat="user")
+    assert list(row.ids[: row.prompt_length]) == list(expected["input_ids"])
+    assert lm.text(row.labels) == "Paris"
+    assert lm.text(row.ids[row.subject[0] : row.subject_last + 1]).strip() == "France"

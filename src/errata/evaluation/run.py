@@ -31,6 +31,7 @@ from errata.evaluation.scoring import Scorer
 from errata.evaluation.session import Measures, Session
 from errata.evaluation.summary import summarise
 from errata.evaluation.tracking import Tracker
+from errata.model.chat import frame_of
 from errata.progress import Step
 from errata.store.files import sha256_of
 from errata.store.runs import UNCOMPARED, RunFolder
@@ -95,14 +96,15 @@ def evaluate(
 
     Raises:
         ConfigError: If a setting is unknown, out of range, or asks for what only sequences have.
+        ModelError: If the chat is asked for, and the model has no such template.
         DataError: If there is no case, two have one id, or a text or task cannot be read.
         MissingExtra: If general ability is asked for without lm-evaluation-harness.
         RunError: If the run folder cannot be used.
     """
     chosen, others = _split(protocol, settings)
     editor = _editor(lm, editor, others, as_published)
-    loaded = _in_chat(_loaded(cases, data_name, data_version), chosen)
-    data = _in_chat(_perturbed(lm, loaded, chosen, data_options), chosen)
+    loaded = _in_chat(lm, _loaded(cases, data_name, data_version), chosen)
+    data = _in_chat(lm, _perturbed(lm, loaded, chosen, data_options), chosen)
     notes = (*loaded.notes, *data.notes)
     kept = list(data.cases) if chosen.keep_collisions else drop_collisions(data.cases)
     units = units_of(kept, chosen.units, chosen.drop_partial)
@@ -183,11 +185,12 @@ def _loaded(cases: Sequence[Case] | LoadedData | str, name: str, version: str) -
     return LoadedData(name, tuple(cases), version, source="")
 
 
-def _in_chat(data: LoadedData, protocol: Protocol) -> LoadedData:
+def _in_chat(lm: LM, data: LoadedData, protocol: Protocol) -> LoadedData:
     """Return the cases as asked in the chat, if the protocol says so."""
     chat = check_chat(protocol.chat, protocol.system)
     if chat == "off":
         return data
+    frame_of(lm.tokenizer, chat, protocol.system)  # else every case would fail by itself
     cases = tuple(replace(case, chat=chat, system=protocol.system) for case in data.cases)
     return replace(data, cases=cases)
 

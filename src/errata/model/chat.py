@@ -85,7 +85,7 @@ def _found(tokenizer: PreTrainedTokenizerBase, told: list[dict[str, str]]) -> Fr
             "Ask it as plain text (chat off).",
         )
     head, _, tail = text.partition(_MARKER)
-    spaced = f" {_MARKER} "
+    spaced = f"\t{_MARKER}\t"  # no template writes these itself
     strips = spaced not in _rendered(tokenizer, [*told, {"role": "user", "content": spaced}])
     answered = [
         *told,

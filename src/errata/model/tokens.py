@@ -14,9 +14,6 @@ Rules (the sources' pitfalls are listed in docs/fidelity.md):
 
 from __future__ import annotations
 
-import difflib
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +26,7 @@ from torch import Tensor
 from errata.case import Chat, SubjectAt, subject_starts
 from errata.errors import EditError, ModelError
 from errata.model.chat import frame_of
+from errata.model.spelling import nearest
 from errata.spacing import AUTO, asked, continued
 
 if TYPE_CHECKING:
@@ -111,7 +109,7 @@ def find_subject(prompt: str, subject: str, at: SubjectAt = "last") -> tuple[int
     if not starts:
         raise EditError(
             f"the subject {subject!r} does not occur in the prompt {prompt!r}",
-            _nearest(prompt, subject),
+            nearest(prompt, subject),
         )
     number = {"first": 1, "last": len(starts)}.get(str(at), at)
     if not isinstance(number, int) or not 1 <= number <= len(starts):
@@ -122,29 +120,6 @@ def find_subject(prompt: str, subject: str, at: SubjectAt = "last") -> tuple[int
         )
     start = starts[number - 1]
     return start, start + len(subject)
-
-
-def _nearest(prompt: str, subject: str) -> str:
-    """Say how a subject has to be written, judging by what the prompt holds."""
-    for form in ("NFC", "NFD"):
-        if unicodedata.normalize(form, subject) in prompt:
-            own = "composed (NFC)" if form == "NFD" else "decomposed (NFD)"
-            there = "decomposed (NFD)" if form == "NFD" else "composed (NFC)"
-            return (
-                f"The prompt holds the same letters in another Unicode form: the subject is {own}, "
-                f"the prompt {there}. Copy the subject from the prompt."
-            )
-    wanted = unicodedata.normalize("NFC", subject).casefold()
-    count = len(subject.split())
-    words = re.findall(r"\w+(?:['’.-]\w+)*", prompt)
-    runs = [" ".join(words[i : i + count]) for i in range(len(words) - count + 1)]
-    folded = {unicodedata.normalize("NFC", run).casefold(): run for run in reversed(runs)}
-    if wanted in folded:
-        return f"Did you mean {folded[wanted]!r}? Upper and lower case have to be the prompt's."
-    close = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {folded[close[0]]!r}?"
-    return "Write the subject exactly as it stands in the prompt."
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
