@@ -88,6 +88,10 @@ def edit(
     subject: Annotated[
         str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")
     ] = None,
+    subject_at: Annotated[
+        str,
+        typer.Option(metavar="first|last|N", help="Which occurrence of the subject is meant."),
+    ] = "last",
     joiner: Joiner = AUTO,
     edits: Annotated[
         Path | None,
@@ -134,7 +138,8 @@ def edit(
     from errata.inspection.turns import built, check_regime
 
     how: dict[str, Any] = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
-    requests = _requests(prompt, target, subject, edits, how)
+    at = int(subject_at) if subject_at.isdigit() else subject_at
+    requests = _requests(prompt, target, subject, edits, {**how, "subject_at": at})
     check_regime(regime, asked.stop_when)
     limits = parse_limits(asked.fail_over, asked.neighbours)
     names = _names(editor.editor, asked, dry_run)
@@ -241,7 +246,8 @@ def _requests(
             )
         from errata.data import load_edits
 
-        told = {name: value for name, value in how.items() if value != HOW[name]}
+        plain = {**HOW, "subject_at": "last"}
+        told = {name: value for name, value in how.items() if value != plain[name]}
         return [replace(edit, **told) for edit in load_edits(edits)]
     if prompt is None or target is None:
         missing = "--prompt" if prompt is None else "--target"
@@ -350,6 +356,7 @@ def _show(
                 "editor": editor.name,
                 "settings": _views.settings(editor),
                 "layers_from": editor.blocks_from(lm),
+                "notes": editor.notes(lm, requests),
                 "seconds": shown.took[0],
                 "seconds_asking": shown.took[1],
                 "edits": len(requests),
@@ -368,6 +375,8 @@ def _show(
     console.print(f"{editor.title} · {changed} · {_output.seconds(shown.took[0])}")
     if editor.blocks_from(lm) not in (None, "as asked"):
         console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
+    for text in editor.notes(lm, requests):
+        console.print(text, style="dim", soft_wrap=True)
     if report.candidates:
         _edit_views.candidates(console, report.candidates)
     if brief:

@@ -201,6 +201,10 @@ class Editor(ABC):
             )
         find_subject(edit.prompt, edit.subject, edit.subject_at)
 
+    def notes(self, lm: LM, edits: Sequence[Edit]) -> list[str]:
+        """Return what a user should know of how edits were computed; here: nothing."""
+        return []
+
     def check_together(self, group: Sequence[Edit]) -> None:
         """Refuse edits that cannot be carried out together, before anything is computed.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from errata.case import Edit
 from errata.data.corpus import load_corpus
 from errata.editors.base import (
     Conflicts,
@@ -123,6 +124,22 @@ class LocateEditor(Editor):
         """
         if lm.focus or not any(lm.spec.routed(layer) for layer in self.edited_layers(lm)):
             self.prepared(lm)
+
+    def notes(self, lm: LM, edits: Sequence[Edit]) -> list[str]:
+        """Name the edits that were computed behind a neutral text, and the text."""
+        contexts = self.prepared(lm).contexts
+        if not contexts.neutral:
+            return []
+        moved = [
+            edit
+            for edit in edits
+            if lm.prompt_of(edit, subject=True).subject_last in contexts.sinks
+        ]
+        return [
+            f"{edit.subject!r} begins the text, where keys of this model hardly depend on the "
+            f"token: computed behind {contexts.neutral.strip()!r}"
+            for edit in moved
+        ]
 
     def prepared(self, lm: LM) -> LocateParts:
         """Return what was made for this model, making it the first time.
