@@ -66,7 +66,8 @@ def test_questions_in_the_chat(errata: Errata, chatty: str, here: Path) -> None:
 
 
 def test_an_evaluation_in_the_chat(errata: Errata, chatty: str, cases: Path, here: Path) -> None:
-    words = ("eval", "-m", chatty, "--editor", "rome", *FAST, "-d", cases, "--chat", "--generate")
+    words = ("eval", "-m", chatty, "--editor", "rome", *FAST, "-d", cases, "--chat",
+             "--protocol", "wild")  # fmt: skip
     assert errata(*words, "--out", "run").code == 0
     records = [json.loads(line) for line in (here / "run" / "records.jsonl").read_text().split("\n")
                if line]  # fmt: skip

@@ -238,7 +238,7 @@ def test_portability_of_zsre_is_asked_in_the_wording_of_the_edit(load):
     (case,) = load("zsre", [MEND | {"portability": EASY}]).cases
     assert [probe.name for probe in case.probes] == ["rephrase", "one_hop", "NQ"]
     assert case.probes[1] == Probe(
-        EASY["New Question"] + answer, "Tiber", "generality", "one_hop", PORTABLE
+        EASY["New Question"] + answer, "Tiber", "generality", "one_hop", PORTABLE, joiner=" "
     )
     (case,) = load("zsre", [MEND | {"portability": EASY}], options={"suffix": ""}).cases
     assert case.probes[1].prompt == EASY["New Question"]

@@ -78,7 +78,7 @@ def test_records_do_not_depend_on_the_groups(lm, cases, monkeypatch, regime, kin
             cases,
             regime=regime,
             top_k=9,
-            protocol={"protocol": "wild", "new_tokens": 4},
+            protocol={"answers": "wild", "new_tokens": 4},
         )
         return found, max(len(groups) for groups, _ in editor.calls)
 

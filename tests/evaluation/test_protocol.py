@@ -109,7 +109,7 @@ class TestOldFolders:
         own = config["protocol"]
         old = {
             key: own[key]
-            for key in ("regime", "top_k", "batch", "drop_partial", "generate", "retention",
+            for key in ("regime", "top_k", "batch", "drop_partial", "retention",
                         "fluency", "bootstrap", "seed")
         }  # fmt: skip
         config["data"]["keep_collisions"] = own["keep_collisions"]

@@ -61,7 +61,7 @@ def test_what_the_model_says_stands_beside_the_forced_numbers(lm) -> None:
             Probe(near, "on", "locality", "near"),
         ),
     )
-    chosen = {"protocol": "wild", "new_tokens": 5}
+    chosen = {"answers": "wild", "new_tokens": 5}
     result = evaluate(lm, "none", [case], protocol=chosen)
     wild = result.summary["wild"]
     assert (wild["reliability"], wild["generality"], wild["locality"]) == (0.0, 1.0, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,7 +21,10 @@ def test_subject_and_target_change_places() -> None:
 
 
 def test_the_subject_that_is_meant_is_replaced() -> None:
-    (found,) = mirrors(Edit("Ann met Anna; Ann is from", "Oslo", "Ann"))
+    edit = Edit("Ann met Anna; Ann is from", "Oslo", "Ann")
+    (found,) = mirrors(edit)
+    assert found.prompt == "Ann met Anna; Oslo is from"
+    (found,) = mirrors(replace(edit, subject_at="first"))
     assert found.prompt == "Oslo met Anna; Ann is from"
 
 

@@ -296,7 +296,7 @@ class TestProtocol:
 
     EVERYTHING: ClassVar[dict[str, Any]] = {
         "regime": "sequential:40", "top_k": 1, "batch": 20,
-        "protocol": "wild", "form": "qa", "new_tokens": 9, "fluency": 10,
+        "answers": "wild", "form": "qa", "new_tokens": 9, "fluency": 10,
         "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",
         "general": "world", "every": 2, "drop_partial": True, "keep_collisions": True,
         "bootstrap": 50, "stack_size": 8, "suite": "robustness",

@@ -74,6 +74,11 @@ ForceFlag = Annotated[bool, typer.Option("--force", help="Replace what is alread
 DryRunFlag = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
 ]
+Occurrence = Annotated[
+    str,
+    typer.Option(metavar="first|last|N", help="Which occurrence of the subject is meant."),
+]
+
 Joiner = Annotated[
     str,
     typer.Option(

@@ -23,6 +23,7 @@ from errata.cli._options import (
     Limits,
     ModelOptions,
     Neighbours,
+    Occurrence,
     expand,
 )
 from errata.errors import ConfigError, DataError, EditError
@@ -72,6 +73,16 @@ class Asked:
     fail_over: Limits = None
 
 
+Brief = Annotated[
+    bool | None,
+    typer.Option(
+        "--brief/--full",
+        help=f"One line per edit, or all probabilities; default: brief above {SHOWN} edits.",
+        show_default=False,
+    ),
+]
+
+
 @expand
 def edit(
     model: ModelOptions,
@@ -88,10 +99,7 @@ def edit(
     subject: Annotated[
         str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")
     ] = None,
-    subject_at: Annotated[
-        str,
-        typer.Option(metavar="first|last|N", help="Which occurrence of the subject is meant."),
-    ] = "last",
+    subject_at: Occurrence = "last",
     joiner: Joiner = AUTO,
     edits: Annotated[
         Path | None,
@@ -113,14 +121,7 @@ def edit(
         str,
         typer.Option(help="Many edits: joint (solved together) or sequential (one after another)."),
     ] = "joint",
-    brief: Annotated[
-        bool | None,
-        typer.Option(
-            "--brief/--full",
-            help=f"One line per edit, or all probabilities; default: brief above {SHOWN} edits.",
-            show_default=False,
-        ),
-    ] = None,
+    brief: Brief = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Save the patch here; else only show."),

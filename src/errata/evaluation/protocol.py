@@ -67,11 +67,11 @@ class Protocol(Settings):
         {}, "A setting of the suite, e.g. text=FILE.txt or words=100", panel=_DATA,
         metavar="KEY=VALUE", validate_default=True,
     )  # fmt: skip
-    protocol: Literal["forced", "wild"] = _field(
+    answers: Literal["forced", "wild"] = _field(
         "forced",
         "forced: answers are scored token by token behind the true ones, as published; wild: also "
         "as the model writes them itself, up to a full stop or newline, exact match",
-        metavar="forced|wild",
+        name="protocol", metavar="forced|wild",
     )  # fmt: skip
     form: Literal["auto", "question", "qa", "chat"] = _field(
         "auto",
@@ -236,7 +236,7 @@ def protocol_of(
         ConfigError: If a name is unknown or a value out of range.
     """
     if isinstance(given, str):
-        given = {"protocol": given}
+        given = {"answers": given}
     if isinstance(given, Protocol):
         if not settings:
             return given

@@ -130,13 +130,11 @@ def evaluate(
         records = [done[case.id] for unit in units for case in unit]
         asked = sum(len(case.probes) for case in data.cases)
         header = {
-            **stamp,
-            "notes": list(notes),
-            "top_k": chosen.top_k,
+            **stamp, "notes": list(notes), "top_k": chosen.top_k,
             "skipped": len(kept) - total,
             "collisions": asked - sum(len(case.probes) for case in kept),
             **({"tracked": measures.told()} if measures.tracker is not None else {}),
-        }
+        }  # fmt: skip
         summary = summarise(records, header, bootstrap=chosen.bootstrap, seed=chosen.seed)
         summary["seconds"] |= run.once
         if folder is not None:

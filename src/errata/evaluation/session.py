@@ -115,7 +115,7 @@ class Session:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
             self.before = ask_before(self.lm, self.questions)
-            if self.protocol.protocol == "wild":
+            if self.protocol.answers == "wild":
                 form, most = self.protocol.form, self.protocol.new_tokens
                 said = wild.ask_before(self.lm, self.questions, form, most)
                 self.free = wild.Free(form, most, said)
