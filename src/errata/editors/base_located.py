@@ -136,8 +136,8 @@ class LocateEditor(Editor):
             if lm.prompt_of(edit, subject=True).subject_last in contexts.sinks
         ]
         return [
-            f"{edit.subject!r} begins the text, where keys of this model hardly depend on the "
-            f"token: computed behind {contexts.neutral.strip()!r}"
+            f"{edit.subject!r} begins the text, where this model hardly tells tokens apart: "
+            f"computed behind {contexts.neutral.strip()!r}; ask with words in front, too"
             for edit in moved
         ]
 
