@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload, dispatch_model
+from packaging import version
 from tests.tiny_models import TINY, tiny_tokenizer
 from torch import nn
 
@@ -39,7 +41,13 @@ def whole() -> LM:
 def spread(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LM:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERRATA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return errata.load("pocket", device=MAPS[request.param])
+        try:
+            return errata.load("pocket", device=MAPS[request.param])
+        except ModelError as error:  # older releases of transformers cannot offload a tied head
+            old = version.parse(transformers.__version__) < version.parse("5.20")
+            if not old or "lm_head.weight were not offloaded" not in error.message:
+                raise
+            pytest.skip(error.message)
 
 
 def logprob(lm: LM, stack: Stack | None = None) -> float:

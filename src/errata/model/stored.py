@@ -63,15 +63,41 @@ def is_spread(model: nn.Module) -> bool:
     Raises:
         ModelError: If weights have no values, here or offloaded.
     """
+    kept: dict[int, set[str]] = {}
     for path, module in model.named_modules():
         for leaf, tensor in module.named_parameters(recurse=False):
-            if tensor.is_meta and not _offloads(module):
+            if not tensor.is_meta:
+                continue
+            if not _offloads(module):
                 raise _nowhere(f"{path}.{leaf}")
+            if not _is_kept(module, leaf, kept):
+                raise ModelError(
+                    f"the values of {path}.{leaf} were not offloaded: this release of transformers "
+                    "leaves out what shares its values with another weight",
+                    "Keep that module on a device in the map, or update transformers.",
+                )
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _offloads(module: nn.Module) -> bool:
     return any(getattr(hook, "weights_map", None) is not None for hook in _hooks(module))
+
+
+def _is_kept(module: nn.Module, leaf: str, kept: dict[int, set[str]]) -> bool:
+    """Whether offloaded values of a parameter are there; names are read once per store."""
+    for hook in _hooks(module):
+        named = getattr(hook, "weights_map", None)
+        store = getattr(named, "dataset", None)
+        if named is None:
+            continue
+        if store is None:
+            return True  # of another kind: it is asked when it is needed
+        if id(store) not in kept:
+            kept[id(store)] = set(store)
+        names = kept[id(store)]
+        if f"{named.prefix}{leaf}" in names:
+            return True
+    return False
 
 
 def _nowhere(name: str) -> ModelError:
