@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 STOPS = (".", "\n")
 Form = Literal["auto", "question", "qa", "chat"]
-FORMS: tuple[Form, ...] = ("auto", "question", "qa", "chat")
 """How a question is put: as it stands, behind an instruction, as a message in the chat; auto: in
 the chat if it ends in a question mark and the model has a chat template, else as it stands."""
 
