@@ -33,8 +33,6 @@ def scores_differ(exact: Any, rough: Any) -> str:
 
 def measure(args: Any, model: str) -> list[common.Line]:
     """Time evaluation and ROME in both types on one model."""
-    import torch
-
     from errata.evaluation import evaluate
 
     layer = 5 if model == SMALL else 0
@@ -50,27 +48,50 @@ def measure(args: Any, model: str) -> list[common.Line]:
     timings, results = common.interleaved(
         {"float32": lambda: run(exact), "bfloat16": lambda: run(rough)}, args.repeats, args.device
     )
-    lines = [
-        common.line(
-            "evaluation, bfloat16 forwards", model, "the same in float32", timings["float32"],
-            timings["bfloat16"], args.device, note=f"{len(cases)} records",
-            equal=scores_differ(results["float32"], results["bfloat16"]),
-        )
-    ]  # fmt: skip
-    edits = [case.edits[0] for case in cases[: args.edits]]
+    evaluation = common.line(
+        "evaluation, bfloat16 forwards", model, "the same in float32", timings["float32"],
+        timings["bfloat16"], args.device, note=f"{len(cases)} records",
+        equal=scores_differ(results["float32"], results["bfloat16"]),
+    )  # fmt: skip
+    return [evaluation, *edits_of(args, model, exact, rough, layer)]
+
+
+def edits_of(args: Any, model: str, exact: Any, rough: Any, layer: int) -> list[common.Line]:
+    """Time ROME in float32, on the model in bfloat16, and searching in bfloat16 (`--compute`)."""
+    edits = [case.edits[0] for case in common.records(model, args.edits)]
+    groups = [[edit] for edit in edits]
     given = settings(exact, layer, args.steps)
-    editors = {"float32": errata_rome(exact, given), "bfloat16": errata_rome(rough, given)}
-    models = {"float32": exact, "bfloat16": rough}
-    timings, results = common.interleaved(
-        {
-            name: (lambda name=name: editors[name].edit(models[name], [[e] for e in edits]))
-            for name in models
-        },
-        args.repeats,
-        args.device,
-    )
+    editors = {lm: errata_rome(lm, given) for lm in (exact, rough)}
+
+    def run(lm: Any, compute: str = "float32") -> Any:
+        lm.compute = compute
+        try:
+            return editors[lm].edit(lm, groups)
+        finally:
+            lm.compute = "float32"
+
+    ways = {
+        "float32": lambda: run(exact),
+        "bfloat16 forwards": lambda: run(rough),
+        "searching in bfloat16": lambda: run(exact, "bfloat16"),
+    }
+    timings, results = common.interleaved(ways, args.repeats, args.device)
+    return [
+        common.line(
+            f"ROME, {len(edits)} edits together, {name}", model, "the same in float32",
+            timings["float32"], timings[name], args.device, note=f"{args.steps} steps",
+            equal=patches_differ(exact, edits, results["float32"], results[name]),
+        )
+        for name in list(ways)[1:]
+    ]  # fmt: skip
+
+
+def patches_differ(exact: Any, edits: Any, ones: Any, others: Any) -> str:
+    """Say how far two sets of rank-one patches differ, and what the edited model says."""
+    import torch
+
     gap, drop = 0.0, 0.0
-    for edit, one, other in zip(edits, results["float32"], results["bfloat16"], strict=True):
+    for edit, one, other in zip(edits, ones, others, strict=True):
         a, b = (p.changes[0].B.double() @ p.changes[0].A.double() for p in (one, other))
         gap = max(gap, float((a - b).norm() / a.norm()))
         nll = []
@@ -79,15 +100,10 @@ def measure(args: Any, model: str) -> list[common.Line]:
                 (score,) = exact.score([exact.row(edit.prompt, edit.target)])
             nll.append(-sum(score.logprobs) / len(score.logprobs))
         drop = max(drop, abs(nll[0] - nll[1]))
-    lines.append(
-        common.line(
-            f"ROME, {len(edits)} edits together, bfloat16 forwards", model, "the same in float32",
-            timings["float32"], timings["bfloat16"], args.device, note=f"{args.steps} steps",
-            equal=f"weight changes differ by at most {gap:.1e} (relative); "
-            f"NLL of the target under the float32 model by at most {drop:.1e}",
-        )
-    )  # fmt: skip
-    return lines
+    return (
+        f"weight changes differ by at most {gap:.1e} (relative); "
+        f"NLL of the target under the float32 model by at most {drop:.1e}"
+    )
 
 
 def main() -> None:

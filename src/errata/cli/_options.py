@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
 from errata.cli import _flags
+from errata.cli._completion import editor_names, model_names
 from errata.config import Settings
 from errata.errors import ConfigError, DataError
 
@@ -30,41 +29,7 @@ if TYPE_CHECKING:
     from errata.case import Chat
     from errata.editors.base import Editor
     from errata.model.lm import LM
-
-
-def _starting(names: Iterable[str], incomplete: str) -> list[str]:
-    return sorted(name for name in names if name.startswith(incomplete))
-
-
-def editor_names(incomplete: str) -> list[str]:
-    """Complete the name of an editor; read from the sources, so that the shell does not wait."""
-    from errata.editors import editors
-
-    return _starting(editors.all if "+" in incomplete else editors.entries, incomplete)
-
-
-def data_names(incomplete: str) -> list[str]:
-    """Complete the name of a data set."""
-    from errata.data import datasets
-
-    return _starting(datasets.entries, incomplete)
-
-
-def model_names(incomplete: str) -> list[str]:
-    """Complete the name of a model: pocket, saved models near by, what the Hub's cache holds."""
-    cache = os.environ.get("HF_HUB_CACHE")
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(cache) if cache else home / "hub"
-    names = ["pocket"]
-    try:
-        names += [path.name[8:].replace("--", "/", 1) for path in hub.glob("models--*")]
-        head = incomplete.rpartition("/")[0]
-        folder = Path(head or ("/" if incomplete.startswith("/") else "."))
-        prefix = f"{head}/" if "/" in incomplete else ""
-        names += [prefix + path.parent.name for path in folder.glob("*/config.json")]
-    except OSError:
-        pass
-    return _starting(names, incomplete)
+    from errata.model.products import Compute
 
 
 JsonFlag = Annotated[
@@ -174,6 +139,14 @@ class LoadOptions:
             rich_help_panel=_MODEL,
         ),
     ] = None
+    compute: Annotated[
+        str,
+        typer.Option(
+            help="What editing multiplies in: float32, bfloat16, or auto (what this machine does "
+            "fast). Scores stay in the model's type.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "float32"
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.", rich_help_panel=_MODEL)
     ] = None
@@ -207,6 +180,7 @@ class LoadOptions:
                 trust_remote_code=self.trust_remote_code,
                 sites=sites,
                 gguf_file=self.gguf_file,
+                compute=cast("Compute", self.compute),
                 ready=ready,
             )
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _targets, _views
-from errata.cli._options import ChatOptions, JsonFlag, ModelOptions, expand, model_names
+from errata.cli._completion import model_names
+from errata.cli._options import ChatOptions, JsonFlag, ModelOptions, expand
 from errata.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:

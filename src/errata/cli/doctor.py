@@ -16,7 +16,8 @@ import typer
 
 from errata import __version__
 from errata.cli import _output, _views
-from errata.cli._options import JsonFlag, LoadOptions, expand, model_names
+from errata.cli._completion import model_names
+from errata.cli._options import JsonFlag, LoadOptions, expand
 from errata.errors import ErrataError, ModelError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _summary, _views
+from errata.cli._completion import data_names
 from errata.cli._gates import check_gates, check_names, parse_gates
 from errata.cli._options import (
     EditorOptions,
@@ -19,7 +20,6 @@ from errata.cli._options import (
     JsonFlag,
     ModelOptions,
     SkipBad,
-    data_names,
     expand,
     key_values,
 )

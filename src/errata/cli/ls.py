@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output
-from errata.cli._options import JsonFlag, editor_names
+from errata.cli._completion import editor_names
+from errata.cli._options import JsonFlag
 from errata.config import did_you_mean
 from errata.errors import ConfigError
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import _heatmap, _output, _views
-from errata.cli._options import ForceFlag, JsonFlag, LoadOptions, expand, model_names
+from errata.cli._completion import model_names
+from errata.cli._options import ForceFlag, JsonFlag, LoadOptions, expand
 from errata.errors import RunError
 
 if TYPE_CHECKING:

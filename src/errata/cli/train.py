@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _output, _summary
+from errata.cli._completion import editor_names
 from errata.cli._options import (
     AsPublished,
     ForceFlag,
     JsonFlag,
     ModelOptions,
     SkipBad,
-    editor_names,
     expand,
     key_values,
 )

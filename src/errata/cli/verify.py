@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _facts, _output, _summary, _targets, _views
+from errata.cli._completion import data_names
 from errata.cli._gates import (
     check_gates,
     check_limits,
@@ -27,7 +28,6 @@ from errata.cli._options import (
     Limits,
     ModelOptions,
     Neighbours,
-    data_names,
     expand,
 )
 from errata.errors import ConfigError, ErrataError, PatchError

@@ -151,7 +151,8 @@ class FineTuning(Editor):
                     patched(rows[g], [patch] * len(rows[g]))
                     for g, patch in zip(members, places, strict=True)
                 ]
-                deltas = self._tune(lm, sites, placed, [before[g] for g in members])
+                with lm.searching():
+                    deltas = self._tune(lm, sites, placed, [before[g] for g in members])
                 for group, delta in zip(members, deltas, strict=True):
                     found[group] = delta
         return [

@@ -325,6 +325,7 @@ def _model(lm: LM) -> dict[str, Any]:
         "revision": lm.revision,
         "fingerprint": lm.fingerprint,
         "dtype": str(lm.dtype).removeprefix("torch."),
+        **({"compute": "bfloat16"} if lm.roughly else {}),
     }
 
 

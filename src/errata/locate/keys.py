@@ -18,7 +18,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
-from errata.model.passes import capture, module_at, wide
+from errata.model.passes import Place, capture, module_at, wide
 from errata.model.tokens import Row
 
 if TYPE_CHECKING:
@@ -81,6 +81,24 @@ def read(
     return {
         layer: Reading(merged[j], merged[n + j], merged[2 * n + j] if hidden else None)
         for j, layer in enumerate(layers)
+    }
+
+
+@torch.no_grad()
+def start_values(
+    lm: LM, bare: Sequence[Row], layer: int, places: tuple[Place, ...]
+) -> dict[Place, Float[Tensor, "e d"]]:
+    """Return the outputs at the subjects' last tokens of bare prompts, before anything is added."""
+    cut = [
+        replace(row, ids=row.ids[: row.subject_last + 1], positions=(), labels=()) for row in bare
+    ]
+    batch = lm.batch(cut, range(len(cut)))
+    _, outputs = capture(lm, batch, outputs=[module_at(lm, layer, place) for place in places])
+    rows = torch.arange(len(cut), device=lm.device)
+    at = torch.tensor([row.subject_last for row in bare], device=lm.device)
+    return {
+        place: wide(output.view(len(cut), batch.input_ids.shape[1], -1)[rows, at])
+        for place, output in zip(places, outputs, strict=True)
     }
 
 

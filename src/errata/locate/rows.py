@@ -314,6 +314,7 @@ def build_rows(
     *,
     savings: Savings,
     loss_layer: int | None = None,
+    known: dict[Place, Float[Tensor, "e d"]] | None = None,
 ) -> Rows:
     """Lay out the rows of some edits and compute once what does not depend on the vectors.
 
@@ -325,6 +326,7 @@ def build_rows(
         places: Where in the block.
         savings: Which savings are used.
         loss_layer: Block whose output the head reads; None for the last.
+        known: Outputs on the bare prompts, if they are not to be read off these rows.
     """
     edits = len(rows) // per_edit
     device = lm.device
@@ -338,11 +340,11 @@ def build_rows(
     starts = prefix.starts if prefix is not None else (0,) * len(rows)
     column = [row.subject_last - start for row, start in zip(rows, starts, strict=True)]
     pairs, labels, weights, essence = [], [], [], []
-    for r, (row, start) in enumerate(zip(rows, starts, strict=True)):
+    for r, (row, first_run) in enumerate(zip(rows, starts, strict=True)):
         if not row.labels:
             essence.append((r, column[r]))
             continue
-        pairs += [(r, p - start) for p in row.positions]
+        pairs += [(r, p - first_run) for p in row.positions]
         labels += row.labels
         weights += [1 / ((per_edit - 1) * len(row.labels))] * len(row.labels)
     modules = [module_at(lm, layer, place) for place in places]
@@ -354,7 +356,7 @@ def build_rows(
     bare = torch.arange(0, len(rows), per_edit, device=device)
     columns = torch.tensor(column, device=device)
     shape = (len(rows), batch.input_ids.shape[1], -1)
-    start_values: dict[Place, Tensor] = {
+    start: dict[Place, Tensor] = {
         place: wide(output.view(shape)[bare, columns[bare]])
         for place, output in zip(places, outputs, strict=False)
     }
@@ -365,7 +367,7 @@ def build_rows(
         torch.tensor(pairs + essence, device=device),
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device, dtype=wider),
-        start_values, loss_layer, savings.answer_only,
+        known or start, loss_layer, savings.answer_only,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from errata.case import Edit
 from errata.config import Settings
 from errata.errors import EditError
 from errata.locate.contexts import Contexts
+from errata.locate.keys import start_values
 from errata.locate.rows import Rows, Savings, build_rows, plan_chunks
 from errata.model.passes import Place
 from errata.progress import Step, watched
@@ -136,11 +137,14 @@ def optimise_values(
     parts: list[Values] = []
     order: list[int] = []
     for chunk, tokens in plan_chunks(lm, edits, contexts, patches):
-        rows = build_rows(
-            lm, tokens, len(contexts) + 1, layer, places,
-            savings=savings, loss_layer=settings.loss_layer,
-        )  # fmt: skip
-        with watched(f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step") as show:
+        per_edit = len(contexts) + 1
+        exact = start_values(lm, tokens[::per_edit], layer, places) if lm.roughly else None
+        title = f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step"
+        with watched(title) as show, lm.searching():
+            rows = build_rows(
+                lm, tokens, per_edit, layer, places,
+                savings=savings, loss_layer=settings.loss_layer, known=exact,
+            )  # fmt: skip
             parts.append(_descend(rows, settings, adaptive, show))
         order += chunk
     back = sorted(range(len(order)), key=order.__getitem__)

@@ -23,6 +23,7 @@ from errata.model.generating import continuations
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
 from errata.model.passes import continues_exactly, gather_logits
+from errata.model.products import Compute, rounded_products, rounds
 from errata.model.spec import ModelSpec, Site, find_spec
 from errata.model.stored import embedding_of, home_of, is_spread, keep_differentiable
 from errata.model.texts import Prompt, Texts
@@ -53,8 +54,10 @@ class LM(Texts):
         revision: Commit or tag on the Hub, if any.
         max_tokens: Budget of padded tokens per forward pass; default by device.
         sites: Overrides for the architecture probe (`{"ffn_out": "…{}…"}`).
+        compute: What optimisations multiply in, inside `searching`; `auto`: bfloat16 if that pays.
 
     Attributes:
+        compute: As above.
         arguments: Names of what the model takes, in order.
         takes_positions: Whether the model is told positions.
         cache_name: What the model calls its cached keys and values.
@@ -72,6 +75,7 @@ class LM(Texts):
         revision: str | None = None,
         max_tokens: int | None = None,
         sites: Mapping[str, str] | None = None,
+        compute: Compute = "float32",
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
@@ -83,6 +87,7 @@ class LM(Texts):
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
         self._sites = dict(sites or {})
+        self.compute: Compute = compute
         self.max_tokens = max_tokens or MAX_TOKENS.get(self.device.type, 32768)
         self.arguments = tuple(inspect.signature(model.forward).parameters)
         self.takes_positions = "position_ids" in self.arguments
@@ -271,6 +276,18 @@ class LM(Texts):
         if half and self.device.type == "cpu" and torch.is_grad_enabled():
             return sdpa_kernel(SDPBackend.MATH)
         return nullcontext()
+
+    def searching(self) -> AbstractContextManager[None]:
+        """Multiply as `compute` says inside a `with` block; for passes that an optimisation makes.
+
+        Starting values, keys and scores are computed outside: they are what is kept.
+        """
+        return rounded_products(self) if self.roughly else nullcontext()
+
+    @property
+    def roughly(self) -> bool:
+        """Whether the passes of an optimisation multiply in bfloat16, and the model is float32."""
+        return rounds(self, self.compute)
 
     def logits(self, batch: Batch, at: Int[Tensor, "N 2"], **kwargs: Any) -> Float[Tensor, "N V"]:
         """Return logits at (row, position) pairs only; never `rows x T x vocabulary`."""

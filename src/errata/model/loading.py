@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -15,6 +15,7 @@ from errata.errors import ConfigError, ModelError
 from errata.model import gguf, named
 from errata.model.compat import dequantised, quiet_transformers
 from errata.model.lm import LM
+from errata.model.products import Compute
 from errata.store.cache import folder_name
 from errata.store.files import cache_root
 from errata.world.shipped import POCKET, is_shipped, pocket_path
@@ -111,6 +112,7 @@ def load(
     max_tokens: int | None = None,
     sites: Mapping[str, str] | None = None,
     gguf_file: str | None = None,
+    compute: Compute = "float32",
     ready: Callable[[], None] | None = None,
 ) -> LM:
     """Load a model and its tokenizer.
@@ -128,6 +130,8 @@ def load(
         max_tokens: Budget of padded tokens per forward pass.
         sites: Overrides for the architecture probe.
         gguf_file: Which GGUF file of a folder or of a repository on the Hub.
+        compute: What the passes of an optimisation multiply in: `float32`, `bfloat16`, or `auto`:
+            bfloat16 if the model is large enough and this machine multiplies it fast.
         ready: Called before the weights are read, once everything cheap has been checked: what else
             is needed may be looked for there.
 
@@ -141,6 +145,8 @@ def load(
     where = _pick_device(None if spread is not None else str(device) if device else None)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES))
+    if compute not in get_args(Compute):
+        raise ConfigError(f"unknown compute {compute!r}", did_you_mean(compute, get_args(Compute)))
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
     source, gguf_file = gguf.split_source(model, gguf_file)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -191,6 +197,7 @@ def load(
         revision=revision,
         max_tokens=max_tokens,
         sites=sites,
+        compute=compute,
     )
     lm.check_finite()
     return lm

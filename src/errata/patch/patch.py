@@ -112,6 +112,7 @@ class Patch:
             "config": dict(config or {}),
             "errata": __version__,
             **({} if blocks_from is None else {"blocks_from": blocks_from}),
+            **({"compute": "bfloat16"} if lm.roughly else {}),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
 

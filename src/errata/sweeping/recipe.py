@@ -53,6 +53,9 @@ class ModelEntry(Settings):
         default=None, description="As --dtype"
     )
     device: str | None = Field(default=None, description="cpu, cuda, …")
+    compute: Literal["auto", "float32", "bfloat16"] | None = Field(
+        default=None, description="As --compute"
+    )
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub")
     label: str | None = Field(default=None, description="Name in tables")
     parameters: float | None = Field(default=None, gt=0, description="Parameters of the model")

@@ -222,7 +222,7 @@ def _cell(
 
 def _model_words(model: ModelEntry) -> list[str]:
     words = ["--model", model.id]
-    for flag in ("dtype", "device", "revision"):
+    for flag in ("dtype", "device", "revision", "compute"):
         value = getattr(model, flag)
         if value is not None:
             words += [f"--{flag}", value]

@@ -97,25 +97,26 @@ class Work:
         running = torch.ones(len(asked), dtype=torch.bool, device=values.device)
         live: list[int] = []
         pass_ = None
-        for _ in tracked(range(steps), "values of entries, step"):
-            now = running.nonzero()[:, 0].tolist()
-            if not now:
-                break
-            if pass_ is None or len(now) <= len(live) // 2:  # leave out the rows that are done
-                live = now
-                pass_ = self._arranged([asked[i] for i in live], [books[i] for i in live])
-            mine = torch.tensor(live, device=values.device)
-            leaf = values[mine].requires_grad_()
-            with torch.enable_grad():  # callers may have switched gradients off
-                loss = pass_.losses(leaf)
-                # "not <" lets a NaN loss through, so that the edit is refused
-                running[mine] &= ~(loss.detach() < stop_loss)
-                if not bool(running.any()):
+        with self.lm.searching():
+            for _ in tracked(range(steps), "values of entries, step"):
+                now = running.nonzero()[:, 0].tolist()
+                if not now:
                     break
-                (found,) = torch.autograd.grad(loss.sum(), [leaf])
-            grads = torch.zeros_like(values)
-            grads[mine] = found
-            adam.step([values], [grads], running)
+                if pass_ is None or len(now) <= len(live) // 2:  # leave out the rows that are done
+                    live = now
+                    pass_ = self._arranged([asked[i] for i in live], [books[i] for i in live])
+                mine = torch.tensor(live, device=values.device)
+                leaf = values[mine].requires_grad_()
+                with torch.enable_grad():  # callers may have switched gradients off
+                    loss = pass_.losses(leaf)
+                    # "not <" lets a NaN loss through, so that the edit is refused
+                    running[mine] &= ~(loss.detach() < stop_loss)
+                    if not bool(running.any()):
+                        break
+                    (found,) = torch.autograd.grad(loss.sum(), [leaf])
+                grads = torch.zeros_like(values)
+                grads[mine] = found
+                adam.step([values], [grads], running)
         return values
 
     @torch.no_grad()

@@ -225,13 +225,14 @@ class Work:
         update = TuningRows(branch, rows)
         adam = RowAdam(values, lr)
         running = torch.ones(len(rows), dtype=torch.bool, device=self.lm.device)
-        for _ in tracked(range(steps), "training experts, step"):
-            loss, grads = update.losses(running, stop_loss)
-            # "not <" lets a NaN loss through, so that the edits are refused
-            running = running & ~(loss < stop_loss)
-            if not bool(running.any()):
-                break
-            adam.step(values, grads, running)
+        with self.lm.searching():
+            for _ in tracked(range(steps), "training experts, step"):
+                loss, grads = update.losses(running, stop_loss)
+                # "not <" lets a NaN loss through, so that the edits are refused
+                running = running & ~(loss < stop_loss)
+                if not bool(running.any()):
+                    break
+                adam.step(values, grads, running)
         return {**start, **dict(zip(names, values, strict=True))}
 
 

@@ -131,14 +131,15 @@ class Work:
         tuning = TuningRows(branch, [[row] for row in rows], extra)
         adam = RowAdam(values, schedule.lr, schedule.weight_decay)
         running = torch.ones(len(rows), dtype=torch.bool, device=values[0].device)
-        for step in tracked(range(schedule.steps), "training units, step"):
-            stop = schedule.stop_loss if step >= schedule.stop_after else 0.0
-            loss, grads = tuning.losses(running, stop)
-            # "not <" lets a NaN loss through, so that the edit is refused
-            running = running & ~(loss < stop)
-            if not bool(running.any()):
-                break
-            adam.step(values, grads, running)
+        with self.lm.searching():
+            for step in tracked(range(schedule.steps), "training units, step"):
+                stop = schedule.stop_loss if step >= schedule.stop_after else 0.0
+                loss, grads = tuning.losses(running, stop)
+                # "not <" lets a NaN loss through, so that the edit is refused
+                running = running & ~(loss < stop)
+                if not bool(running.any()):
+                    break
+                adam.step(values, grads, running)
         keys, value, biases = unpacked(values)
         return [
             Units(keys[g][:, own], value[g][own], None if biases is None else biases[g][:, own])
