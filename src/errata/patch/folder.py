@@ -19,7 +19,8 @@ from errata.data._records import describe, thaw
 from errata.errors import ErrataError, PatchError
 from errata.patch.changes import Change, change_of
 from errata.patch.patch import Patch
-from errata.store.files import sha256_of, write_together
+from errata.store.files import sha256_of
+from errata.store.folders import write_folder
 
 FORMAT = 1
 JSON_NAME = "patch.json"
@@ -35,9 +36,8 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     """Write a patch folder.
 
-    Both files are complete before either takes its place, so a full disk costs nothing that was
-    there. The JSON file holds the checksum of the tensor file: a folder whose writer was killed in
-    between is recognised when it is read.
+    Both files take their place at once: whenever the process is killed, what was there is there, or
+    the new patch is. The JSON file holds the checksum of the tensor file besides.
 
     Args:
         patch: What to write.
@@ -76,7 +76,8 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         **({"aftermath": thaw(patch.aftermath)} if patch.aftermath else {}),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
-    write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
+    files = {TENSOR_NAME: packed, JSON_NAME: text.encode()}
+    write_folder(folder, files, force=force, what="a patch")
     return folder
 
 
