@@ -21,6 +21,7 @@ from errata.patch.patch import Patch
 from errata.store.files import sha256_of
 from errata.store.provenance import now
 from errata.store.words import counted
+from errata.untrusted import read_json
 
 RECORD_NAME, CARD_NAME = "errata.json", "README.md"
 FORMAT = 1
@@ -156,8 +157,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_json(path, within=folder)
+    except (OSError, ValueError) as error:
         raise PatchError(
             f"{path} cannot be read: {error}", "Export again, or remove the file."
         ) from None
@@ -170,6 +171,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     if not right:
         raise PatchError(f"{path} is no record of an export", "Export again, or remove the file.")
     for name, digest in record["weights"].items():
-        if not (folder / str(name)).is_file() or sha256_of(folder / str(name)) != digest:
+        if Path(name).name != name:
+            raise PatchError(f"{path} names weights outside of its folder: {name!r}")
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             return None
     return record
