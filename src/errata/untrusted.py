@@ -14,11 +14,9 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from errata.errors import DataError, ErrataError
+from errata.errors import DataError
 
 JSON_BYTES = 256 << 20
 """Of one JSON document: ten thousand edits with all that was measured take a tenth of it."""
@@ -29,8 +27,6 @@ DATA_BYTES = 4 << 30
 DEPTH = 64
 """Of lists and objects in each other; errata's own go ten deep."""
 
-M = TypeVar("M", bound=BaseModel)
-
 
 class Refused(DataError, ValueError):
     """A file, or what it holds, is nothing that errata reads.
@@ -38,12 +34,6 @@ class Refused(DataError, ValueError):
     A ValueError as well, so that what reads a damaged file says so of a refused one in the same
     words.
     """
-
-
-class Document(BaseModel):
-    """Base of what is expected of a document; fields of newer versions are kept, not refused."""
-
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
 # ---------------------------------------------------------------------- files
@@ -138,12 +128,13 @@ def read_text(path: Path, *, within: Path | None = None, limit: int = JSON_BYTES
 # ---------------------------------------------------------------------- JSON
 
 
-def check_values(value: Any, *, finite: bool = True) -> None:
+def check_values(value: Any, *, finite: bool = True, texts: bool = True) -> None:
     """Refuse values that are nested too deep, not finite, or texts that cannot be written.
 
     Args:
         value: Lists, objects and what stands in them.
         finite: Whether NaN and infinity are refused.
+        texts: Whether texts are looked at; not where each field's own check does.
 
     Raises:
         Refused: Says what is wrong.
@@ -155,12 +146,12 @@ def check_values(value: Any, *, finite: bool = True) -> None:
         below: list[Any] = []
         for one in level:
             if isinstance(one, dict):
-                for name in one:
+                for name in one if texts else ():
                     _check_text(str(name))
                 below += one.values()
             elif isinstance(one, list | tuple):
                 below += one
-            elif isinstance(one, str):
+            elif isinstance(one, str) and texts:
                 _check_text(one)
             elif finite and isinstance(one, float) and not math.isfinite(one):
                 raise Refused(f"the number {one}; expected a finite one")
@@ -228,16 +219,6 @@ def read_object(
     return value
 
 
-# ---------------------------------------------------------------------- shapes of documents
-
-_EXPECTED = {
-    "list_type": "a list", "tuple_type": "a list", "dict_type": "an object",
-    "model_type": "an object", "string_type": "a text", "int_type": "a whole number",
-    "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false",
-    "none_required": "null", "finite_number": "a finite number",
-}  # fmt: skip
-
-
 def described(value: object) -> str:
     """Say in a few words what a JSON value is."""
     if value is None:
@@ -248,34 +229,3 @@ def described(value: object) -> str:
         return f"a list of {len(value)}"
     text = json.dumps(value) if isinstance(value, bool | int | float) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def checked(kind: type[M], document: Any, error: type[ErrataError] = Refused) -> M:
-    """Return a document as what it has to be.
-
-    Args:
-        kind: What is expected.
-        document: What was read.
-        error: What is raised.
-
-    Raises:
-        error: Names the field, what it is and what was expected.
-    """
-    try:
-        return kind.model_validate(document)
-    except ValidationError as wrong:
-        first = wrong.errors()[0]
-        raise error(_sentence(first)) from None
-
-
-def _sentence(first: Any) -> str:
-    name = ""
-    for part in first["loc"]:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
-    name = name or "it"
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    told = _EXPECTED.get(first["type"])
-    if told is None:
-        return f"{name} is {described(first.get('input'))}: {first['msg']}"
-    return f"{name} is {described(first.get('input'))}; expected {told}"

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from errata import __version__
+from errata.documents import Document, checked
 from errata.errors import ConfigError, ModelError
 from errata.model.weights import Identity, identity
 from errata.store.files import sha256_of
 from errata.store.folders import write_folder
-from errata.untrusted import Document, check_file, checked, read_object
+from errata.untrusted import check_file, read_object
 from errata.world.shipped import POCKET, is_shipped
 
 if TYPE_CHECKING:

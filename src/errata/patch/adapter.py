@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from errata.case import Edit
+from errata.documents import Document, checked
 from errata.errors import DataError, PatchError
 from errata.model.weights import Identity
 from errata.patch.card import read_record
 from errata.patch.changes import LowRank
 from errata.patch.patch import Patch
-from errata.untrusted import Document, check_file, checked, read_json
+from errata.untrusted import check_file, read_json
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -79,7 +80,7 @@ def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
 
 
 class _Config(Document):
-    """Types of what is read of a configuration; what the values mean is said where they are used."""
+    """Types of what is read of a configuration; what values mean is said where they are used."""
 
     peft_type: str | None = None
     base_model_name_or_path: str | None = None

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
+from errata.documents import Document, checked
 from errata.errors import PatchError
-from errata.untrusted import Document, checked
 
 
 class _Meta(Document):
@@ -31,7 +31,7 @@ class _Edit(Document):
 
     target_true: str | None = None
     id: str | None = None
-    subject_rephrases: list[str] = []
+    subject_rephrases: list[str] = Field(default_factory=list)
 
 
 class _Result(Document):
@@ -46,7 +46,7 @@ class _Result(Document):
     says: str | None = None
     says_after: str | None = None
     tried: str | None = None
-    advice: list[str] = []
+    advice: list[str] = Field(default_factory=list)
 
 
 class _Earlier(_Result):
@@ -79,14 +79,14 @@ class _Sentences(Document):
 class _Aftermath(Document):
     """What else moved."""
 
-    neighbours: list[_Neighbour] = []
-    bare: list[_Neighbour] = []
+    neighbours: list[_Neighbour] = Field(default_factory=list)
+    bare: list[_Neighbour] = Field(default_factory=list)
     sentences: _Sentences | None = None
-    lost: list[_Earlier] = []
-    weaker: list[_Earlier] = []
-    left_out: list[_Earlier] = []
+    lost: list[_Earlier] = Field(default_factory=list)
+    weaker: list[_Earlier] = Field(default_factory=list)
+    left_out: list[_Earlier] = Field(default_factory=list)
     sequence: dict[str, Any] | None = None
-    candidates: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class _Patch(Document):
@@ -95,7 +95,7 @@ class _Patch(Document):
     meta: _Meta = Field(default=None, validate_default=True)
     changes: list[dict[str, Any]] = Field(default=None, validate_default=True)
     edits: list[_Edit] = Field(default=None, validate_default=True)
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = Field(default_factory=dict)
     results: list[_Result | None] | None = None
     aftermath: _Aftermath | None = None
 
