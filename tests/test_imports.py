@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
         "untrusted",
         "documents",
+        "printable",
         "config",
         "progress",
         "registry",
