@@ -6,17 +6,51 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from errata.errors import ConfigError
+from errata.untrusted import check_values, read_text
+
+TOML_BYTES = 16 << 20
+"""Of a recipe."""
+
+LARGEST = 2**63 - 1
+"""What a whole number in a setting may be: torch and numpy count in 64 bits."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown name is an error rather than ignored."""
+    """Base of all settings: immutable, and an unknown name is an error rather than ignored.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    Numbers are numbers: finite, within 64 bits, and true is not 1.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields.get(info.field_name or "")
+        if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
+            raise ValueError("true and false are no value of this setting")
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
+            raise ValueError("a number of more than 64 bits")
+        return value
+
+
+def _takes_bool(kind: Any) -> bool:
+    """Whether a type lets a truth value in: as such, or because it takes anything."""
+    if kind in (bool, Any, object) or isinstance(kind, TypeVar):
+        return True
+    if get_origin(kind) is Literal:
+        return any(isinstance(value, bool) for value in get_args(kind))
+    if get_origin(kind) in (Union, UnionType, Annotated):
+        return any(_takes_bool(part) for part in get_args(kind))
+    return False
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -91,7 +125,7 @@ def value_from_text(value: str) -> Any:
         return None
     try:
         return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError; so are huge numbers
         if value.lower() in {"true", "false"}:
             return value.lower() == "true"
         return value
@@ -121,16 +155,24 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        ConfigError: If it is missing or malformed; the message holds the line.
+        ConfigError: If it is missing, no file, or malformed; the message holds the line.
     """
     path = Path(path)
     try:
-        with path.open("rb") as handle:
-            return tomllib.load(handle)
+        document = tomllib.loads(read_text(path, limit=TOML_BYTES))
+        check_values(document)
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep") from None
+    except ValueError as error:  # no file, not UTF-8, too large, a number that is not finite
+        told = str(error)
+        raise ConfigError(told if str(path) in told else f"{path}: {told}") from None
+    return document
 
 
 def backbone_of(name: str) -> str:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from errata.printable import printable
+
 T = TypeVar("T")
 
 Step = Callable[..., None]
@@ -157,11 +159,15 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        said = TextColumn("{task.description}", markup=False)  # a label may hold braces
+        columns = (said, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar: Any = RichProgress(
-            *columns, TextColumn("{task.fields[text]}"), console=console, transient=True
+            *columns,
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            transient=True,
         )
-        self._task = self._bar.add_task(label, total=None, text="")
+        self._task = self._bar.add_task(printable(label), total=None, text="")
         self._begun = False
 
     def step(self, done: int, total: int, text: str = "") -> None:
@@ -170,7 +176,7 @@ class Bar:
             self._bar.start()
             self._bar.reset(self._task, completed=max(done - 1, 0), total=total)
             self._begun = True
-        self._bar.update(self._task, completed=done, total=total, text=text)
+        self._bar.update(self._task, completed=done, total=total, text=printable(text))
 
     def close(self) -> None:
         """Remove the bar."""

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from errata.errors import RunError
 from errata.evaluation import evaluate
 from errata.evaluation.sequence import SideBySide, joined
 from errata.patch import LowRank, Patch
-from errata.store.files import write_together
+from errata.store.folders import write_folder
 from errata.store.runs import RunFolder, load_run
 from tests.evaluation.conftest import make_case
 from tests.evaluation.stubs import Planted
@@ -155,17 +154,16 @@ class TestResume:
         whole = run(lm, Remembering(), many, tmp_path / "whole")
         written = []
 
-        def full(files):
-            if any("checkpoint" in str(path) for path in files):
+        def full(folder, files, **options):
+            if "checkpoint" in str(folder):
                 written.append(files)
                 if len(written) == 6:
-                    part = Path(next(iter(files))).parent
-                    part.mkdir(parents=True, exist_ok=True)
+                    folder.mkdir(parents=True, exist_ok=True)
                     raise OSError(errno.ENOSPC, "No space left on device")
-            write_together(files)
+            write_folder(folder, files, **options)
 
         with monkeypatch.context() as patched:
-            patched.setattr("errata.patch.folder.write_together", full)
+            patched.setattr("errata.patch.folder.write_folder", full)
             with pytest.raises(RunError, match="No space left") as caught:
                 run(lm, Remembering(), many, tmp_path / "r")
         assert caught.value.exit_code == 1

@@ -13,10 +13,12 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from errata import progress as _progress
+from errata.printable import printable
 from errata.store.words import counted as counted
 from errata.store.words import size as size
 
@@ -56,7 +58,7 @@ class _Trimmed:
 
     def write(self, text: str) -> int:
         """Write a whole number of lines, as the console does."""
-        return self._stream.write(re.sub(r"[ \t]+(?=\n)", "", text))
+        return self._stream.write(re.sub(r"[ \t]+(?=\n)", "", printable(text)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -66,10 +68,33 @@ def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
     if stream.isatty():
-        return Console(file=stream, highlight=False, markup=False, emoji=False)
+        return _safe()(file=stream, highlight=False, markup=False, emoji=False)
     width = max(_columns() or LOG_WIDTH, NARROWEST)
     trimmed: Any = _Trimmed(stream)
     return Console(file=trimmed, width=width, highlight=False, markup=False, emoji=False)
+
+
+@cache
+def _safe() -> type[Console]:
+    """Return a console that prints texts without what a terminal would obey.
+
+    What rich itself tells the terminal comes apart from texts, as control segments and styles.
+    """
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Safe(Console):
+        """All that is printed goes through `render`, whatever it was made of."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            """Yield segments whose texts are only texts."""
+            for segment in super().render(renderable, options):
+                if segment.control or segment.text.isprintable():
+                    yield segment
+                else:
+                    yield Segment(printable(segment.text), segment.style)
+
+    return Safe
 
 
 def narrow(console: Console) -> bool:
@@ -117,6 +142,8 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Print the one JSON document of a command with `--json`."""
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     text = json.dumps(_plain(document), ensure_ascii=ascii_only, indent=2, allow_nan=False)
+    # JSON escapes what is below a space; terminals obey these as well
+    text = re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
     sys.stdout.write(text + "\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.cli._options import ModelOptions, typed
 from errata.errors import ConfigError, ModelError, PatchError
+from errata.untrusted import read_object
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -22,7 +22,10 @@ _FILES = {PATCH: "patch.json", ADAPTER: "adapter_config.json", MODEL: "config.js
 def kind_of(folder: str | Path) -> str | None:
     """Return what a folder holds: `patch`, `adapter`, `model`; None if it is none of them."""
     path = Path(folder).expanduser()
-    return next((kind for kind, name in _FILES.items() if (path / name).is_file()), None)
+    try:
+        return next((kind for kind, name in _FILES.items() if (path / name).is_file()), None)
+    except OSError:  # a name that is too long
+        return None
 
 
 def given(model: ModelOptions) -> bool:
@@ -106,6 +109,6 @@ def patch_document(folder: Path) -> dict[str, Any]:
         PatchError: If it cannot be read.
     """
     try:
-        return json.loads((folder / "patch.json").read_text(encoding="utf-8"))
+        return read_object(folder / "patch.json", within=folder)
     except (OSError, ValueError) as error:
         raise PatchError(f"{folder} is not a readable patch: {error}") from None

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from errata import __version__
 from errata.cli import (
     _output,
+    _refusals,
     ask,
     compose,
     demo,
@@ -74,6 +75,12 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             _output.note(f"interrupted; {GO_ON.get(str(ctx.invoked_subcommand), AGAIN)}")
             raise typer.Exit(INTERRUPTED) from None
+        except (OSError, MemoryError, RuntimeError) as error:
+            told = _refusals.refusal(error)
+            if told is None or ctx.params.get("debug"):
+                raise
+            _output.print_error(told)
+            raise typer.Exit(told.exit_code) from None
         except Exception as error:
             # typer has brought its own copy of click since 0.2x: the class is known by its name
             if type(error).__name__ == "NoSuchOption":

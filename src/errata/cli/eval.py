@@ -105,6 +105,14 @@ def evaluate(
         bool, typer.Option("--resume", help="Go on where a run stopped.", rich_help_panel=_RUN)
     ] = False,
     force: ForceFlag = False,
+    trust_task_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-task-code",
+            help="Let task files of --general run code: functions and any template.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     fail_under: Gates = None,
     json: JsonFlag = False,
 ) -> None:
@@ -129,9 +137,13 @@ def evaluate(
     if folder is not None:
         _output.note(f"run folder: {folder}")
     from errata.evaluation import evaluate as run
+    from errata.evaluation.task_files import trusting
 
     try:
-        with _output.progress(f"{editor.editor} on {loaded.name}") as step:
+        with (
+            trusting(trust_task_code),
+            _output.progress(f"{editor.editor} on {loaded.name}") as step,
+        ):
             result = run(
                 lm, chosen, loaded, protocol=protocol, data_options=options, out=folder,
                 resume=resume, force=force, progress=step,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from errata import untrusted
 from errata.data._records import SKIP_HINT, Record, describe
 from errata.errors import DataError
 
@@ -48,7 +49,9 @@ def _decode(data: bytes, where: str, line: int = 1) -> str:
 
 def _parse(text: str, where: str, line: int = 1) -> Any:
     try:
-        return json.loads(text, parse_constant=_constant, object_pairs_hook=_distinct)
+        value = json.loads(text, parse_constant=_constant, object_pairs_hook=_distinct)
+        untrusted.check_values(value, texts=False)  # of texts, fields say themselves
+        return value
     except json.JSONDecodeError as error:
         ends = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         hint = "It ends too early; fetch or write it again." if ends else None
@@ -68,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
         DataError: If it is missing, a folder, or not readable.
     """
     try:
-        return path.read_bytes()
+        return untrusted.read_bytes(path, limit=untrusted.DATA_BYTES)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -142,6 +145,6 @@ def read_records(path: Path, id_field: str | None = None) -> Iterator[Record | D
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from errata.errors import DataError
 from errata.store.digest import digest_of_all
+from errata.untrusted import DATA_BYTES, parse, read_text
 
 SHUFFLE_SEED = 1
 """Seed of the choice of documents; the published code uses `random.Random(1)` too."""
@@ -84,10 +84,13 @@ def _world_texts() -> Iterable[str]:
 
 
 def _read_file(path: Path) -> Iterator[str]:
-    body = path.read_text(encoding="utf-8")
+    try:
+        body = read_text(path, limit=DATA_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     if path.suffix == ".json":
         try:
-            records = json.loads(body)
+            records = parse(body)
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(records, list):
@@ -99,7 +102,7 @@ def _read_file(path: Path) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number} is not valid JSON: {error}") from None
             yield _text_of(record, f"{path}, line {number}")

@@ -8,7 +8,6 @@ scikit-learn's `TfidfVectorizer` with its defaults, fitted on all reference text
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.errors import DataError
+from errata.untrusted import read_json
 
 if TYPE_CHECKING:
     from errata.case import Case
@@ -109,7 +109,7 @@ def read_snippets(path: Path) -> Mapping[tuple[str | None, str | None], tuple[st
         DataError: If it is missing or of another form.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
         return {
             (entry["relation_id"], entry["target_id"]): tuple(x["text"] for x in entry["samples"])
             for entry in entries

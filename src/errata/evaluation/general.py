@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.errors import DataError, MissingExtra
+from errata.evaluation import task_files
 from errata.patch.in_place import applied
 from errata.store.files import cache_root, write_atomically
 
@@ -117,7 +118,9 @@ def _quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     config.HF_HUB_OFFLINE = True
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(), redirect_stderr(io.StringIO()), task_files.templates()
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -143,9 +146,7 @@ def read_task(source: str) -> dict[str, Any]:
             f"no such task file: {source}",
             "Give a task of lm-evaluation-harness (.yaml), or world.",
         )
-    # the harness's own reader knows its `include` and `!function`
-    load_yaml = import_module("lm_eval.tasks._yaml_loader").load_yaml
-    config = dict(load_yaml(path, resolve_func=True))
+    config = task_files.read(path)
     if not isinstance(config.get("task"), str):
         raise DataError(f"{path} is not one task: it has no name under task:")
     arguments = dict(config.get("dataset_kwargs") or {})

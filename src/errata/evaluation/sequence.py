@@ -15,6 +15,7 @@ from errata.errors import ErrataError, PatchError, RunError
 from errata.evaluation.regimes import Regime, units_of
 from errata.patch import Patch
 from errata.store.files import write_atomically
+from errata.untrusted import read_object
 
 if TYPE_CHECKING:
     from errata.store.runs import RunFolder
@@ -140,7 +141,7 @@ class SideBySide:
             PatchError: If a patch in it is damaged.
             OSError, ValueError, KeyError: If something else in it is.
         """
-        state = json.loads((folder / STATE).read_bytes())
+        state = read_object(folder / STATE, within=folder)
         ids = [[case.id for case in unit] for unit in self.units]
         if state["format"] != FORMAT or state["units"] != self.numbers or state["ids"] != ids:
             return False

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from errata.errors import DataError, EditError
 from errata.store.cache import digest, save_tensors
+from errata.untrusted import check_file, parse
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -95,6 +96,7 @@ def given_moments(lm: LM, layers: Sequence[int], path: Path) -> dict[int, Moment
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)
         with safe_open(path, "pt") as handle:
             names = set(handle.keys())
             for layer in layers:
@@ -104,7 +106,7 @@ def given_moments(lm: LM, layers: Sequence[int], path: Path) -> dict[int, Moment
                         f"{path} holds no tensor mom2.{layer}; it holds {', '.join(held) or 'none'}"
                     )
             found = {layer: handle.get_tensor(f"mom2.{layer}") for layer in layers}
-            facts = json.loads((handle.metadata() or {}).get("errata_moments", "null"))
+            facts = parse((handle.metadata() or {}).get("errata_moments", "null"))
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"cannot read moments from {path}: {error}") from error
     for layer, matrix in found.items():

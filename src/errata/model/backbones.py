@@ -7,7 +7,6 @@ and nothing is fetched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.config import backbone_of
+from errata.untrusted import read_object
 from errata.world.shipped import POCKET, is_shipped, knows_world, pocket_path
 
 ADDED_TOKENS = 64
@@ -274,7 +274,6 @@ def _config_of(name: str) -> Mapping[str, Any] | None:
     """Return the configuration in a folder, or of the model that comes with errata."""
     folder = pocket_path() if is_shipped(name) else Path(name).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return read_object(folder / "config.json")
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) else None

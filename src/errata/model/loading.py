@@ -11,11 +11,12 @@ from typing import Any, get_args
 import torch
 
 from errata.config import did_you_mean
-from errata.errors import ConfigError, ModelError
+from errata.errors import ConfigError, ErrataError, ModelError
 from errata.model import gguf, named
-from errata.model.compat import dequantised, quiet_transformers
+from errata.model.compat import dequantised
 from errata.model.lm import LM
 from errata.model.products import Compute
+from errata.model.pretrained import read, reason
 from errata.store.cache import folder_name
 from errata.store.files import cache_root
 from errata.world.shipped import POCKET, is_shipped, pocket_path
@@ -72,6 +73,15 @@ def _pick_device(device: str | None) -> torch.device:
         ) from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: no CUDA device is available", "Use --device cpu")
+    try:
+        usable = chosen.type != "meta" and torch.zeros(1, device=chosen).item() == 0.0
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError, AttributeError):
+        usable = False
+    if not usable:
+        raise ConfigError(
+            f"--device {device}: there is no such device here that can compute",
+            "Examples: cpu, cuda, cuda:1, auto",
+        )
     return chosen
 
 
@@ -149,8 +159,8 @@ def load(
         raise ConfigError(f"unknown compute {compute!r}", did_you_mean(compute, get_args(Compute)))
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
     source, gguf_file = gguf.split_source(model, gguf_file)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    weights: dict[str, Any] = {"dtype": chosen, "use_safetensors": True}
+    options: dict[str, Any] = {"revision": revision, "trust": trust_remote_code}
+    weights: dict[str, Any] = {"dtype": chosen}
     if gguf_file is None:
         source = _source(source)
     else:
@@ -162,18 +172,20 @@ def load(
     if ready is not None:
         ready()
     try:
-        with quiet_transformers():
-            if gguf_file is None and spread is None and _quantiser(source, options) is not None:
-                weights["device_map"] = {"": str(where)}  # cannot be moved afterwards
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, **weights, **options, output_loading_info=True
-            )
-            network, told = loaded
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if gguf_file is None and spread is None and _quantiser(source, options) is not None:
+            weights["device_map"] = {"": str(where)}  # cannot be moved afterwards
+        network, told = read(
+            AutoModelForCausalLM, source, **weights, **options, output_loading_info=True
+        )
+        tokenizer = read(AutoTokenizer, source, weights=False, **options)
+    except (ErrataError, MemoryError, torch.OutOfMemoryError):
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(*_why_not(model, error, gguf_file, source)) from error
-    except Exception as error:
-        if gguf_file is not None:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if gguf_file is not None and isinstance(error, Exception):
             raise ModelError(*_why_not(model, error, gguf_file, source)) from error
         if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
             raise ModelError(
@@ -184,7 +196,10 @@ def load(
                 f"the weights of {model!r} have other shapes than its configuration asks for",
                 "config.json and the weights belong to different models; fetch both again.",
             ) from error
-        raise
+        raise ModelError(
+            f"cannot load model {model!r}: {reason(error)}",
+            "Its configuration or tokenizer is damaged, or of another release; fetch it again.",
+        ) from error
     _refuse_gaps(model, told)
     if gguf_file is not None:
         gguf.plain(network)
@@ -211,7 +226,9 @@ def _quantiser(source: str, options: Mapping[str, Any]) -> str | None:
     """
     from transformers import AutoConfig
 
-    given: Any = getattr(AutoConfig.from_pretrained(source, **options), "quantization_config", None)
+    given: Any = getattr(
+        read(AutoConfig, source, weights=False, **options), "quantization_config", None
+    )
     if given is None:
         return None
     given = given if isinstance(given, dict) else given.to_dict()
@@ -256,6 +273,11 @@ def _why_not(model: str, error: Exception, gguf_file: str | None, source: str) -
         return (
             f"{model!r} brings code of its own, which errata does not run unasked",
             "If you trust its authors: --trust-remote-code",
+        )
+    if "safetensors" in text and "does not appear to have" in text:
+        return (
+            f"{model!r} has no weights as safetensors, and errata reads nothing else: {text}",
+            "Other formats can run code when they are read; save the model again as safetensors.",
         )
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
         return f"{model!r} is not a causal language model: {text}", "Use a decoder-only model."

@@ -128,12 +128,11 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from errata.model.compat import dequantised, quiet_transformers
+    from errata.model.pretrained import read
 
+    of = {"source": str(file.parent), "gguf_file": file.name}
     with quiet_transformers():
-        network = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, **dequantised()
-        )
+        network = read(AutoModelForCausalLM, dtype=torch.float32, **dequantised(), **of)
         gguf.plain(network).save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        tokenizer.save_pretrained(folder)
+        read(AutoTokenizer, weights=False, **of).save_pretrained(folder)
     open_to_others(folder)

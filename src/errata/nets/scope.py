@@ -71,7 +71,7 @@ class HubEncoder(nn.Module):
         from transformers import AutoModel, AutoTokenizer
 
         self.model = load_model(AutoModel, name)
-        self.tokenizer = load_model(AutoTokenizer, name)
+        self.tokenizer = load_model(AutoTokenizer, name, weights=False)
 
     def forward(self, lm: LM, texts: Sequence[Text]) -> Float[Tensor, "n k"]:
         """Return the key of each text."""

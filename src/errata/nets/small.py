@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from errata.errors import ConfigError, ModelError
+from errata.errors import ConfigError
 from errata.model.passes import wide_type
 from errata.model.tokens import Row, bucket
 
@@ -88,20 +88,16 @@ def by_name(name: str) -> nn.Module:
     return _without_words(load_model(AutoModel, name))
 
 
-def load_model(kind: Any, name: str) -> Any:
-    """Load with one of transformers' Auto classes.
+def load_model(kind: Any, name: str, *, weights: bool = True) -> Any:
+    """Load with one of transformers' Auto classes; code of its own is never run.
 
     Raises:
         ModelError: If it cannot be had.
     """
-    from errata.model.compat import quiet_transformers
+    from errata.model.pretrained import damage, read
 
-    try:
-        with quiet_transformers():
-            return kind.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"cannot load {name!r}: {reason}", EXAMPLE) from None
+    with damage(repr(name), EXAMPLE):
+        return read(kind, name, weights=weights)
 
 
 def _without_words(model: Any) -> nn.Module:

@@ -6,6 +6,7 @@ exact command, the data's hashes and the scores.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,12 @@ import torch
 from torch import nn
 
 from errata import __version__
+from errata.documents import Document, checked
 from errata.errors import ConfigError, ModelError
 from errata.model.weights import Identity, identity
-from errata.store.files import write_together
+from errata.store.files import sha256_of
+from errata.store.folders import write_folder
+from errata.untrusted import check_file, read_object
 from errata.world.shipped import POCKET, is_shipped
 
 if TYPE_CHECKING:
@@ -33,8 +37,8 @@ SHIPPED = Path(__file__).parent.parent / "world" / "pocket_editors"
 def is_trained_editor(folder: Path) -> bool:
     """Whether a folder holds the trained networks of an editor."""
     try:
-        return "editor" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "editor" in read_object(folder / CONFIG)
+    except (OSError, ValueError):
         return False
 
 
@@ -111,6 +115,19 @@ def _download(name: str) -> Path:
         ) from None
 
 
+class _Config(Document):
+    """What `config.json` of trained networks says."""
+
+    editor: str
+    settings: dict[str, Any]
+    fingerprint: str
+    model: str | None = None
+    revision: str | None = None
+    fingerprint_float16: str | None = None
+    dtype: str | None = None
+    sha256: str | None = None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of a folder of trained networks.
 
@@ -119,21 +136,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ModelError(
-            f"{folder} holds no {CONFIG}", "Expected a folder that `errata train` wrote."
-        ) from None
+        config = read_object(path, within=folder)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise ModelError(
+                f"{folder} holds no {CONFIG}", "Expected a folder that `errata train` wrote."
+            ) from None
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ModelError(f"{path} is damaged: {error}", "Train or download it again.") from None
-    kinds = {"editor": str, "settings": dict, "fingerprint": str}
-    if not isinstance(config, dict) or not all(
-        isinstance(config.get(key), kind) for key, kind in kinds.items()
-    ):
+    try:
+        checked(_Config, config)
+    except ValueError as error:
         raise ModelError(
-            f"{path} does not describe a trained editor",
+            f"{path} does not describe a trained editor: {error}",
             "Expected a folder that `errata train` wrote.",
-        )
+        ) from None
     return config
 
 
@@ -199,13 +217,14 @@ def save(
         "errata": __version__,
         **(facts or {}),
     }
-    write_together(
-        {
-            folder / WEIGHTS: to_bytes(tensors),
-            folder / CARD: card.encode(),
-            folder / CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
-        }
-    )
+    packed = to_bytes(tensors)
+    config["sha256"] = hashlib.sha256(packed).hexdigest()
+    files = {
+        WEIGHTS: packed,
+        CARD: card.encode(),
+        CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+    }
+    write_folder(folder, files, force=True)
     return folder
 
 
@@ -213,7 +232,7 @@ def load_into(network: nn.Module, folder: Path) -> None:
     """Load saved tensors into networks of the same settings.
 
     Raises:
-        ModelError: If the file is missing or damaged, or does not fit.
+        ModelError: If the file is missing or damaged, does not fit, or holds NaN.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -222,6 +241,10 @@ def load_into(network: nn.Module, folder: Path) -> None:
     if not path.is_file():
         raise ModelError(f"{folder} holds no {WEIGHTS}", "Train or download it again.")
     try:
+        check_file(path, within=folder)
+        expected = read_config(folder).get("sha256")  # earlier versions wrote none
+        if expected is not None and sha256_of(path) != expected:
+            raise ValueError(f"it does not match the checksum in {CONFIG}")
         tensors = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise ModelError(f"{path} is damaged: {error}", "Train or download it again.") from None
@@ -235,4 +258,7 @@ def load_into(network: nn.Module, folder: Path) -> None:
             f"{path} does not fit the settings in {CONFIG}: {', '.join(strange[:3])}",
             "Train or download it again.",
         )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: {name} holds NaN or infinite values", "Train it again.")
     network.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})

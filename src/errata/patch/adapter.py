@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from errata.case import Edit
+from errata.documents import Document, checked
 from errata.errors import DataError, PatchError
 from errata.model.weights import Identity
 from errata.patch.card import read_record
 from errata.patch.changes import LowRank
 from errata.patch.patch import Patch
+from errata.untrusted import check_file, read_json
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -64,7 +65,7 @@ def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
     """Give a patch the edits that the record of its export names, and the model it is for."""
     try:
         edits = tuple(Edit(**entry) for entry in record["edits"])
-    except (TypeError, DataError) as error:
+    except (TypeError, ValueError, DataError) as error:
         raise PatchError(
             f"{folder}: the edits in errata.json cannot be read: {error}",
             "Export again, or remove the file.",
@@ -78,6 +79,17 @@ def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
     return replace(patch, edits=edits, meta={**patch.meta, **known})
 
 
+class _Config(Document):
+    """Types of what is read of a configuration; what values mean is said where they are used."""
+
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    use_rslora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    bias: str | None = None
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the configuration and the tensors of a PEFT LoRA folder.
 
@@ -85,17 +97,19 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         PatchError: If there is none, or it holds more than `W += scale * B A`.
     """
     try:
-        config: Any = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config: Any = read_json(folder / CONFIG_NAME, within=folder)
+        check_file(folder / WEIGHTS_NAME, within=folder)
         tensors = load_file(folder / WEIGHTS_NAME)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise PatchError(f"{folder} is not a readable LoRA folder: {error}") from error
     if not isinstance(config, dict):
         raise PatchError(f"{folder / CONFIG_NAME} holds no JSON object")
+    checked(_Config, config, PatchError)
     if config.get("peft_type") != "LORA":
         raise PatchError(f"{folder} is a {config.get('peft_type')} adapter; expected LORA")
     if (
         config.get("use_dora")
-        or config.get("bias", "none") != "none"
+        or (config.get("bias") or "none") != "none"
         or config.get("modules_to_save")
     ):
         raise PatchError(

@@ -38,6 +38,7 @@ from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, Prefix, make_prefix
 from errata.model.tokens import Row, bucket
 from errata.patch.changes import Context, Router
+from errata.patch.changes.base import fitting
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -274,13 +275,14 @@ class AroundModel:
             return output
         logits = output[0] if bare else output.logits
         rows = self._rows(len(seen.ids))
-        for team in self._routes:
-            lines, owner = team.members_of(rows, seen.ids.device)
-            if len(lines):
-                inside = team.scope(seen.rows(lines), owner)
-                lines, owner = lines[inside], owner[inside]
-            if len(lines):
-                logits = _answered(team, owner, seen, lines, logits)
+        with fitting("the route of this patch"):
+            for team in self._routes:
+                lines, owner = team.members_of(rows, seen.ids.device)
+                if len(lines):
+                    inside = team.scope(seen.rows(lines), owner)
+                    lines, owner = lines[inside], owner[inside]
+                if len(lines):
+                    logits = _answered(team, owner, seen, lines, logits)
         if bare:
             return (logits, *output[1:])
         output.logits = logits

@@ -18,9 +18,11 @@ from errata.data._records import thaw
 from errata.errors import PatchError
 from errata.patch.describe import where
 from errata.patch.patch import Patch
+from errata.printable import code, markdown
 from errata.store.files import sha256_of
 from errata.store.provenance import now
 from errata.store.words import counted
+from errata.untrusted import read_json
 
 RECORD_NAME, CARD_NAME = "errata.json", "README.md"
 FORMAT = 1
@@ -69,13 +71,17 @@ def card(patch: Patch, record: Mapping[str, Any], use: str) -> str:
     base = str(record["base_model"])
     library = "peft" if record["form"] == "lora" else "transformers"
     rows = {
-        "base model": f"`{base}`" + (f" @ `{record['revision']}`" if record["revision"] else ""),
-        "fingerprint of its weights": f"`{record['fingerprint']}`",
-        "editor": record["editor"],
-        "changes": where(patch),
-        "made": record["made"],
-        "errata": record["errata"],
-    }
+        "base model": code(base) + (f" @ {code(record['revision'])}" if record["revision"] else ""),
+        "fingerprint of its weights": code(str(record["fingerprint"])),
+        **{
+            name: _cell(str(value))
+            for name, value in (
+                ("editor", record["editor"]), ("changes", where(patch)), ("made", record["made"]),
+                ("errata", record["errata"]),
+            )
+            if value
+        },
+    }  # fmt: skip
     lines = [
         "---",
         f"library_name: {library}",
@@ -83,14 +89,14 @@ def card(patch: Patch, record: Mapping[str, Any], use: str) -> str:
         "tags: [knowledge-editing, errata]",
         "---",
         "",
-        f"# {counted(len(patch.edits), 'edit')} of {base}",
+        f"# {counted(len(patch.edits), 'edit')} of {markdown(base)}",
         "",
         f"Made with errata, an editor of what language models hold to be true. `{RECORD_NAME}` "
         "holds the same as data.",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {_cell(str(value))} |" for name, value in rows.items() if value),
+        *(f"| {name} | {value} |" for name, value in rows.items()),
         "",
         "## What was edited",
         "",
@@ -136,7 +142,7 @@ def _share(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return markdown(" ".join(text.split()))
 
 
 def files_of(patch: Patch, record: Mapping[str, Any], use: str) -> dict[str, bytes]:
@@ -156,8 +162,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_json(path, within=folder)
+    except (OSError, ValueError) as error:
         raise PatchError(
             f"{path} cannot be read: {error}", "Export again, or remove the file."
         ) from None
@@ -170,6 +176,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     if not right:
         raise PatchError(f"{path} is no record of an export", "Export again, or remove the file.")
     for name, digest in record["weights"].items():
-        if not (folder / str(name)).is_file() or sha256_of(folder / str(name)) != digest:
+        if Path(name).name != name:
+            raise PatchError(f"{path} names weights outside of its folder: {name!r}")
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             return None
     return record

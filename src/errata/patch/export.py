@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,8 @@ from errata.patch.changes.base import KEEP, Merge
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
 from errata.patch.places import beside, is_transposed
-from errata.store.files import open_to_others, sha256_of, write_together
+from errata.store.files import open_to_others, sha256_of
+from errata.store.folders import replacing, write_folder
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -185,7 +186,7 @@ def to_lora(
     digests = {WEIGHTS_NAME: hashlib.sha256(packed).hexdigest()}
     told = files_of(patch, record_of(patch, "lora", base, digests), _use_lora(base, folder.name))
     written = {WEIGHTS_NAME: packed, **told, CONFIG_NAME: text.encode()}
-    write_together({folder / name: data for name, data in written.items()})
+    write_folder(folder, written, force=force, what="an adapter")
     return LoraReport(folder, base, rank, modules, lost)
 
 
@@ -203,8 +204,8 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
     """Write the patched model as a plain transformers checkpoint with its tokenizer.
 
     A network whose class says how becomes part of the model, as T-Patcher's units do. The
-    checkpoint is written beside the target and moved there when it is complete. The model in memory
-    stays untouched.
+    checkpoint is written beside the target and takes its place as a whole when it is complete. The
+    model in memory stays untouched.
 
     Raises:
         PatchError: If the patch is for another model or holds a change that cannot be merged, or
@@ -225,10 +226,7 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
     patch.check(lm)
     _refuse_stored(lm, weights, built_in is not None)
     model_of = None if built_in is None else built_in[0](lm, built_in[1])
-    beside = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with _written(folder, force) as beside:
         with replace(patch, changes=weights).applied(lm), quiet_transformers():
             (lm.model if model_of is None else model_of(lm)).save_pretrained(beside)
         lm.tokenizer.save_pretrained(beside)
@@ -238,16 +236,20 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
         for name, data in files_of(patch, record, _use_merged(folder.name)).items():
             (beside / name).write_bytes(data)
         open_to_others(beside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.replace(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _written(folder: Path, force: bool) -> Iterator[Path]:
+    """Yield the folder that a checkpoint is written to."""
+    try:
+        with replacing(folder, force=force, owned=None, what="files") as beside:
+            yield beside
+    except SafetensorError as error:  # what safetensors says where the disk is full
         raise ErrataError(
-            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}",
+            f"cannot write {folder}: {error}",
             "Choose a folder you may write to, with enough free space.",
         ) from error
-    return folder
 
 
 def _refuse_stored(lm: LM, weights: Sequence[Change], wider: bool) -> None:

@@ -15,11 +15,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from errata.case import Edit, described
-from errata.data._records import describe, thaw
+from errata.data._records import thaw
 from errata.errors import ErrataError, PatchError
 from errata.patch.changes import Change, change_of
+from errata.patch.document import check_document
 from errata.patch.patch import Patch
-from errata.store.files import sha256_of, write_together
+from errata.store.files import sha256_of
+from errata.store.folders import write_folder
+from errata.untrusted import check_file, read_object
 
 FORMAT = 1
 JSON_NAME = "patch.json"
@@ -35,9 +38,8 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     """Write a patch folder.
 
-    Both files are complete before either takes its place, so a full disk costs nothing that was
-    there. The JSON file holds the checksum of the tensor file: a folder whose writer was killed in
-    between is recognised when it is read.
+    Both files take their place at once: whenever the process is killed, what was there is there, or
+    the new patch is. The JSON file holds the checksum of the tensor file besides.
 
     Args:
         patch: What to write.
@@ -76,7 +78,8 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         **({"aftermath": thaw(patch.aftermath)} if patch.aftermath else {}),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
-    write_together({folder / TENSOR_NAME: packed, folder / JSON_NAME: text.encode()})
+    files = {TENSOR_NAME: packed, JSON_NAME: text.encode()}
+    write_folder(folder, files, force=force, what="a patch")
     return folder
 
 
@@ -96,10 +99,10 @@ def load(folder: str | Path) -> Patch:
                 f"{folder} is not a complete patch: {path.name} is missing", _what_else(folder)
             )
     try:
-        document = json.loads(described.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise PatchError(f"{described} holds {describe(document)}; expected an object")
+        document = read_object(described, within=folder)
         _check_format(folder, document)
+        check_document(document)
+        check_file(stored, within=folder)
         if sha256_of(stored) != document.get("sha256"):
             raise PatchError(
                 f"{stored} does not match the checksum in {JSON_NAME}",
@@ -108,9 +111,9 @@ def load(folder: str | Path) -> Patch:
         return _read(document, load_file(stored))
     except PatchError:
         raise
-    except ErrataError as error:  # of an edit
+    except ErrataError as error:  # of an edit, or of the document as such
         raise PatchError(f"{folder} is not a readable patch: {error.message}") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise PatchError(f"{folder} is not a readable patch: {error}") from error
 
 
@@ -143,9 +146,9 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
     Raises:
         PatchError, DataError, TypeError: If a field or a tensor is not what it should be.
     """
-    entries = [_object(entry, f"changes[{i}]") for i, entry in _listed(document, "changes")]
+    entries: list[dict[str, Any]] = document["changes"]
     by_change: list[dict[str, Tensor]] = [{} for _ in entries]
-    state: dict[str, Any] = dict(_object(document.get("state", {}), "state"))
+    state: dict[str, Any] = dict(document.get("state", {}))
     for name, tensor in tensors.items():
         head, _, rest = name.partition(".")
         number, _, leaf = rest.partition(".")
@@ -159,49 +162,15 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
         _change(entry, f"changes[{i}]", part)
         for i, (entry, part) in enumerate(zip(entries, by_change, strict=True))
     )
-    edits = tuple(_edit(entry, f"edits[{i}]") for i, entry in _listed(document, "edits"))
-    meta = _object(document.get("meta"), "meta")
-    for name in (
-        "model", "fingerprint", "fingerprint_float16", "dtype", "revision", "editor", "made",
-        "errata", "blocks_from",
-    ):  # fmt: skip
-        if not isinstance(meta.get(name), str | None):
-            raise PatchError(f"meta.{name} is {describe(meta[name])}; expected a text")
-    results = document.get("results") or ()
-    results = tuple(
-        None if entry is None else _object(entry, f"results[{i}]")
-        for i, entry in _listed({"results": list(results)}, "results")
-    )
-    aftermath = _object(document.get("aftermath") or {}, "aftermath")
-    patch = Patch(changes, edits, state, meta, results, aftermath)
+    edits = tuple(Edit(**entry) for entry in document["edits"])
+    results = tuple(document.get("results") or ())
+    aftermath = document.get("aftermath") or {}
+    patch = Patch(changes, edits, state, document["meta"], results, aftermath)
     try:
         _ = patch.report  # what is wrong in it is said now, not when it is looked at
-    except AttributeError as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise PatchError(f"aftermath: {error}") from None
     return patch
-
-
-def _listed(document: Mapping[str, Any], name: str) -> enumerate[Any]:
-    value = document.get(name)
-    if not isinstance(value, list):
-        raise PatchError(f"{name} is {describe(value)}; expected a list")
-    return enumerate(value)
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise PatchError(f"{name} is {describe(value)}; expected an object")
-    return value
-
-
-def _edit(entry: Any, name: str) -> Edit:
-    values = _object(entry, name)
-    for field in ("target_true", "id"):
-        if not isinstance(values.get(field), str | None):
-            raise PatchError(f"{name}.{field} is {describe(values[field])}; expected a text")
-    if not isinstance(values.get("subject_rephrases", []), list):
-        raise PatchError(f"{name}.subject_rephrases is no list")
-    return Edit(**values)
 
 
 def _change(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> Change:

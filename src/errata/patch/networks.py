@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from errata.model.hooks import before, hooked
 from errata.model.passes import Pass
 from errata.patch.around import sees_pass
+from errata.patch.changes.base import fitting
 from errata.patch.places import module_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+
+LABEL = "errata_label"
+"""Attribute of a network that says what messages call it."""
 
 
 class Sources:
@@ -45,9 +50,18 @@ class Sources:
 def called(
     network: nn.Module, hidden: Sequence[Tensor], seen: Pass | None, shape: Sequence[int]
 ) -> Tensor:
-    """Call a network; one that looks at whole rows is given them as rows."""
-    if not sees_pass(network):
-        return network(*hidden)
-    assert seen is not None  # hooked on the model, which has been called
-    rows = [x.reshape(*seen.ids.shape, x.shape[-1]) for x in hidden]
-    return network(*rows, seen).reshape(shape)
+    """Call a network; one that looks at whole rows is given them as rows.
+
+    Raises:
+        PatchError: If its tensors do not fit what it is given, or it returns another shape.
+    """
+    with fitting(str(getattr(network, LABEL, "a network of this patch"))):
+        if not sees_pass(network):
+            made = network(*hidden)
+        else:
+            assert seen is not None  # hooked on the model, which has been called
+            rows = [x.reshape(*seen.ids.shape, x.shape[-1]) for x in hidden]
+            made = network(*rows, seen).reshape(shape)
+        if made.shape != hidden[-1].shape:
+            raise ValueError(f"it makes {tuple(made.shape)} of {tuple(hidden[-1].shape)}")
+    return made

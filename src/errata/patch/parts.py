@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from errata.patch.networks import LABEL
+
 if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.patch.changes import Context, Dense, LowRank, Module, Router
@@ -72,6 +74,7 @@ class Parts:
             place: Says where: `path`, `where`, `source`.
             network: The network.
         """
+        setattr(network, LABEL, place.label)
         self.networks.append((group, place, network.to(self.lm.device)))
 
     def add_context(self, group: int, context: Context) -> None:

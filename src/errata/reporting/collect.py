@@ -10,8 +10,10 @@ from typing import Any
 
 from errata.editors import editors
 from errata.errors import RunError
-from errata.store.runs import CONFIG, Run, load_run
+from errata.reporting.folders import read_evaluation
+from errata.store.runs import CONFIG, Run
 from errata.sweeping import state
+from errata.untrusted import read_object
 
 SHORT = 8
 """Hexadecimal digits that tell models of one name apart."""
@@ -145,14 +147,14 @@ def _below(folder: Path) -> Iterator[Path]:
 def _is_evaluation(folder: Path) -> bool:
     """Whether a run folder is of an evaluation, not of a training."""
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
+        config = read_object(folder / CONFIG)
     except (OSError, ValueError):
         return True  # reading it as a run says what is wrong
-    return isinstance(config, dict) and "protocol" in config
+    return "protocol" in config
 
 
 def _read_run(folder: Path, cells: list[Cell], missing: list[Missing]) -> None:
-    run = load_run(folder)
+    run = read_evaluation(folder)
     if run.summary is None:
         missing.append(Missing(str(folder), _unfinished(run)))
         return
@@ -213,7 +215,10 @@ def _place(name: str) -> tuple[str, str, str, str, int] | None:
     if parts[0] == "train" or len(parts) != 4:
         return None
     model, row, data, seed = parts
-    return name, model, row, data, int(seed.removeprefix("seed"))
+    number = seed.removeprefix("seed")
+    if not number.isdecimal() or len(number) > 18 or any(part in ("", ".", "..") for part in parts):
+        raise RunError(f"{name!r} in {state.FILE} names no cell: expected MODEL/ROW/DATA/seedK")
+    return name, model, row, data, int(number)
 
 
 def _order(
@@ -230,7 +235,7 @@ def _order(
 
 
 def _finished(folder: Path) -> Run | None:
-    return load_run(folder) if (folder / CONFIG).is_file() else None
+    return read_evaluation(folder) if (folder / CONFIG).is_file() else None
 
 
 def _why(progress: state.Progress, run: Run | None) -> str:

@@ -6,6 +6,8 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 
+from errata.printable import cell, one_line
+from errata.printable import markdown as markdown_text
 from errata.reporting.columns import column_of, legend
 from errata.reporting.scores import Score
 from errata.reporting.tables import DIGITS, Comparison, Mark, Row
@@ -193,9 +195,7 @@ def _markdown_style(text: str, mark: Mark) -> str:
 
 def _plain(text: str) -> str:
     """Escape what Markdown would read as more than text."""
-    for sign in "\\|*_<>`":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return markdown_text(text)
 
 
 # ---------------------------------------------------------------------- LaTeX
@@ -206,7 +206,7 @@ def latex(
 ) -> str:
     r"""Return all tables as LaTeX to `\input`: each a floating `table*`."""
     parts = ["% \\usepackage{booktabs,graphicx}"]
-    parts += [f"% {remark}" for remark in remarks]
+    parts += [f"% {one_line(remark)}" for remark in remarks]
     for number, table in enumerate(tables, 1):
         parts += _float(table, number, within, intervals)
         if has_f1(table):
@@ -273,7 +273,7 @@ def _latex_style(text: str, mark: Mark) -> str:
 
 def escape(text: str) -> str:
     """Return text as LaTeX prints it."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in one_line(text))
 
 
 # ---------------------------------------------------------------------- CSV
@@ -325,9 +325,12 @@ def _rate(own: Score, metric: str = "average") -> dict[str, object]:
 
 
 def as_csv(tables: Sequence[Comparison]) -> str:
-    """Return all numbers in long form, with all their digits; an empty field is no number."""
+    """Return all numbers in long form, with all their digits; an empty field is no number.
+
+    A name that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)
-    writer.writerows([entry[name] for name in FIELDS] for entry in entries(tables))
+    writer.writerows([cell(entry[name]) for name in FIELDS] for entry in entries(tables))
     return text.getvalue()

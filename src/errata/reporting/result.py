@@ -13,7 +13,7 @@ from errata.reporting import formats
 from errata.reporting.collect import Collection, Missing, told
 from errata.reporting.columns import chosen
 from errata.reporting.tables import Comparison, compare
-from errata.store.files import write_together
+from errata.store.folders import write_folder
 
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "table.md", "latex": "table.tex", "csv": "table.csv"}
@@ -143,12 +143,12 @@ class Report:
             raise RunError(
                 f"{out} already holds {there[0]}", "Choose another --out, or add --force."
             )
-        files = {out / FILES[form]: self.text(form).encode() for form in FORMATS}
+        files = {FILES[form]: self.text(form).encode() for form in FORMATS}
         for table, name in zip(self.comparisons, self._figures(), strict=True):
             for ending, data in figure.drawn(table).items():
-                files[out / f"{name}.{ending}"] = data
-        write_together(files)
-        return list(files)
+                files[f"{name}.{ending}"] = data
+        write_folder(out, files, force=force, what="a report")
+        return [out / name for name in files]
 
     def _figures(self) -> list[str]:
         many = len(self.comparisons) > 1

@@ -8,6 +8,7 @@ from typing import Literal
 
 from errata.reporting.collect import Cell, Collection
 from errata.reporting.columns import column_of, ordered
+from errata.reporting.folders import counting
 from errata.reporting.scores import Balance, Cost, Score, balance, cost, score
 
 Mark = Literal["best", "near", ""]
@@ -197,12 +198,14 @@ def _row(cells: Sequence[Cell], counted: Sequence[str], times: int, seed: int) -
     by_data: dict[str, list[Cell]] = {}
     for cell in cells:
         by_data.setdefault(cell.data, []).append(cell)
-    scores = {data: score(own, times, seed) for data, own in by_data.items()}
+    with counting([cell.run.path for cell in cells]):
+        scores = {data: score(own, times, seed) for data, own in by_data.items()}
+        costs = {data: cost(own) for data, own in by_data.items()}
     return Row(
         cells[0].label,
         cells[0].editor,
         scores,
-        {data: cost(own) for data, own in by_data.items()},
+        costs,
         {data: tuple(sorted(cell.seed for cell in own)) for data, own in by_data.items()},
         balance([scores[data] for data in counted if data in scores]),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from errata.store.digest import digest_of
 from errata.store.files import write_atomically
+from errata.untrusted import read_object
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def load_json(path: Path) -> Any | None:
     if not path.is_file():
         return None
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_object(path)
         body = json.dumps(document["value"], sort_keys=True)
         if document[CHECKSUM] != digest_of(body):
             raise ValueError("checksum differs")

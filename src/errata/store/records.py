@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import RunError
+from errata.untrusted import DATA_BYTES, parse, read_bytes
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not path.is_file():
         return [], 0
     with reported(f"cannot read {path}"):
-        data = path.read_bytes()
+        data = read_bytes(path, limit=DATA_BYTES)
     records: list[dict[str, Any]] = []
     good = 0
     lines = data.splitlines(keepends=True)
@@ -57,7 +58,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line)
+        record = parse(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and "id" in record else None

@@ -34,6 +34,7 @@ from errata.store.files import write_atomically
 from errata.store.locks import HELD, LOCK, take_lock
 from errata.store.provenance import environment
 from errata.store.records import cut_to, line_of, mend_records, read_records, reported
+from errata.untrusted import read_object, refuse_special
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -128,6 +129,8 @@ class RunFolder:
             if strange and path.is_dir() and any(file.name != HELD for file in path.iterdir()):
                 raise RunError(f"{path} exists and is not a run folder", "Choose another --out.")
             new = not path.exists()
+            for name in (*FILES, LOCK, HELD):
+                refuse_special(path / name)  # a pipe would keep us waiting
             path.mkdir(parents=True, exist_ok=True)
             lock = take_lock(path)
         try:
@@ -302,14 +305,11 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        return read_object(path, within=path.parent)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{path} cannot be read: {error}", "Start the run again with --force."
         ) from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds no JSON object", "Start the run again with --force.")
-    return value
 
 
 def _read_env(path: Path) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from errata.sweeping.recipe import EditorRow, Recipe
 from errata.sweeping.state import State
 from errata.sweeping.units import SUMMARY, Unit, variants
+from errata.untrusted import read_object
 
 METRICS = ("reliability", "generality", "locality", "average")
 
@@ -49,7 +49,7 @@ def scores(unit: Unit) -> dict[str, Any]:
     """Return the rates of a finished cell and its number of cases; else nothing."""
     path = unit.folder / SUMMARY
     try:
-        summary = json.loads(path.read_bytes())
+        summary = read_object(path)
     except (OSError, ValueError):
         return {}
     return {name: summary.get(name) for name in ("cases", *METRICS)}

@@ -10,11 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from errata import __version__
+from errata.documents import Document, checked
 from errata.errors import RunError
 from errata.store.files import write_atomically
 from errata.store.locks import take_lock as take
 from errata.sweeping.units import Unit
+from errata.untrusted import read_object
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -45,6 +49,26 @@ class Progress:
     host: str = ""
     reason: str = ""
     log: list[str] = field(default_factory=list)
+
+
+class _Entry(Document):
+    """A unit in the file."""
+
+    key: str
+    status: Status = "waiting"
+    attempts: int = 0
+    seconds: float = 0.0
+    host: str = ""
+    reason: str = ""
+    log: list[str] = Field(default_factory=list)
+
+
+class _Document(Document):
+    """The file."""
+
+    sweep: str
+    units: dict[str, _Entry]
+    labels: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 
 class State:
@@ -170,13 +194,11 @@ def read(out: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        document = json.loads(path.read_bytes())
-        units = document["units"].values()
-        if not isinstance(document["sweep"], str) or not all("key" in entry for entry in units):
-            raise KeyError("key")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        document = read_object(path, within=out)
+        checked(_Document, document)
+    except (OSError, ValueError) as error:
         raise RunError(
-            f"{path} is damaged", "Delete it: finished units are found by their folders."
+            f"{path} is damaged: {error}", "Delete it: finished units are found by their folders."
         ) from None
     return document
 

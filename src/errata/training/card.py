@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from errata.printable import code, markdown, one_line
+
 
 def write_card(facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return the text of README.md beside trained networks.
@@ -17,26 +19,26 @@ def write_card(facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """
     losses = result.get("validation") or {}
     data = [
-        f"* {d.get('spec')}, split {d.get('split')}: {d.get('groups')} groups, "
-        f"version `{d.get('version')}`"
+        f"* {markdown(str(d.get('spec')))}, split {markdown(str(d.get('split')))}: "
+        f"{d.get('groups')} groups, version {code(str(d.get('version')))}"
         for d in facts.get("data", ())
     ]
     paths = ", ".join(f"`{path}`" for path in facts["matrices"])
     matrices = [f"Edited matrices: {paths}.", ""] if paths else []
     lines = [
-        f"# {facts['editor']} for {facts['model']}",
+        f"# {facts['editor']} for {markdown(facts['model'])}",
         "",
         f"Networks of the knowledge editor `{facts['editor']}`, trained with errata for the model "
-        f"`{facts['model']}` (weights `{facts['fingerprint'][:16]}`); no other model will do.",
+        f"{code(facts['model'])} (weights `{facts['fingerprint'][:16]}`); no other model will do.",
         "",
         "```",
-        f"errata eval --editor DIR --model {facts['model']} --data world",
+        f"errata eval --editor DIR --model {shlex.quote(one_line(facts['model']))} --data world",
         "```",
         "",
         "Made by:",
         "",
         "```",
-        shlex.join(["errata", *sys.argv[1:]]),
+        shlex.join(["errata", *map(one_line, sys.argv[1:])]),
         "```",
         "",
         "Trained on:",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from errata.errors import RunError
 from errata.store.files import write_atomically
+from errata.untrusted import check_file, parse
 
 FILE = "checkpoint.safetensors"
 
@@ -99,8 +100,17 @@ def load(
     _same(path, about["facts"], facts)
     try:
         tensors = load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged: {error}", "Start anew: --force") from None
+        return _put_back(about, tensors, network, optimizer)
+    except (SafetensorError, ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"{path} is damaged: {error}", "Start anew: --force") from error
+
+
+def _put_back(
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
     network.load_state_dict(_under(tensors, "network."))
     flat = _under(tensors, "optimizer.")
     state: dict[int, dict[str, Tensor]] = {}
@@ -122,9 +132,13 @@ def _about(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path, within=path.parent)
         with safe_open(path, "pt") as handle:
-            return json.loads((handle.metadata() or {})["about"])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            about = parse((handle.metadata() or {})["about"])
+        if not all(isinstance(about[key], dict) for key in ("facts", "progress")):
+            raise ValueError("it does not say how far the run has come")
+        return about
+    except (TypeError, SafetensorError, KeyError, ValueError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}", "Start anew: --force") from None
 
 

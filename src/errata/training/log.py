@@ -9,6 +9,8 @@ from typing import Any
 
 from errata.errors import RunError
 from errata.store.files import write_atomically
+from errata.store.records import reported
+from errata.untrusted import parse, read_bytes
 
 LOG = "log.jsonl"
 
@@ -49,9 +51,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    with reported(f"cannot read {path}"):
+        lines = read_bytes(path).splitlines()
+    for line in lines:
         try:
-            entries.append(json.loads(line))
+            entry = parse(line)
         except ValueError:
             break
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            break
+        entries.append(entry)
     return entries

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from errata.untrusted import read_object
 
 POCKET = "pocket"
 """Name under which the shipped model is loaded."""
@@ -25,7 +26,7 @@ def knows_world(model: str) -> bool:
     """
     folder = Path(__file__).parent / POCKET if is_shipped(model) else Path(model).expanduser()
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = read_object(folder / CARD)
         return (card["scale"], card["seed"]) == ("pocket", 0)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -287,6 +287,11 @@ def tensors_of(
         keys, values, radii = (tensors[name] for name in ("keys", "values", "radii"))
     except KeyError as missing:
         raise PatchError(f"GRACE's codebook at {path} lacks its {missing.args[0]}") from None
+    if [t.ndim for t in (keys, values, radii)] != [2, 2, 1]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (keys, values, radii))
+        raise PatchError(
+            f"GRACE's codebook at {path} has shapes {shapes}; expected n x d_in, n x d_out and n"
+        )
     if not len(keys) == len(values) == len(radii):
         raise PatchError(
             f"GRACE's codebook at {path} has {len(keys)} keys, {len(values)} values and "

@@ -10,9 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from errata.errors import ModelError
-from errata.model.compat import quiet_transformers
 from errata.model.passes import capture, wide
+from errata.model.pretrained import damage, read
 from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
@@ -57,17 +56,13 @@ def _own(lm: LM, texts: Sequence[str]) -> Float[Tensor, "n d"]:
 def _loaded(lm: LM, name: str) -> Embed:
     from transformers import AutoModel, AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            network: Any = AutoModel.from_pretrained(name, use_safetensors=True)
-            tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"the sentence encoder {name!r} cannot be loaded: "
-            f"{str(error).strip().partition(chr(10))[0]}",
-            "Give another: --set encoder=HUB-ID (or a folder, or own: the model itself); or "
-            "retrieve nothing: --set retrieve=random",
-        ) from error
+    with damage(
+        f"the sentence encoder {name!r}",
+        "Give another: --set encoder=HUB-ID (or a folder, or own: the model itself); or "
+        "retrieve nothing: --set retrieve=random",
+    ):
+        network: Any = read(AutoModel, name)
+        tokenizer: Any = read(AutoTokenizer, name, weights=False)
     network = network.eval().to(lm.device)
 
     @torch.no_grad()

@@ -74,6 +74,7 @@ class ScopeMemory:
             parts = {name: change.weights[name].to(device) for name in cls.__dataclass_fields__}
         except KeyError as error:
             raise PatchError(f"this SERAC memory has no {error}", "Make the patch again.") from None
+        _check_shapes(parts)
         return cls(**parts)
 
     @property
@@ -117,6 +118,25 @@ class ScopeMemory:
             torch.cat([self.prompts[stays], new.prompts]),
             torch.cat([self.keys[stays].to(keys), new.keys]),
         )
+
+
+def _check_shapes(parts: Mapping[str, Tensor]) -> None:
+    """Refuse the parts of a memory that do not belong together.
+
+    Raises:
+        PatchError: Says their shapes, or which entry is longer than its tokens.
+    """
+    tokens, lengths, prompts, keys = (parts[name] for name in ScopeMemory.__dataclass_fields__)
+    dims = [t.ndim for t in (tokens, lengths, prompts, keys)] == [2, 1, 1, 2]
+    if not dims or len({len(tokens), len(lengths), len(prompts), len(keys)}) > 1:
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts.values())
+        raise PatchError(
+            f"this SERAC memory has shapes {shapes}; expected n x T, n, n and n x k",
+            "Make the patch again.",
+        )
+    whole = not any(t.is_floating_point() for t in (tokens, lengths, prompts))
+    if not whole or bool((lengths > tokens.shape[1]).any() or (lengths < prompts).any()):
+        raise PatchError("this SERAC memory counts wrongly", "Make the patch again.")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from errata.data._records import describe
-from errata.errors import PatchError, SpecError
+from errata.errors import ErrataError, PatchError, SpecError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -78,6 +79,29 @@ def building(label: str) -> Iterator[None]:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise PatchError(
             f"{label} cannot be built: {what}", "The patch is damaged; make it again."
+        ) from error
+
+
+@contextmanager
+def fitting(label: str) -> Iterator[None]:
+    """Name the change whose tensors do not fit what they meet in the model.
+
+    What says that memory ran out goes through as it is.
+
+    Raises:
+        PatchError: Says what did not fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, ErrataError) or "allocate memory" in str(error):
+            raise
+        told = str(error).partition("\n")[0]
+        raise PatchError(
+            f"{label} does not fit the model: {told}",
+            "The patch is damaged, or for another model; make it again.",
         ) from error
 
 
