@@ -229,11 +229,14 @@ class Patch:
         return replace(self, meta={**self.meta, "made": now()})
 
     def compact(self) -> Patch:
-        """Return an equal patch with one low-rank change per module, factors side by side."""
+        """Return an equal patch with one low-rank change per module, factors side by side.
+
+        Changes from which single edits can be taken back stay as they are.
+        """
         low: dict[str, list[tuple[Tensor, Tensor]]] = {}
         rest: list[Change] = []
         for change in self.changes:
-            if change.factors is not None:
+            if change.factors is not None and not change.held:
                 low.setdefault(change.path, []).append(change.factors)
             else:
                 rest.append(change)
