@@ -221,6 +221,15 @@ class Patch:
         changes = tuple(change.scaled(factor) for change in self.changes)
         return replace(self, changes=changes, results=(), aftermath={})
 
+    def without(self, *edits: str | int | Edit) -> Patch:
+        """Return the patch that would have been built without some of its edits.
+
+        See [`errata.patch.removal.remove`][]; for editors free of order, and no others.
+        """
+        from errata.patch.removal import remove
+
+        return remove(self, edits)
+
     def dated(self) -> Patch:
         """Return the patch with the time of this moment as `made`; an editor alone notes no time.
 

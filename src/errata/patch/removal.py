@@ -36,7 +36,8 @@ def find_edit(patch: Patch, name: str | int | Edit) -> int:
 
     Args:
         patch: The patch.
-        name: An edit; its id or its prompt; or its number, from 1 (`#3` where an id is `3`).
+        name: An edit; its number, from 1; or a text: its id, its prompt, or its number (`#3` where
+            an id is `3`).
 
     Raises:
         PatchError: If there is none, or several, of that name.
@@ -45,8 +46,11 @@ def find_edit(patch: Patch, name: str | int | Edit) -> int:
     if isinstance(name, Edit):
         found = [i for i, edit in enumerate(edits) if edit == name]
         shown = repr(name.prompt)
+    elif isinstance(name, int):
+        shown = f"#{name}"
+        found = [name - 1] if 1 <= name <= len(edits) else []
     else:
-        shown = str(name)
+        shown = name
         found = [i for i, edit in enumerate(edits) if edit.id == shown]
         found = found or [i for i, edit in enumerate(edits) if edit.prompt == shown]
         number = shown.removeprefix("#")

@@ -43,6 +43,7 @@ from errata.model.tokens import Row, patched
 from errata.nets.lifelong import RowStats, wanted
 from errata.patch import Change, LowRank, Patch
 from errata.patch.changes.ridge import Rows, ridge_factors
+from errata.patch.deltas import bounded
 from errata.patch.removal import edit_key
 from errata.progress import tracked
 
@@ -337,8 +338,8 @@ class UltraEdit(Editor):
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put what was solved anew in the place of what it contains."""
-        if self.config.order == "turns":
-            return before + added
+        if self.config.order == "turns":  # a long sequence is no larger than what it changes
+            return bounded(lm, before + added)
         gone = own_changes(before, self.name)
         kept = tuple(c for c in before.changes if not any(c is old for old in gone))
         return replace(before, changes=kept) + added
