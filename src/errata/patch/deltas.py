@@ -41,11 +41,11 @@ def bounded(lm: LM, patch: Patch) -> Patch:
     """Keep a patch within twice the size of what it changes, however many edits it carries out.
 
     Changes of one weight that together hold more than twice its numbers are added up into one dense
-    change; all others stay as they are.
+    change; all others stay as they are, and so do those from which single edits can be taken back.
     """
     merged: dict[int, Change] = {}  # position of the first -> what stands for all of them
     gone: set[int] = set()
-    for name, changes in by_parameter(patch.changes).items():
+    for name, changes in by_parameter([c for c in patch.changes if not c.held]).items():
         numbers = sum(tensor.numel() for change in changes for tensor in change.tensors().values())
         if numbers <= 2 * math.prod(stored_shape(lm, name)):
             continue

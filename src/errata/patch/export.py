@@ -100,8 +100,10 @@ def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]
                 "Export with --to merged, or keep the patch folder.",
             )
         if change.factors is not None:
-            B, A = change.factors
-            low[path] = B.cpu(), A.cpu()
+            B, A = (factor.cpu() for factor in change.factors)
+            if path in low:  # what edits can be taken back from stands apart
+                B, A = torch.cat([low[path][0], B], 1), torch.cat([low[path][1], A], 0)
+            low[path] = B, A
         else:
             delta = change.difference(lm)
             delta = delta.T if is_transposed(lm.module(path)) else delta

@@ -222,6 +222,15 @@ class Patch:
         changes = tuple(change.scaled(factor) for change in self.changes)
         return replace(self, changes=changes, results=(), aftermath={})
 
+    def without(self, *edits: str | int | Edit) -> Patch:
+        """Return the patch that would have been built without some of its edits.
+
+        See [`errata.patch.removal.remove`][]; for editors free of order, and no others.
+        """
+        from errata.patch.removal import remove
+
+        return remove(self, edits)
+
     def dated(self) -> Patch:
         """Return the patch with the time of this moment as `made`; an editor alone notes no time.
 
@@ -230,11 +239,14 @@ class Patch:
         return replace(self, meta={**self.meta, "made": now()})
 
     def compact(self) -> Patch:
-        """Return an equal patch with one low-rank change per module, factors side by side."""
+        """Return an equal patch with one low-rank change per module, factors side by side.
+
+        Changes from which single edits can be taken back stay as they are.
+        """
         low: dict[str, list[tuple[Tensor, Tensor]]] = {}
         rest: list[Change] = []
         for change in self.changes:
-            if change.factors is not None:
+            if change.factors is not None and not change.held:
                 low.setdefault(change.path, []).append(change.factors)
             else:
                 rest.append(change)

@@ -179,6 +179,26 @@ class Change(ABC):
         """Whether it acts in front of its module, on what that is given."""
         return False
 
+    # ------------------------------------------------------------------ whose it is
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Key of each edit whose part it can give up (`errata.patch.removal.edit_key`), in order.
+
+        Empty: what it does cannot be told apart by edits.
+        """
+        return ()
+
+    def without(self, numbers: Collection[int]) -> Change | None:
+        """Return the change that it would be without some of the edits of `held`, by position.
+
+        None: there would be none.
+
+        Raises:
+            PatchError: If it cannot be told apart by edits.
+        """
+        raise PatchError(f"{self.label} cannot be told apart by edits")
+
     # ------------------------------------------------------------------ at a model
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""UltraEdit: one normalised ridge step per turn."""
