@@ -163,7 +163,7 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
     meta = _object(document.get("meta"), "meta")
     for name in (
         "model", "fingerprint", "fingerprint_float16", "dtype", "revision", "editor", "made",
-        "errata", "blocks_from",
+        "errata", "blocks_from", "moments_from", "settings_from",
     ):  # fmt: skip
         if not isinstance(meta.get(name), str | None):
             raise PatchError(f"meta.{name} is {describe(meta[name])}; expected a text")
