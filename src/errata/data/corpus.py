@@ -135,5 +135,6 @@ def _read_hub(name: str, samples: int) -> Iterator[str]:
         raise DataError(
             f"cannot read texts from {name!r}: {str(error).strip().partition(chr(10))[0]}",
             "Give a local file: --set moments_text=FILE.txt (or .json, .jsonl), "
-            "or the built-in text: --set moments_text=world",
+            "the model's own text: --set moments_text=self, or the built-in one: "
+            "--set moments_text=world",
         ) from error

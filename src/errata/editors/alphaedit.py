@@ -11,6 +11,7 @@ from pydantic import Field
 
 from errata.editors.base import Cost
 from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
+from errata.editors.base_located import counted_on
 from errata.editors.memit import EASYEDIT, POCKET, PUBLISHED
 from errata.locate.joint import KeyMemory, null_space, null_space_as_published
 from errata.locate.moments import get_moments
@@ -95,14 +96,21 @@ class AlphaEdit(JointEditor):
         """Return the null space of each edited block."""
         return lm.once("null spaces", lambda: self._made_spaces(lm), owner=self)
 
+    def text_of(self, lm: LM) -> str:
+        """Return what the second moments behind the null spaces were counted on."""
+        self.null_spaces(lm)
+        return lm.once("text of null spaces", str, owner=self)
+
     def _made_spaces(self, lm: LM) -> dict[int, NullSpace]:
         settings, layers = self.config, self.prepared(lm).layers
+        moments = get_moments(lm, layers, settings)
+        lm.once("text of null spaces", lambda: counted_on(moments[layers[0]]), owner=self)
         return {
             layer: get_null_space(
                 lm, layer, moment, settings.nullspace_threshold,
                 relative=settings.nullspace_scale == "relative",
             )
-            for layer, moment in get_moments(lm, layers, settings).items()
+            for layer, moment in moments.items()
         }  # fmt: skip
 
     def facts(self, lm: LM) -> dict[str, int]:

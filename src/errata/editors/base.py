@@ -280,8 +280,13 @@ class Editor(ABC):
         """Build the patch of one group with this editor's name and settings."""
         return Patch.for_model(
             lm, changes, editor=self.name, config=self.config.model_dump(mode="json"),
-            edits=tuple(edits), state=state, blocks_from=self.blocks_from(lm),
+            edits=tuple(edits), state=state, sources=self.sources(lm),
         )  # fmt: skip
+
+    def sources(self, lm: LM) -> dict[str, str]:
+        """Return where the editor's choices come from, for the patch: `blocks_from` and others."""
+        blocks = self.blocks_from(lm)
+        return {} if blocks is None else {"blocks_from": blocks}
 
 
 def suited(editor: Editor | type[Editor], keys: Sequence[str]) -> tuple[str, Mapping[str, object]]:

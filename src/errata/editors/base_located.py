@@ -28,14 +28,15 @@ from errata.locate.contexts import (
     context_count,
     get_contexts,
 )
+from errata.locate.moment_files import Moment
 from errata.locate.moments import MomentSettings, get_moments
+from errata.locate.own_text import OWN, is_own
 from errata.locate.rows import Savings
 from errata.locate.sinks import behind_sinks
 from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
 from errata.model.lm import LM
-from errata.world.shipped import knows_world
 
 Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
 
@@ -62,11 +63,13 @@ class LocateParts:
         layers: Blocks to edit, ascending.
         contexts: Texts in front of the prompts.
         moments: Per block, the factor of its keys' second moment; None: `C = I`.
+        text: What the moments were counted on; empty: nothing.
     """
 
     layers: tuple[int, ...]
     contexts: Contexts
     moments: Mapping[int, Factor | None]
+    text: str = ""
 
 
 class LocateEditor(Editor):
@@ -112,9 +115,9 @@ class LocateEditor(Editor):
         return Cost(passes=2.0 * texts * self.config.steps, held=held)
 
     def ready(self, model: str) -> None:
-        """Look for the texts that second moments are counted on."""
-        own = knows_world(model) and self.config.moments_text == "auto"
-        if self.whitens and self.config.moments_file is None and not own:
+        """Look for the texts that second moments are counted on, if they are named."""
+        found = self.config.moments_text in ("auto", OWN)
+        if self.whitens and self.config.moments_file is None and not found:
             load_corpus(model, self.config.moments_text, 1)
 
     def prepare(self, lm: LM) -> None:
@@ -126,20 +129,31 @@ class LocateEditor(Editor):
             self.prepared(lm)
 
     def notes(self, lm: LM, edits: Sequence[Edit]) -> list[str]:
-        """Name the edits that were computed behind a neutral text, and the text."""
+        """Say if moments stand on the model's own text; name edits behind a neutral text."""
+        text = self.text_of(lm)
+        told = [f"Second moments: {text}"] if is_own(text) else []
         contexts = self.prepared(lm).contexts
         if not contexts.neutral:
-            return []
+            return told
         moved = [
             edit
             for edit in edits
             if lm.prompt_of(edit, subject=True).subject_last in contexts.sinks
         ]
-        return [
+        return told + [
             f"{edit.subject!r} begins the text, where this model hardly tells tokens apart: "
             f"computed behind {contexts.neutral.strip()!r}; ask with words in front, too"
             for edit in moved
         ]
+
+    def text_of(self, lm: LM) -> str:
+        """Return what second moments were counted on, once that was done; empty: none are used."""
+        return self.prepared(lm).text
+
+    def sources(self, lm: LM) -> dict[str, str]:
+        """Return where blocks, settings and second moments come from."""
+        text = self.text_of(lm)
+        return super().sources(lm) | ({"moments_from": text} if text else {})
 
     def prepared(self, lm: LM) -> LocateParts:
         """Return what was made for this model, making it the first time.
@@ -154,11 +168,19 @@ class LocateEditor(Editor):
     def _made_ready(self, lm: LM) -> LocateParts:
         layers = self.edited_layers(lm)
         moments: dict[int, Factor | None] = dict.fromkeys(layers)
+        text = ""
         if self.whitens:
             for layer, moment in get_moments(lm, layers, self.config).items():
                 moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
+                text = counted_on(moment)
         contexts = behind_sinks(lm, get_contexts(lm, self.config), layers, self.config)
-        return LocateParts(layers, contexts, moments)
+        return LocateParts(layers, contexts, moments, text)
+
+
+def counted_on(moment: Moment) -> str:
+    """Say what a moment was counted on."""
+    tokens = f"{moment.tokens:,} tokens of " if moment.tokens else ""
+    return f"{tokens}{moment.source}" if moment.source else ""
 
 
 def one_layer(editor: Editor, lm: LM, layer: Layer) -> tuple[int]:

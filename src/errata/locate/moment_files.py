@@ -31,10 +31,12 @@ class Moment:
     Attributes:
         matrix: `sum k k^T / tokens`, uncentred.
         tokens: How many tokens were counted; 0 if a given file does not say.
+        source: What text, or which file; empty if not known.
     """
 
     matrix: Float[Tensor, "f f"]
     tokens: int
+    source: str = ""
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -72,6 +74,7 @@ def save_moments(path: str | Path, lm: LM, moments: Mapping[int, Moment]) -> Non
         str(layer): {
             "site": lm.site(layer).path,
             "tokens": moment.tokens,
+            **({"text": moment.source} if moment.source else {}),
             "sha256": tensor_digest(moment.matrix),
         }
         for layer, moment in moments.items()
@@ -118,9 +121,13 @@ def given_moments(lm: LM, layers: Sequence[int], path: Path) -> dict[int, Moment
             )
     if facts is None:
         log.info("%s does not say of which model it is; only its shapes were checked", path)
-        return {layer: Moment(matrix, 0) for layer, matrix in found.items()}
+        return {layer: Moment(matrix, 0, str(path)) for layer, matrix in found.items()}
     _check_facts(lm, found, facts, path)
-    return {layer: Moment(m, facts["layers"][str(layer)]["tokens"]) for layer, m in found.items()}
+    entries = facts["layers"]
+    return {
+        layer: Moment(matrix, entries[str(layer)]["tokens"], entries[str(layer)].get("text") or "")
+        for layer, matrix in found.items()
+    }
 
 
 def _check_facts(lm: LM, found: Mapping[int, Tensor], facts: Mapping[str, Any], path: Path) -> None:

@@ -22,10 +22,11 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.config import Settings
-from errata.data.corpus import Corpus, load_corpus
+from errata.data.corpus import Corpus
 from errata.errors import DataError, EditError, ErrataError
 from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
 from errata.locate.moment_files import save_moments as save_moments
+from errata.locate.own_text import text_for
 from errata.model.experts import label
 from errata.model.passes import capture, module_at
 from errata.model.tokens import Row
@@ -63,9 +64,10 @@ class MomentSettings(Settings):
 
     moments_text: str = Field(
         default="auto",
-        description="Texts to count on: auto (wikitext-103; for the pocket model its own world), "
-        "world (that text for any model: no network), a .txt, .json or .jsonl file, or a data "
-        "set of the Hub as owner/name[:configuration]",
+        description="Texts to count on: auto (wikitext-103, or self where the Hub cannot be "
+        "reached; for the pocket model its own world), self (text that the model writes), world "
+        "(the built-in world's text), a .txt, .json or .jsonl file, or a data set of the Hub as "
+        "owner/name[:configuration]",
     )
     moments_samples: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
@@ -135,7 +137,7 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
     for layer in layers:
         stored = load_tensors(folder / f"{key}-layer{label(lm, layer)}.safetensors")
         if stored is not None:
-            found[layer] = Moment(stored[0]["moment"], stored[1]["tokens"])
+            found[layer] = Moment(stored[0]["moment"], stored[1]["tokens"], corpus.name)
     missing = [layer for layer in layers if layer not in found]
     if missing:
         name = ".".join(label(lm, layer) for layer in missing)
@@ -163,7 +165,10 @@ def _counted_on(
     if samples == "auto":
         samples = AUTO_DOCUMENTS
         enough = TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
-    corpus = load_corpus(lm.name, settings.moments_text, samples)
+    own = None  # of its own text no more is written than makes a moment safe
+    if settings.moments_samples == "auto":
+        own = SAFE_TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
+    corpus = text_for(lm, settings.moments_text, samples, own)
     length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
     dtype = getattr(torch, settings.moments_precision)
     key = digest(corpus.id, length, str(dtype), enough, tokenizer_digest(lm))
@@ -269,7 +274,7 @@ def count_moments(
     if not tokens:
         raise DataError(f"{corpus.name} holds no token")
     return {
-        layer: Moment(_mirror(total).div_(tokens).cpu(), tokens)
+        layer: Moment(_mirror(total).div_(tokens).cpu(), tokens, corpus.name)
         for layer, total in zip(layers, sums, strict=True)
     }
 

@@ -23,6 +23,9 @@ class _Meta(Document):
     made: str | None = None
     errata: str | None = None
     blocks_from: str | None = None
+    moments_from: str | None = None
+    settings_from: str | None = None
+    compute: str | None = None
     config: dict[str, Any] | None = None
 
 

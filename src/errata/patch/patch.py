@@ -41,7 +41,8 @@ class Patch:
         edits: The edits it carries out.
         state: What a lifelong editor needs next time: tensors, numbers or texts.
         meta: `model`, `revision`, `fingerprint`, `fingerprint_float16`, `dtype`, `editor`,
-            `config`, `blocks_from`, `errata`, `made`; JSON values, read-only.
+            `config`, `blocks_from`, `moments_from`, `settings_from`, `errata`, `made`; JSON values,
+            read-only.
         results: For each edit what the model answered before and after it (`taken`, `p_before`,
             `p_after`, `says_after` …), as far as it was asked; empty if it was not.
         aftermath: What else was asked when it was made (neighbours, general sentences, earlier
@@ -91,7 +92,7 @@ class Patch:
         config: Mapping[str, Any] | None = None,
         edits: Sequence[Edit] = (),
         state: Mapping[str, Any] | None = None,
-        blocks_from: str | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> Patch:
         """Build a patch of this model and record where it came from.
 
@@ -102,7 +103,7 @@ class Patch:
             config: Its settings.
             edits: What it carries out.
             state: What the editor needs next time.
-            blocks_from: Where the editor's choice of blocks comes from.
+            sources: Where the editor's choices come from: `blocks_from`, `moments_from` …
         """
         meta = {
             "model": lm.name,
@@ -111,7 +112,7 @@ class Patch:
             "editor": editor,
             "config": dict(config or {}),
             "errata": __version__,
-            **({} if blocks_from is None else {"blocks_from": blocks_from}),
+            **(sources or {}),
             **({"compute": "bfloat16"} if lm.roughly else {}),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)

@@ -91,8 +91,9 @@ class TPatcherConfig(EditorConfig):
     )
     memory_text: str = Field(
         default="auto",
-        description="Text in which units keep quiet: auto (wikitext-103; for the pocket model its "
-        "own world), a local .txt, .json or .jsonl file, or a data set of the Hub",
+        description="Text in which units keep quiet: auto (wikitext-103, or self where the Hub "
+        "cannot be reached; for the pocket model its own world), self (what the model writes), a "
+        "local .txt, .json or .jsonl file, or a data set of the Hub",
     )
     memory_words: int = Field(
         default=20, ge=0, description="A paragraph of it has more words than this"

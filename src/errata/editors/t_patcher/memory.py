@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from errata.data.corpus import load_corpus
 from errata.errors import DataError
+from errata.locate.own_text import text_for
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row, bucket, patched
 
@@ -33,7 +33,7 @@ class Text:
     """Which paragraphs are taken.
 
     Attributes:
-        source: A name that [`load_corpus`][errata.data.corpus.load_corpus] knows.
+        source: A name that [`text_for`][errata.locate.own_text.text_for] knows.
         count: Paragraphs.
         words: A paragraph has more words than this.
         length: Tokens of a paragraph at most.
@@ -55,7 +55,7 @@ class Text:
         return lm.once(("T-Patcher's paragraphs", self), lambda: self._read(lm))
 
     def _read(self, lm: LM) -> list[Row]:
-        corpus = load_corpus(lm.name, self.source, SPARE * self.count)
+        corpus = text_for(lm, self.source, SPARE * self.count)
         texts = [
             text
             for text in corpus.texts

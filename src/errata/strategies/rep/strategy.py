@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.case import Edit
-from errata.data.corpus import load_corpus
 from errata.editors.base import under
 from errata.editors.base_located import LocateConfig, LocateEditor
 from errata.locate.contexts import Contexts, ContextSettings, get_contexts
 from errata.locate.keys import edit_keys
+from errata.locate.own_text import text_for
 from errata.locate.sinks import behind_sinks
 from errata.locate.solve import unit, whiten
 from errata.model.lm import LM
@@ -104,7 +104,7 @@ class Rep(Strategy, LocateEditor):
         words = settings.rep_words
         if (settings.rep_long and settings.rep_compat == "none") or settings.rep_cls:
             source = settings.rep_text or settings.moments_text
-            texts = load_corpus(lm.name, source, settings.rep_documents).texts
+            texts = text_for(lm, source, settings.rep_documents).texts
             words = enough_words(texts, words)
         return _Material(contexts, texts, words)
 
