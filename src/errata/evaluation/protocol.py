@@ -27,6 +27,9 @@ SUITES = ("robustness",)
 BY_CONTENT = ("references", "perplexity", "general")
 """Settings that name files: the section `content` holds what was in them."""
 
+PLACES = ("general_data",)
+"""Settings that say where such files lie, which changes no number."""
+
 _DATA, _LONG = "Data", "Sequences (sequential:N)"
 HASH_DIGITS = 16
 """Hexadecimal digits of fingerprints and hashes in records."""
@@ -100,11 +103,18 @@ class Protocol(Settings):
         "other models none",
         panel=_LONG, metavar="FILE|auto|none",
     )  # fmt: skip
-    general: str | None = _field(
+    general: tuple[str, ...] = _field(
+        (),
+        "General ability, by lm-evaluation-harness: sst2, mrpc, cola, rte, nli, mmlu, mmlu_cloze, "
+        "dialogue; a task file (.yaml with local data); or world: questions about facts that no "
+        "test edits",
+        panel=_LONG, metavar="NAME|FILE",
+    )  # fmt: skip
+    general_data: str | None = _field(
         None,
-        "Task of lm-evaluation-harness (.yaml with local data) that measures general ability; "
-        "world: questions about facts that no test edits",
-        panel=_LONG, metavar="FILE|world",
+        "Folder with the data of these tasks, NAME.jsonl each; default: $ERRATA_DATA or its folder "
+        "ability, else they are downloaded",
+        panel=_LONG, metavar="DIR",
     )  # fmt: skip
     every: int = _field(
         0,
@@ -138,10 +148,17 @@ class Protocol(Settings):
     def _none(cls, value: object) -> object:
         return None if value == "none" else _as_text(value)
 
-    @field_validator("references", "general", mode="before")
+    @field_validator("references", "general_data", mode="before")
     @classmethod
     def _path(cls, value: object) -> object:
         return _as_text(value)
+
+    @field_validator("general", mode="before")
+    @classmethod
+    def _tasks(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            return tuple(_as_text(one) for one in value)
+        return () if value is None else (_as_text(value),)
 
     @field_validator("stop_when")
     @classmethod
@@ -274,7 +291,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     found["protocol"] = {
         name: value
         for name, value in (Protocol().section() | own).items()
-        if name not in BY_CONTENT
+        if name not in BY_CONTENT + PLACES
     }
     return found
 

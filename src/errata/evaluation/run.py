@@ -228,7 +228,7 @@ def _measures(lm: LM, protocol: Protocol, cases: Sequence[Case], data: str) -> M
             Scorer(lm, protocol.stack_size),
             protocol.every,
             load_text(lm, protocol.perplexity),
-            None if protocol.general is None else General(lm, protocol.general),
+            General(lm, protocol.general, protocol.general_data) if protocol.general else None,
         )
     sampled = frozenset(case.id for case in cases[:: protocol.fluency or 1])
     return Measures(references, sampled, tracker)
