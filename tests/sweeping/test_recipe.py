@@ -296,7 +296,8 @@ class TestProtocol:
 
     EVERYTHING: ClassVar[dict[str, Any]] = {
         "regime": "sequential:40", "top_k": 1, "batch": 20,
-        "answers": "wild", "form": "qa", "new_tokens": 9, "fluency": 10,
+        "answers": "wild", "judge": "http://localhost:1/v1", "judge_model": "m",
+        "form": "qa", "new_tokens": 9, "fluency": 10,
         "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",
         "general": ["world", "{data}/task.yaml"], "general_data": "{data}/ability", "every": 2,
         "drop_partial": True, "keep_collisions": True,

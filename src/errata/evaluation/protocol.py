@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError, DataError
+from errata.evaluation.judge import check_url
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
@@ -27,10 +28,13 @@ SUITES = ("robustness",)
 BY_CONTENT = ("references", "perplexity", "general")
 """Settings that name files: the section `content` holds what was in them."""
 
-PLACES = ("general_data",)
-"""Settings that say where such files lie, which changes no number."""
+PLACES = ("general_data", "judge")
+"""Settings that say where something is to be had, which changes no number."""
 
 _DATA, _LONG = "Data", "Sequences (sequential:N)"
+CALLABLE = "python"
+"""What `judge` says of a function; `judge_model` is its name then."""
+
 HASH_DIGITS = 16
 """Hexadecimal digits of fingerprints and hashes in records."""
 
@@ -83,6 +87,13 @@ class Protocol(Settings):
         metavar="auto|question|qa|chat",
     )  # fmt: skip
     new_tokens: int = _field(50, "Most tokens of an answer in wild", ge=1)
+    judge: str | None = _field(
+        None,
+        "Endpoint that judges free answers beside exact match: an address that speaks OpenAI's "
+        "chat completions; its key in $ERRATA_JUDGE_KEY",
+        metavar="URL",
+    )  # fmt: skip
+    judge_model: str | None = _field(None, "Model that the endpoint is asked for", metavar="NAME")
     fluency: int = _field(
         0,
         "Also sample texts for every Nth case: fluency and consistency. Published: 1, or 10 for "
@@ -193,6 +204,21 @@ class Protocol(Settings):
             check_chat(self.chat, self.system)
         except DataError as error:
             raise ConfigError(error.message, error.hint) from None
+        return self
+
+    @model_validator(mode="after")
+    def _judged(self) -> Protocol:
+        if self.judge is None and self.judge_model is None:
+            return self
+        if self.answers != "wild":
+            raise ConfigError("a judge reads free answers", "Add --protocol wild")
+        if self.judge is None or self.judge_model is None:
+            raise ConfigError(
+                "a judge is an endpoint and the name of a model there",
+                "Example: --judge http://localhost:8000/v1 --judge-model NAME",
+            )
+        if self.judge != CALLABLE:
+            check_url(self.judge)
         return self
 
     @model_validator(mode="after")
