@@ -68,6 +68,11 @@ def is_table(name: str, kind: type[BaseModel]) -> bool:
     return get_origin(kind.model_fields[name].annotation) is dict
 
 
+def is_many(name: str, kind: type[BaseModel]) -> bool:
+    """Whether a setting is a list of texts, whose flag may stand there several times."""
+    return get_origin(kind.model_fields[name].annotation) is tuple
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest known words, or lists them all."""
     known = sorted(known)

@@ -296,9 +296,11 @@ class TestProtocol:
 
     EVERYTHING: ClassVar[dict[str, Any]] = {
         "regime": "sequential:40", "top_k": 1, "batch": 20,
-        "answers": "wild", "form": "qa", "new_tokens": 9, "fluency": 10,
+        "answers": "wild", "judge": "http://localhost:1/v1", "judge_model": "m",
+        "form": "qa", "new_tokens": 9, "fluency": 10,
         "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",
-        "general": "world", "every": 2, "drop_partial": True, "keep_collisions": True,
+        "general": ["world", "{data}/task.yaml"], "general_data": "{data}/ability", "every": 2,
+        "drop_partial": True, "keep_collisions": True,
         "bootstrap": 50, "stack_size": 8, "suite": "robustness",
         "stop_when": "perplexity=2x",
         "suite_set": {"words": 7, "tests": ["subject", "long"]}, "chat": "system+user",
@@ -328,6 +330,8 @@ class TestProtocol:
             **self.EVERYTHING,
             "references": "/d/snippets.json",
             "perplexity": "/d/text.txt",
+            "general": ["world", "/d/task.yaml"],
+            "general_data": "/d/ability",
         }
         assert seen == [Protocol(**expected)]
 

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from errata.config import (
     Settings,
     flag_of,
+    is_many,
     is_table,
     parse_overrides,
     settings_from,
@@ -22,7 +23,8 @@ from errata.config import (
 def parameters(kind: type[Settings], without: tuple[str, ...] = ()) -> list[inspect.Parameter]:
     """Return one parameter of a command per setting.
 
-    A switch is on when it stands there; a table of settings is a repeatable `KEY=VALUE`.
+    A switch is on when it stands there; a table of settings is a repeatable `KEY=VALUE`, and a list
+    of texts a flag that may be repeated.
 
     Args:
         kind: The settings.
@@ -33,7 +35,7 @@ def parameters(kind: type[Settings], without: tuple[str, ...] = ()) -> list[insp
             name,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=_annotation(name, kind),
-            default=None if is_table(name, kind) else field.default,
+            default=None if is_table(name, kind) or is_many(name, kind) else field.default,
         )
         for name, field in kind.model_fields.items()
         if name not in without
@@ -51,6 +53,8 @@ def read(kind: type[Settings], given: Mapping[str, Any], where: str) -> Settings
         if is_table(name, kind):
             pairs = parse_overrides(value or (), flag_of(name, kind))
             value = {key: value_from_text(text) for key, text in pairs.items()}
+        if is_many(name, kind):
+            value = tuple(value or ())
         values[name] = value
     return settings_from(kind, values, where=where)
 
@@ -60,8 +64,8 @@ def _annotation(name: str, settings: type[Settings]) -> Any:
     shown = _shown(field)
     # pydantic keeps `ge=1` as an object with that attribute
     least = next((int(rule.ge) for rule in field.metadata if hasattr(rule, "ge")), None)
-    table = is_table(name, settings)
-    help_text = f"{field.description}.{' Repeatable.' if table else ''}"
+    many = is_table(name, settings) or is_many(name, settings)
+    help_text = f"{field.description}.{' Repeatable.' if many else ''}"
     option = typer.Option(
         flag_of(name, settings),
         help=help_text,
@@ -69,7 +73,7 @@ def _annotation(name: str, settings: type[Settings]) -> Any:
         metavar=shown.get("metavar"),
         rich_help_panel=shown.get("panel"),
     )
-    kind = list[str] | None if table else field.annotation
+    kind = list[str] | None if many else field.annotation
     return Annotated[kind, option]  # type: ignore[valid-type]
 
 

@@ -25,6 +25,7 @@ ALSO = ("generality_top1", "locality_top1", "locality_gold")
 COMPARED = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 """Rates of data sets that compare two answers, as CounterFact does."""
 WILD = ("wild.reliability", "wild.generality", "wild.locality")
+JUDGED = ("judge.reliability", "judge.generality")
 SAMPLED = ("fluency", "consistency")
 RETENTION = "retention"
 BITS = ("fluency",)
@@ -85,7 +86,7 @@ def check_names(gates: Iterable[Gate], cases: Iterable[Case]) -> None:
 
 def known_metrics(cases: Iterable[Case]) -> set[str]:
     """Return the names that a gate on these cases may have."""
-    known = {*RATES, *ALSO, *WILD, *SAMPLED, RETENTION}
+    known = {*RATES, *ALSO, *WILD, *JUDGED, *SAMPLED, RETENTION}
     for case in cases:
         if case.exact:
             known.add("success")
@@ -117,6 +118,7 @@ def metrics_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
     found |= {name: (summary.get("counterfact") or {}).get(name) for name in COMPARED}
     wild = summary.get("wild") or {}
     found |= {name: wild.get(name.removeprefix("wild.")) for name in WILD}
+    found |= {n: (wild.get("judge") or {}).get(n.removeprefix("judge.")) for n in JUDGED}
     found[RETENTION] = (summary.get("retention") or {}).get("final")
     found |= {name: (summary.get("also") or {}).get(name) for name in ALSO}
     found |= {name: summary.get(name) for name in (*SAMPLED, *RATES)}

@@ -64,6 +64,10 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
                 if isinstance(value, float | int) and name != "refused":
                     row = name if title == "CounterFact" else f"{title} {name}"
                     table.add_row(row, _output.rate(value), _interval(bounds.get(name)))
+    judged = (summary.get("wild") or {}).get("judge") or {}
+    for name in ("reliability", "generality") if judged else ():
+        bounds = _interval(judged["ci95"].get(name) if several else None)
+        table.add_row(f"WILD {name}, judged", _output.rate(judged[name]), bounds)
     sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]
     if sampled:
         table.add_section()

@@ -1,6 +1,7 @@
 """General ability of a model under a patch, by lm-evaluation-harness, offline.
 
-The harness gets the model itself, with the patch in its weights, and the tasks of one local file.
+The harness gets the model itself, with the patch in its weights, and tasks by name
+([`errata.evaluation.ability`][]) or of local files.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.config import did_you_mean
 from errata.errors import DataError, MissingExtra
 from errata.evaluation import task_files
+from errata.evaluation.ability import check_lengths, shipped_task, task_names
 from errata.patch.in_place import applied
 from errata.store.files import cache_root, write_atomically
 
@@ -33,47 +36,61 @@ WORLD = "world"
 
 
 class General:
-    """The tasks of one file, ready to be asked again and again.
+    """Tasks, ready to be asked again and again.
 
     Args:
         lm: The model.
-        source: A task of lm-evaluation-harness (`.yaml`), whose `data_files` are taken relative to
-            its folder; `world`: multiple-choice questions about facts of the built-in world that
-            no test edits.
+        sources: Each the name of a task that ships with errata (`sst2`, `mmlu`, …), a task of
+            lm-evaluation-harness (`.yaml`), whose `data_files` are taken relative to its folder, or
+            `world`: multiple-choice questions about facts of the built-in world that no test edits.
+        data: Folder with the data of the tasks that ship with errata; None: $ERRATA_DATA, its
+            folder `ability`, else the Hub.
 
     Attributes:
+        source: What is asked, for people.
         id: SHA-256 over the questions, shortened.
 
     Raises:
         MissingExtra: If lm-evaluation-harness is not installed.
-        DataError: If the file is missing or not a task.
+        DataError: If a task is unknown, no task, twice there or without data, or if one of its
+            items is longer than the model's context.
     """
 
-    def __init__(self, lm: LM, source: str) -> None:
+    def __init__(
+        self, lm: LM, sources: str | Sequence[str], data: str | Path | None = None
+    ) -> None:
         if find_spec("lm_eval") is None:
             raise MissingExtra("measurements of general ability", "lm-eval", "general")
         self.lm = lm
-        self.source = source
+        sources = [sources] if isinstance(sources, str) else list(sources)
+        self.source = ", ".join(sources)
+        own = task_names()
+        configs = [shipped_task(name, data) if name in own else _other(name) for name in sources]
+        _check_names(configs)
         with _quiet():
             harness = import_module("lm_eval.models.huggingface").HFLM
             manager = import_module("lm_eval.tasks").TaskManager(include_defaults=False)
             try:
-                self.tasks = manager.load([world_task() if source == WORLD else read_task(source)])
-                documents = [
+                self.tasks = manager.load(configs)
+                documents: list[Any] = [
                     [json.dumps(document, default=str) for document in _documents(task)]
                     for task in self.tasks["tasks"].values()
                 ]
+                check_lengths(lm, self.tasks["tasks"], ITEMS)
             except DataError:
                 raise
             except Exception as error:  # the harness, yaml and datasets raise what they like
                 raise DataError(
-                    f"{source} cannot be used as a task: {error}",
-                    "Expected a task of lm-evaluation-harness with local data_files, or world.",
+                    f"{self.source} cannot be used as a task: {error}",
+                    "Expected a task of lm-evaluation-harness with local data_files, world, or "
+                    f"one of {', '.join(own)}.",
                 ) from error
             self.model = harness(
                 pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=16, max_length=lm.max_length
             )
-        self.id = hashlib.sha256(json.dumps(documents).encode()).hexdigest()[:16]
+        named = [name for name in sources if name in own]
+        content = [named, documents] if named else documents  # two tasks may ask one file
+        self.id = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def measure(self, patch: Patch | None) -> dict[str, float]:
         """Return the metrics of every task under a patch, as `task/metric`; none that is no number.
@@ -128,6 +145,37 @@ def _quiet() -> Iterator[None]:
         config.HF_HUB_OFFLINE = offline
         if bars:
             datasets.enable_progress_bars()
+
+
+def _other(source: str) -> dict[str, Any]:
+    """Return a task that does not ship with errata.
+
+    Raises:
+        DataError: If it cannot be read, or is no task.
+    """
+    if source == WORLD:
+        return world_task()
+    if not source.endswith((".yaml", ".yml")):
+        raise DataError(
+            f"unknown task of general ability {source!r}",
+            f"{did_you_mean(source, [*task_names(), WORLD])} Or a task file (.yaml).",
+        )
+    with _quiet():
+        try:
+            return read_task(source)
+        except DataError:
+            raise
+        except Exception as error:  # yaml raises what it likes
+            raise DataError(f"{source} cannot be used as a task: {error}") from error
+
+
+def _check_names(configs: Sequence[Mapping[str, Any]]) -> None:
+    names = [config["task"] for config in configs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"two tasks of general ability are called {', '.join(twice)}", "Leave out one of them."
+        )
 
 
 def _documents(task: Any) -> list[Any]:

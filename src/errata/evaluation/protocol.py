@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError, DataError
+from errata.evaluation.judge import check_url
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
@@ -27,7 +28,13 @@ SUITES = ("robustness",)
 BY_CONTENT = ("references", "perplexity", "general")
 """Settings that name files: the section `content` holds what was in them."""
 
+PLACES = ("general_data", "judge")
+"""Settings that say where something is to be had, which changes no number."""
+
 _DATA, _LONG = "Data", "Sequences (sequential:N)"
+CALLABLE = "python"
+"""What `judge` says of a function; `judge_model` is its name then."""
+
 HASH_DIGITS = 16
 """Hexadecimal digits of fingerprints and hashes in records."""
 
@@ -80,6 +87,13 @@ class Protocol(Settings):
         metavar="auto|question|qa|chat",
     )  # fmt: skip
     new_tokens: int = _field(50, "Most tokens of an answer in wild", ge=1)
+    judge: str | None = _field(
+        None,
+        "Endpoint that judges free answers beside exact match: an address that speaks OpenAI's "
+        "chat completions; its key in $ERRATA_JUDGE_KEY",
+        metavar="URL",
+    )  # fmt: skip
+    judge_model: str | None = _field(None, "Model that the endpoint is asked for", metavar="NAME")
     fluency: int = _field(
         0,
         "Also sample texts for every Nth case: fluency and consistency. Published: 1, or 10 for "
@@ -100,11 +114,18 @@ class Protocol(Settings):
         "other models none",
         panel=_LONG, metavar="FILE|auto|none",
     )  # fmt: skip
-    general: str | None = _field(
+    general: tuple[str, ...] = _field(
+        (),
+        "General ability, by lm-evaluation-harness: sst2, mrpc, cola, rte, nli, mmlu, mmlu_cloze, "
+        "dialogue; a task file (.yaml with local data); or world: questions about facts that no "
+        "test edits",
+        panel=_LONG, metavar="NAME|FILE",
+    )  # fmt: skip
+    general_data: str | None = _field(
         None,
-        "Task of lm-evaluation-harness (.yaml with local data) that measures general ability; "
-        "world: questions about facts that no test edits",
-        panel=_LONG, metavar="FILE|world",
+        "Folder with the data of these tasks, NAME.jsonl each; default: $ERRATA_DATA or its folder "
+        "ability, else they are downloaded",
+        panel=_LONG, metavar="DIR",
     )  # fmt: skip
     every: int = _field(
         0,
@@ -138,10 +159,17 @@ class Protocol(Settings):
     def _none(cls, value: object) -> object:
         return None if value == "none" else _as_text(value)
 
-    @field_validator("references", "general", mode="before")
+    @field_validator("references", "general_data", mode="before")
     @classmethod
     def _path(cls, value: object) -> object:
         return _as_text(value)
+
+    @field_validator("general", mode="before")
+    @classmethod
+    def _tasks(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            return tuple(_as_text(one) for one in value)
+        return () if value is None else (_as_text(value),)
 
     @field_validator("stop_when")
     @classmethod
@@ -176,6 +204,21 @@ class Protocol(Settings):
             check_chat(self.chat, self.system)
         except DataError as error:
             raise ConfigError(error.message, error.hint) from None
+        return self
+
+    @model_validator(mode="after")
+    def _judged(self) -> Protocol:
+        if self.judge is None and self.judge_model is None:
+            return self
+        if self.answers != "wild":
+            raise ConfigError("a judge reads free answers", "Add --protocol wild")
+        if self.judge is None or self.judge_model is None:
+            raise ConfigError(
+                "a judge is an endpoint and the name of a model there",
+                "Example: --judge http://localhost:8000/v1 --judge-model NAME",
+            )
+        if self.judge != CALLABLE:
+            check_url(self.judge)
         return self
 
     @model_validator(mode="after")
@@ -274,7 +317,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     found["protocol"] = {
         name: value
         for name, value in (Protocol().section() | own).items()
-        if name not in BY_CONTENT
+        if name not in BY_CONTENT + PLACES
     }
     return found
 

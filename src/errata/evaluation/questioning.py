@@ -18,7 +18,7 @@ from errata.evaluation.metrics import hits, margin, mean, mean_nll, prefers
 from errata.evaluation.questions import Question
 from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
-from errata.evaluation.wild import STOPS, Free, rows_of, score_of
+from errata.evaluation.wild import STOPS, Free, item_of, rows_of, score_of
 from errata.patch import Patch
 
 if TYPE_CHECKING:
@@ -298,9 +298,26 @@ class Questioner:
                 "score": score_of(lm, questions[which], text, before),
                 **({} if before is None else {"before": before}),
             }
+        self._judge(asked, entries)
         for one, entry in zip(asked, entries, strict=True):
             if (one.case, one.number) in refused:
                 entry["wild_refused"] = refused[one.case, one.number]
+
+    def _judge(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
+        """Add a judge's verdicts on free answers, if there is a judge."""
+        assert self.free is not None
+        if self.free.judge is None:
+            return
+        judged = [
+            (one, entry)
+            for one, entry in zip(asked, entries, strict=True)
+            if "wild" in entry and one.question.kind != "locality"
+        ]
+        verdicts = self.free.judge(
+            [item_of(one.question, entry["wild"]["text"]) for one, entry in judged]
+        )
+        for (_, entry), verdict in zip(judged, verdicts, strict=True):
+            entry["wild"]["judge"] = int(verdict)
 
 
 def _share(hit: Sequence[int], question: Question) -> float:

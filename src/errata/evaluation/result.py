@@ -55,6 +55,10 @@ class Result:
         for metric in FREE if wild else ():
             bound = _interval(wild["ci95"].get(metric))
             yield f"{metric}, WILD", _percent(wild[metric]), bound, FREE[metric]
+        judged: dict[str, Any] = wild.get("judge") or {}
+        for metric in ("reliability", "generality") if judged else ():
+            bound = _interval(judged["ci95"].get(metric))
+            yield f"{metric}, WILD", _percent(judged[metric]), bound, "a judge's verdict"
 
     def table(self) -> str:
         """Return the table as plain text, with a line above it that says what was measured."""

@@ -16,8 +16,10 @@ from errata.editors import get_editor
 from errata.errors import ConfigError, DataError
 from errata.evaluation.consistency import References
 from errata.evaluation.general import General
+from errata.evaluation.judge import Endpoint, Function, Judge, by_function, name_of
 from errata.evaluation.perplexity import load_text
 from errata.evaluation.protocol import (
+    CALLABLE,
     HASH_DIGITS,
     Protocol,
     compared,
@@ -52,6 +54,7 @@ def evaluate(
     data_name: str = "",
     data_version: str = "",
     data_options: Mapping[str, Any] | None = None,
+    judge: Function | str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -81,11 +84,12 @@ def evaluate(
         data_version: Checksum for records; default that of the loaded data, else one over the
             cases.
         data_options: Settings with which the built-in world was loaded, for a suite about it.
+        judge: Judges free answers (`protocol="wild"`), called with the question, the accepted
+            answers and what was said; or an endpoint's address, with `judge_model`.
         out: Run folder; None keeps everything in memory.
         resume: Go on with the run in `out`.
         force: Replace the run in `out`.
-        progress: Called with (cases done, cases in all) after every batch, and after every step of
-            sequences.
+        progress: Called with (cases done, cases in all) after every batch or step of sequences.
         config_extra: More settings to keep in the run's configuration (JSON values).
         settings: Settings of the protocol (`regime="batch:10"`, `top_k=1`, see
             [`errata.evaluation.Protocol`][]) or of a named editor (`layer=5`); a name that both
@@ -101,7 +105,7 @@ def evaluate(
         MissingExtra: If general ability is asked for without lm-evaluation-harness.
         RunError: If the run folder cannot be used.
     """
-    chosen, others = _split(protocol, settings)
+    chosen, others, judged = _split(protocol, settings, judge)
     editor = _editor(lm, editor, others, as_published)
     loaded = _in_chat(lm, _loaded(cases, data_name, data_version), chosen)
     data = _in_chat(lm, _perturbed(lm, loaded, chosen, data_options), chosen)
@@ -117,11 +121,10 @@ def evaluate(
     with folder or nullcontext():
         done = {record["id"]: record for record in folder.records} if folder else {}
         stamp = _stamp(config, chosen, done)
-        run = Session(lm, editor, chosen, stamp, measures, folder)
+        run = Session(lm, editor, chosen, stamp, measures, folder, judged)
         run.prepare(kept, [unit for unit in units if any(case.id not in done for case in unit)])
         total = sum(len(unit) for unit in units)
         show = _counted(progress, done, total)
-        show(0)
         for records in run.records(units, done, show):
             if folder is not None:
                 folder.append(records)
@@ -147,13 +150,33 @@ def evaluate(
 
 
 def _split(
-    protocol: Protocol | Mapping[str, Any] | str | None, settings: Mapping[str, Any]
-) -> tuple[Protocol, dict[str, Any]]:
-    """Return the protocol, and the settings that are not its own."""
+    protocol: Protocol | Mapping[str, Any] | str | None,
+    settings: Mapping[str, Any],
+    judge: Function | str | None,
+) -> tuple[Protocol, dict[str, Any], Judge | None]:
+    """Return the protocol, the settings that are not its own, and who judges free answers."""
+    if isinstance(judge, str):
+        settings = {**settings, "judge": judge}
     known = Protocol.model_fields
     own = {name: value for name, value in settings.items() if name in known}
     others = {name: value for name, value in settings.items() if name not in known}
-    return protocol_of(protocol, own), others
+    chosen, judged = _judged(protocol_of(protocol, own), judge)
+    return chosen, others, judged
+
+
+def _judged(protocol: Protocol, function: Function | str | None) -> tuple[Protocol, Judge | None]:
+    """Return the protocol with the name of its judge, and the judge."""
+    if callable(function):
+        named = {"judge": CALLABLE, "judge_model": name_of(function)}
+        return protocol_of(protocol, named), by_function(function)
+    if protocol.judge is None:
+        return protocol, None
+    if protocol.judge == CALLABLE:
+        raise ConfigError(
+            f"the judge {protocol.judge_model} is a function", "Give it again: evaluate(judge=…)."
+        )
+    assert protocol.judge_model is not None
+    return protocol, Endpoint(protocol.judge, protocol.judge_model)
 
 
 def _editor(
@@ -194,12 +217,13 @@ def _in_chat(lm: LM, data: LoadedData, protocol: Protocol) -> LoadedData:
 
 
 def _counted(progress: Step | None, done: Mapping[str, Any], total: int) -> Callable[[int], None]:
-    """Return a function that reports what is on record, and what is made beyond it."""
+    """Report what is on record; return a function that does, with what is made beyond it."""
 
     def show(made: int) -> None:
         if progress is not None:
             progress(min(len(done) + made, total), total)
 
+    show(0)
     return show
 
 
@@ -228,7 +252,7 @@ def _measures(lm: LM, protocol: Protocol, cases: Sequence[Case], data: str) -> M
             Scorer(lm, protocol.stack_size),
             protocol.every,
             load_text(lm, protocol.perplexity),
-            None if protocol.general is None else General(lm, protocol.general),
+            General(lm, protocol.general, protocol.general_data) if protocol.general else None,
         )
     sampled = frozenset(case.id for case in cases[:: protocol.fluency or 1])
     return Measures(references, sampled, tracker)

@@ -15,6 +15,7 @@ from errata.evaluation import wild
 from errata.evaluation.before import Before, ask_before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_cases
+from errata.evaluation.judge import Judge
 from errata.evaluation.metrics import mean
 from errata.evaluation.pace import paced
 from errata.evaluation.protocol import Protocol
@@ -77,6 +78,7 @@ class Session:
         stamp: What every record says of the evaluation.
         measures: What is measured beside the questions.
         folder: Where the state of sequences is kept; None for nowhere.
+        judge: Judges free answers; None: nobody does.
 
     Attributes:
         once: Seconds of what is done once, before the first edit.
@@ -90,7 +92,9 @@ class Session:
         stamp: Mapping[str, Any],
         measures: Measures | None = None,
         folder: RunFolder | None = None,
+        judge: Judge | None = None,
     ) -> None:
+        self.judge = judge
         self.lm, self.editor, self.protocol, self.stamp = lm, editor, protocol, stamp
         self.measures = measures or Measures()
         self.folder = folder
@@ -118,7 +122,7 @@ class Session:
             if self.protocol.answers == "wild":
                 form, most = self.protocol.form, self.protocol.new_tokens
                 said = wild.ask_before(self.lm, self.questions, form, most)
-                self.free = wild.Free(form, most, said)
+                self.free = wild.Free(form, most, said, self.judge)
         with self.clock("prepare"):
             self.editor.prepare(self.lm)
         self.once, self.laps = self.laps, {}

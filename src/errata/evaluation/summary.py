@@ -85,6 +85,8 @@ def scores_of(record: Record) -> Scores:
             put("locality_gold", name, entry["gold"])
         if "wild" in entry:
             put(f"wild.{kind}", name, entry["wild"]["score"])
+            if "judge" in entry["wild"]:
+                put(f"judge.{kind}", name, entry["wild"]["judge"])
         if "prefers" in entry:
             for prefix, values in (("", entry), ("before.", entry["before"])):
                 for metric, field in zip(
@@ -205,8 +207,21 @@ def _wild(
             kind: {n: {"mean": mean(p), "items": len(p)} for n, p in sorted(own.items())}
             for kind, own in sorted(pools.items())
         },
+        **_verdicts(rates, bounds),
         **({"refused": refused} if refused else {}),
     }
+
+
+def _verdicts(
+    rates: Mapping[str, float], bounds: Mapping[str, list[float]]
+) -> dict[str, dict[str, Any]]:
+    """Return the rates by a judge's verdicts, if there was a judge."""
+    names = [f"judge.{kind}" for kind in ("reliability", "generality")]
+    if not any(name in rates for name in names):
+        return {}
+    found: dict[str, Any] = {n.removeprefix("judge."): rates.get(n) for n in names}
+    own = {n.removeprefix("judge."): bounds[n] for n in names if n in bounds}
+    return {"judge": {**found, "ci95": own}}
 
 
 def retention(records: Sequence[Record]) -> dict[str, Any] | None:

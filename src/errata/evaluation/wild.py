@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from errata.case import Edit, Probe
 from errata.errors import EditError, ErrataError, ModelError
+from errata.evaluation.judge import Item, Judge
 from errata.evaluation.questions import Question
 from errata.store.cache import load_json, save_json
 from errata.store.files import cache_root
@@ -55,11 +56,13 @@ class Free:
         form: How a question is put.
         new_tokens: Most tokens of an answer.
         before: What the unedited model says to locality questions.
+        judge: Judges answers beside exact match; None: nobody does.
     """
 
     form: Form
     new_tokens: int
     before: Mapping[Asked, str]
+    judge: Judge | None = None
 
 
 def squad(text: str) -> str:
@@ -122,6 +125,11 @@ def score_of(lm: LM, question: Question, said: str, before: str | None) -> float
     if question.kind == "locality":
         return agreement(lm, said, before or "")
     return float(exact_match(said, question.answers or (question.target,)))
+
+
+def item_of(question: Question, said: str) -> Item:
+    """Return what a judge is shown of an answer."""
+    return Item(question.prompt, question.answers or (question.target,), said)
 
 
 def ask_before(

@@ -15,7 +15,7 @@ from errata.evaluation.summary import scores_of
 CORE = ("reliability", "generality", "locality", "average")
 COUNTERFACT = ("ES", "PS", "NS", "S")
 TEXTS = ("fluency", "consistency")
-TEST, WILD, RETENTION, GENERAL = "test.", "wild.", "retention.", "general."
+TEST, WILD, JUDGE, RETENTION, GENERAL = "test.", "wild.", "judge.", "retention.", "general."
 PERPLEXITY = "perplexity"
 GROUPS = ("core", "counterfact", "texts", "wild", "suite", "retention", "general")
 """Names of groups, in the order of their columns."""
@@ -24,12 +24,14 @@ _SHORT = {
     "reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg",
     "fluency": "GE", "consistency": "RS", "perplexity": "PPL",
     "wild.reliability": "Rel wild", "wild.generality": "Gen wild", "wild.locality": "Loc wild",
+    "judge.reliability": "Rel judged", "judge.generality": "Gen judged",
     "retention.immediate": "at once", "retention.final": "at end",
 }  # fmt: skip
 _TOLD = {
     "counterfact": "ES, PS, NS, S: CounterFact's comparisons of likelihoods, and their mean",
     "texts": "GE, RS: fluency (100 times bits) and consistency of sampled texts",
-    "wild": "wild: answers as the model itself writes them (WILD): exact match, and equal tokens",
+    "wild": "wild: answers as the model itself writes them (WILD): exact match, and equal tokens; "
+    "judged: by a judge instead",
     "suite": "names in lower case: tests of the suite, micro-averages over their questions",
     "retention": "at once, at end: reliability right after each edit, and after all of them",
     "general": "PPL: perplexity after all edits; names with a slash: metrics of general ability",
@@ -64,7 +66,7 @@ def column_of(name: str) -> Column:
         return Column(name, "counterfact", title)
     if name in TEXTS:
         return Column(name, "texts", title, unit="bits" if name == "fluency" else "percent")
-    if name.startswith(WILD):
+    if name.startswith((WILD, JUDGE)):
         return Column(name, "wild", title)
     if name.startswith(TEST):
         return Column(name, "suite", name.removeprefix(TEST))
@@ -80,6 +82,7 @@ def column_of(name: str) -> Column:
 def ordered(names: Iterable[str]) -> list[str]:
     """Return metrics in the order of their columns."""
     first = [*CORE, *COUNTERFACT, *TEXTS, *(TEST + name for name in ROBUSTNESS)]
+    first += [*(WILD + name for name in CORE), *(JUDGE + name for name in CORE)]
     first += [RETENTION + "immediate", RETENTION + "final", PERPLEXITY]
     ranks = {name: place for place, name in enumerate(first)}
 
@@ -136,7 +139,7 @@ def scores_in(record: Mapping[str, Any]) -> dict[tuple[str, str], list[float]]:
 
 
 def _is_shown(metric: str) -> bool:
-    return metric in (*CORE, *COUNTERFACT, *TEXTS) or metric.startswith(WILD)
+    return metric in (*CORE, *COUNTERFACT, *TEXTS) or metric.startswith((WILD, JUDGE))
 
 
 def is_column(metric: str) -> bool:

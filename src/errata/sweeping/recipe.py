@@ -268,6 +268,8 @@ def _protocol(table: Mapping[str, Any], where: str, data_dir: str | Path) -> dic
     def placed(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: placed(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [placed(item) for item in value]
         return value.replace(DATA, str(data_dir)) if isinstance(value, str) else value
 
     return placed(table)

@@ -254,6 +254,8 @@ def _protocol_words(given: Mapping[str, Value], protocol: Protocol, seed: int) -
             words += as_pairs(flag, value)
         elif isinstance(value, bool):
             words += [flag] if value else []
+        elif isinstance(value, list | tuple):
+            words += [word for one in value for word in (flag, str(one))]
         else:
             words += [flag, str(value)]
     return words

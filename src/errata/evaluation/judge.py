@@ -1,0 +1,253 @@
+"""A judge of free answers, beside exact match: a function of yours, or a model behind an endpoint.
+
+An endpoint is one that speaks OpenAI's chat completions (`POST URL/chat/completions`). Its key is
+read from the environment (`ERRATA_JUDGE_KEY`) and from nowhere else. Verdicts are kept in the
+cache folder as they come, so that a run that fails in the middle asks only for the rest.
+
+```python
+errata.evaluate(lm, "rome", cases, protocol="wild", judge=lambda question, answers, said: ...)
+```
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from errata.errors import ConfigError, ErrataError, RunError
+from errata.store.cache import digest, load_json, save_json
+from errata.store.files import cache_root
+
+log = logging.getLogger(__name__)
+
+KEY = "ERRATA_JUDGE_KEY"
+PROMPT = """You compare an answer to a question with the accepted answers.
+
+Question: {question}
+Accepted answers: {answers}
+Given answer: {said}
+
+The given answer is CORRECT only if it holds all important information of one accepted answer, \
+contradicts it nowhere, and neither repeats itself nor adds other answers; else it is INCORRECT.
+Reply with one letter: A for CORRECT, B for INCORRECT."""
+"""Temperature 0; after Yang et al. 2025 (arXiv:2502.11177)."""
+
+FORMAT = 1
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+"""What a server says when the same question may be asked again."""
+
+LARGEST = 1 << 20
+"""Most bytes of a reply that are read."""
+
+SHOWN = 200
+
+
+class Item(NamedTuple):
+    """What a judge is shown.
+
+    Attributes:
+        question: The question as the data set has it.
+        answers: Accepted answers.
+        said: What the model said.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    said: str
+
+
+Function = Callable[[str, Sequence[str], str], Any]
+"""A judge: question, accepted answers, what was said; true if it is right."""
+
+Judge = Callable[[Sequence[Item]], list[bool]]
+
+
+def by_function(function: Function) -> Judge:
+    """Return a judge that asks a function, one answer after another."""
+    return lambda items: [bool(function(*item)) for item in items]
+
+
+def name_of(function: Function) -> str:
+    """Return the name by which runs tell functions apart."""
+    own = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{own}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A judge behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        url: Its base, up to `/v1`.
+        model: The model it is asked for.
+        timeout: Seconds without an answer before a question counts as lost.
+        retries: How often a lost question is asked again.
+        together: Questions under way at a time.
+        pause: Seconds before the first retry; doubled from one to the next.
+    """
+
+    url: str
+    model: str
+    timeout: float = 60.0
+    retries: int = 4
+    together: int = 4
+    pause: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_url(self.url)
+
+    def __call__(self, items: Sequence[Item]) -> list[bool]:
+        """Return a verdict on each answer.
+
+        Raises:
+            RunError: If the endpoint cannot be asked; the verdicts so far are kept.
+        """
+        wanted = list(dict.fromkeys(items))
+        with ThreadPoolExecutor(max_workers=self.together) as pool:
+            asked = [pool.submit(self._verdict, item) for item in wanted]
+            try:
+                found = {item: one.result() for item, one in zip(wanted, asked, strict=True)}
+            except BaseException:
+                for one in asked:
+                    one.cancel()
+                raise
+        return [found[item] for item in items]
+
+    def _verdict(self, item: Item) -> bool:
+        text = PROMPT.format(
+            question=item.question, answers=json.dumps(item.answers, ensure_ascii=False),
+            said=item.said.strip() or "(nothing)",
+        )  # fmt: skip
+        path = cache_root() / "judge" / f"{digest(FORMAT, self.model, text)}.json"
+        kept = load_json(path)
+        if isinstance(kept, bool):
+            return kept
+        verdict = self._asked(text)
+        try:
+            save_json(path, verdict)
+        except ErrataError as error:
+            log.warning("a verdict cannot be kept in %s: %s", path, error.message)
+        return verdict
+
+    def _asked(self, text: str) -> bool:
+        """Ask until there is a verdict, at most as often as allowed."""
+        reason = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                reply = self._reply(text)
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code}: {_text_of(error)}"
+                if error.code not in AGAIN:
+                    raise self._failure(reason, error.code) from None
+                continue
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = str(getattr(error, "reason", "") or error) or type(error).__name__
+                continue
+            verdict = read(reply)
+            if verdict is not None:
+                return verdict
+            reason = f"neither A nor B but {reply[:SHOWN]!r}"
+        raise self._failure(f"{reason} ({self.retries + 1} times)", None)
+
+    def _reply(self, text: str) -> str:
+        """Return what the endpoint answers.
+
+        Raises:
+            OSError: If it cannot be reached, or refuses.
+            ValueError: If it answers something else than a chat completion.
+        """
+        body = {
+            "model": self.model, "temperature": 0,
+            "messages": [{"role": "user", "content": text}],
+        }  # fmt: skip
+        headers = {"Content-Type": "application/json", "User-Agent": "errata"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        address = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        with _OPENER.open(request, timeout=self.timeout) as response:
+            found = json.loads(response.read(LARGEST))
+        try:
+            content = found["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"no chat completion: {json.dumps(found)[:SHOWN]}") from None
+        return content if isinstance(content, str) else ""
+
+    def _failure(self, reason: str, code: int | None) -> RunError:
+        hint = "Verdicts so far are kept: go on with --resume when the endpoint answers."
+        if code in (401, 403):
+            hint = f"Set its key in the environment variable {KEY}."
+        elif code is not None and 300 <= code < 500:
+            hint = "Check --judge (the address up to /v1) and --judge-model."
+        return RunError(f"the judge {self.model} at {self.url} gave no verdict: {reason}", hint)
+
+
+_WORD = r"\b(A|B|CORRECT|INCORRECT)\b"
+_FIRST = re.compile(rf"\W*{_WORD}\W*?(?:$|[.:),\n])")
+_LAST = re.compile(rf"{_WORD}\W*$")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key must not go where nobody named."""
+
+    def redirect_request(self, *args: Any, **named: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def read(reply: str) -> bool | None:
+    """Return the verdict that a reply begins or ends with; None if it has none.
+
+    Not every first A is a verdict: "A correct answer would be …".
+    """
+    text = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL).strip()
+    found = _FIRST.match(text) or _LAST.search(text)
+    return None if found is None else found[1] in ("A", "CORRECT")
+
+
+def check_url(url: str) -> str:
+    """Return an address of an endpoint.
+
+    Raises:
+        ConfigError: If it is none, or holds a password.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(
+            f"judge {url!r} is not the address of an endpoint",
+            "Example: --judge http://localhost:8000/v1 --judge-model NAME",
+        )
+    if parts.username or parts.password or parts.query:
+        raise ConfigError(
+            "the address of the judge holds a key: it would be written into the run folder",
+            f"Set it in the environment variable {KEY}.",
+        )
+    return url
+
+
+def _text_of(error: urllib.error.HTTPError) -> str:
+    """Return what a server says of an error, shortened."""
+    try:
+        text = error.read(LARGEST).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        text = ""
+    return " ".join(text.split())[:SHOWN] or str(error.reason)

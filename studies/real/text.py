@@ -1,0 +1,84 @@
+"""The words around the tables of docs/results-real.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from studies.real import page
+from studies.real.found import Rates, by_test, difference, row_named
+
+FINDINGS = Path(__file__).parent / "findings.md"
+"""What the tables show, in words; `[[row metric]]` is a rate, `[[row - row metric]]` a difference,
+a metric of the robustness suite is `test.NAME`."""
+
+INTRO = Path(__file__).parent / "intro.md"
+LEAKS = Path(__file__).parent / "leaks.md"
+
+
+def write_page() -> None:
+    """Write docs/results-real.md."""
+    page.PAGE.write_text(page_text(), encoding="utf-8")
+
+
+def page_text() -> str:
+    """Return the whole page, made of the results that are there."""
+    parts = [
+        INTRO.read_text(encoding="utf-8"),
+        "## How far it is\n\n" + page.progress_table(),
+        "## What holds\n\n" + filled(FINDINGS.read_text(encoding="utf-8")),
+        "## One edit at a time\n\n" + page.single_tables(),
+        _section(
+            "## Four leaks, one by one",
+            LEAKS.read_text(encoding="utf-8").strip(),
+            page.leak_table(),
+        ),
+        _section(
+            "## Sequences and BLUE",
+            "200 CounterFact edits in batches of 20, asked after the last.",
+            page.sequence_table(),
+            page.blue_table(),
+        ),
+        _section(
+            "### General ability",
+            "errata's own task files (`--general NAME`), 100 items each.",
+            page.ability_table(),
+        ),
+        _section(
+            "## Robustness and REP",
+            "Whole answers at top 1; long contexts of 100 words instead of 300, in REP's training "
+            "too.",
+            page.robust_table(),
+            page.rep_table(),
+        ),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _section(title: str, about: str, *tables: str) -> str:
+    there = [one for one in tables if one]
+    return "\n\n".join([title, about, *there]) if there else ""
+
+
+def filled(text: str) -> str:
+    """Return text with its places filled.
+
+    Raises:
+        ValueError: If a place has no result.
+    """
+    return re.sub(r"\[\[([^\]]+)\]\]", lambda match: _place(match[1]), text)
+
+
+def _place(words: str) -> str:
+    names, _, metric = words.rpartition(" ")
+    scores = {}
+    if metric.startswith("test."):
+        metric, scores = metric.removeprefix("test."), {"scores": by_test}
+    rows = [row_named(name) for name in names.split(" - ")]
+    if None not in rows:
+        found = [row for row in rows if row is not None]
+        if len(found) == 2 and (gap := difference(*found, metric, **scores)) is not None:
+            return gap.signed
+        if len(found) == 1 and (rate := Rates(found[0].good, **scores).get(metric)) is not None:
+            return str(rate)
+    raise ValueError(f"no result for [[{words}]]")
