@@ -121,7 +121,7 @@ def test_imports_point_one_way(path: Path) -> None:
 CIRCLES = {
     frozenset(
         f"errata.patch.{name}"
-        for name in ("adapter", "card", "export", "folder", "in_place", "patch")
+        for name in ("adapter", "card", "export", "folder", "gguf_adapter", "in_place", "patch")
     ): "Patch has save, applied, to_lora … as methods, which live in files of their own",
 }
 

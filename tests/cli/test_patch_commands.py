@@ -58,7 +58,8 @@ def test_show_reads_patches_of_older_versions(errata: Errata, patch: Path) -> No
 
 def test_show_reads_exports(errata: Errata, patch: Path) -> None:
     own = errata("show", patch, "--json").json
-    for form, kind in (("lora", "adapter"), ("merged", "merged")):
+    forms = {"lora": "adapter", "gguf": "adapter for llama.cpp", "merged": "merged"}
+    for form, kind in forms.items():
         assert errata("export", patch, "--to", form, "--out", form).code == 0
         found = errata("show", form, "--json").json
         assert found["kind"] == kind
@@ -285,3 +286,52 @@ def test_a_rank_that_is_not_served_says_what_to_do(
     assert "--max-rank 0" in done.stdout
     assert "vllm serve" not in done.stdout
     assert tree(Path("b"))
+
+
+def test_adapters_of_llama_cpp_go_out_and_come_back(
+    errata: Errata, model: str, patch: Path
+) -> None:
+    done = errata("export", patch, "--to", "gguf", "--out", "g", "--base", "my-model")
+    assert done.code == 0
+    assert "llama-server --model BASE.gguf --lora g/adapter.gguf" in done.stdout
+    assert "ollama create g -f g/Modelfile" in done.stdout
+    assert Path("g/Modelfile").read_text() == "FROM my-model\nADAPTER ./adapter.gguf\n"
+    own = errata("show", patch, "--json").json
+    for number, source in enumerate(("g", "g/adapter.gguf")):
+        out = f"back{number}"
+        assert errata("import", source, "--out", out).code == 0
+        back = errata("show", out, "--json").json
+        assert back["edits"][0]["prompt"] == own["edits"][0]["prompt"]
+        assert back["fingerprint"] == own["fingerprint"]
+        assert errata("verify", source).code == 0
+    assert errata("show", "g/adapter.gguf", "--json").json["edits"]
+    for name in ("errata.json", "README.md"):  # without its record it names no model
+        Path("g", name).unlink()
+    done = errata("import", "g", "--out", "c")
+    assert (done.code, done.stdout) == (2, "")
+    assert "--model" in done.stderr
+    assert errata("import", "g", "--out", "c", "--model", model).code == 0
+    again = errata("export", patch, "--to", "gguf", "--out", "g")
+    assert again.code == 1
+    assert "already holds adapter.gguf" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--to", "merged", "--max-rank", "2"),
+        ("--to", "lora", "--base", "x"),
+        ("--to", "gguf", "--max-shard-size", "1GB"),
+        ("--to", "lora", "--as-stored"),
+        ("--to", "lora", "--repo", "a/b"),
+        ("--to", "hub"),
+        ("--to", "hub", "--repo", "no slash"),
+        ("--to", "merged", "--max-shard-size", "large"),
+    ],
+)
+def test_options_of_another_form_are_refused(
+    errata: Errata, patch: Path, words: tuple[str, ...]
+) -> None:
+    done = errata("export", patch, *words, "--out", "no")
+    assert done.code == 2, done.stderr
+    assert not Path("no/config.json").exists()

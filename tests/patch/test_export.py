@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tests.tiny_models import TINY, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import errata
-from errata.errors import PatchError
+from errata.errors import ConfigError, ErrataError, PatchError
 from errata.patch import Dense, LowRank, Module, Patch
 from errata.patch.export import from_lora, low_rank_svd, to_lora, to_merged
 from errata.patch.folder import same_tensors
@@ -193,3 +195,103 @@ def test_the_serving_line_names_a_rank_that_vllm_accepts(saved, tmp_path):
         f"vllm serve {folder} --enable-lora --max-lora-rank 16 "
         f"--lora-modules france={tmp_path / 'france'}"
     )
+
+
+def test_a_checkpoint_is_sharded_as_transformers_does(saved, tmp_path):
+    lm, _ = saved("llama")
+    patch = patch_of(lm, 1, 2)
+    to_merged(lm, patch, tmp_path / "merged", max_shard_size="40KB")
+    parts = list((tmp_path / "merged").glob("model-*.safetensors"))
+    assert len(parts) > 1
+    assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with patch.applied(lm):
+        assert torch.equal(logits(merged, lm), logits(lm.model, lm))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # gpt2's head is tied
+def test_a_checkpoint_in_the_type_of_the_base_files(tmp_path, name):
+    TINY[name]().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    lm = errata.load(str(tmp_path / "base"), dtype="float32")
+    patch = patch_of(lm, 1, 2)
+    to_merged(lm, patch, tmp_path / "wide")
+    to_merged(lm, patch, tmp_path / "merged", as_stored=True)
+    with patch.applied(lm):
+        expected = {k: v.to(torch.bfloat16) for k, v in lm.model.state_dict().items()}
+    for folder, dtype in (("wide", torch.float32), ("merged", torch.bfloat16)):
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
+        assert merged.dtype == dtype
+    assert same_tensors(expected, merged.state_dict())
+    sizes = [(tmp_path / f / "model.safetensors").stat().st_size for f in ("merged", "base")]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    assert lm.dtype == torch.float32
+
+
+def test_a_patch_made_on_a_model_that_peft_wraps_names_paths_of_the_base(saved, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    lm, folder = saved("llama")
+    wrapped = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["down_proj"])
+    )
+    own = errata.LM(wrapped, lm.tokenizer, name=str(folder))  # pyright: ignore[reportArgumentType]
+    head = "base_model.model.model.layers"
+    changes = [
+        LowRank(f"{head}.0.mlp.down_proj.base_layer", torch.ones(32, 1), torch.ones(1, 80)),
+        LowRank(f"{head}.1.mlp.up_proj", torch.ones(80, 1), torch.ones(1, 32)),
+    ]
+    report = to_lora(own, Patch.for_model(own, changes, editor="test"), tmp_path / "adapter")
+    assert report.modules == ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj")
+    back = {change.path: change for change in from_lora(lm, tmp_path / "adapter").changes}
+    for path, change in zip(report.modules, changes, strict=True):
+        torch.testing.assert_close(back[path].B @ back[path].A, change.B @ change.A)
+
+
+def test_beyond_the_largest_rank_the_loss_of_cutting_is_known(saved, tmp_path, monkeypatch):
+    lm, _ = saved("llama")
+    patch = patch_of(lm, 6)
+    monkeypatch.setattr("errata.patch.export.RANKS", (1, 4))
+    report = to_lora(lm, patch, tmp_path / "a")
+    assert report.serve is None
+    cut = to_lora(lm, patch, tmp_path / "b", max_rank=4)
+    assert cut.serve is not None
+    assert report.lost_when_served == pytest.approx(cut.lost_energy, rel=1e-4)
+    assert min(report.lost_when_served.values()) > 0
+
+
+class Hub:
+    """What stands in for the Hub's interface."""
+
+    calls: ClassVar[list] = []
+    error: Exception | None = None
+
+    def create_repo(self, repo, *, private, exist_ok):
+        Hub.calls.append(("create", repo, private, exist_ok))
+        return f"https://hub.example/{repo}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        if Hub.error is not None:
+            raise Hub.error
+        names = sorted(path.name for path in Path(folder_path).iterdir())
+        Hub.calls.append(("upload", repo_id, names))
+
+
+def test_an_adapter_is_pushed_with_its_card(saved, tmp_path, monkeypatch):
+    from errata.patch.hub import push
+
+    lm, _ = saved("llama")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    Hub.calls, Hub.error = [], None
+    to_lora(lm, patch_of(lm, 1), tmp_path / "a")
+    assert push(tmp_path / "a", "me/a", private=True) == "https://hub.example/me/a"
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "errata.json"]
+    assert Hub.calls == [("create", "me/a", True, True), ("upload", "me/a", files)]
+    Hub.error = OSError("no route to host\nand more")
+    with pytest.raises(ErrataError, match="pushed: no route to host") as raised:
+        push(tmp_path / "a", "me/a")
+    assert "is complete" in str(raised.value.hint)
+    assert "and more" not in raised.value.message
+    for name in ("me", "me/a/b", "", "a b/c"):
+        with pytest.raises(ConfigError):
+            push(tmp_path / "a", name)

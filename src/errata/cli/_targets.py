@@ -15,17 +15,34 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.patch import Patch
 
-PATCH, ADAPTER, MODEL = "patch", "adapter", "model"
-_FILES = {PATCH: "patch.json", ADAPTER: "adapter_config.json", MODEL: "config.json"}
+PATCH, ADAPTER, GGUF, MODEL = "patch", "adapter", "gguf", "model"
+_FILES = {
+    PATCH: "patch.json",
+    ADAPTER: "adapter_config.json",
+    GGUF: "adapter.gguf",
+    MODEL: "config.json",
+}
 
 
 def kind_of(folder: str | Path) -> str | None:
-    """Return what a folder holds: `patch`, `adapter`, `model`; None if it is none of them."""
+    """Return what a folder or file is: one of the kinds above; None if it is none of them."""
     path = Path(folder).expanduser()
     try:
+        if path.suffix == ".gguf" and path.is_file():
+            return GGUF if _is_adapter(path) else None
         return next((kind for kind, name in _FILES.items() if (path / name).is_file()), None)
     except OSError:  # a name that is too long
         return None
+
+
+def _is_adapter(path: Path) -> bool:
+    """Whether a GGUF file is an adapter, and not a model."""
+    from errata.model.gguf_header import read_header
+
+    try:
+        return read_header(path).texts.get("general.type") == "adapter"
+    except (OSError, ValueError):
+        return False
 
 
 def given(model: ModelOptions) -> bool:
@@ -75,7 +92,7 @@ def patch_and_model(target: Path, model: ModelOptions) -> tuple[Patch, LM]:
     """
     from errata.patch import Patch
 
-    if kind_of(target) == ADAPTER:
+    if kind_of(target) in (ADAPTER, GGUF):
         return adapter_and_model(target, model)
     patch = Patch.load(target)
     patch.check_finite()
@@ -92,6 +109,8 @@ def adapter_and_model(folder: Path, model: ModelOptions) -> tuple[Patch, LM]:
         ConfigError: If neither the adapter nor `--model` names a model.
         ModelError: If the model cannot be loaded.
     """
+    if folder.suffix == ".gguf" or kind_of(folder) == GGUF:
+        return _gguf_and_model(folder, model)
     from errata.patch.adapter import from_lora, read_adapter
 
     config, _ = read_adapter(folder)  # before the model is loaded for nothing
@@ -100,6 +119,19 @@ def adapter_and_model(folder: Path, model: ModelOptions) -> tuple[Patch, LM]:
         raise ConfigError(f"{folder} names no base model", "Add --model NAME")
     lm = load_base(model, named, config.get("revision"), folder)
     return from_lora(lm, folder), lm
+
+
+def _gguf_and_model(source: Path, model: ModelOptions) -> tuple[Patch, LM]:
+    """Load an adapter of llama.cpp as a patch; its file names no base model, a record may."""
+    from errata.patch.gguf_adapter import adapter_file, base_named, check_adapter, from_gguf
+
+    path = adapter_file(source)
+    check_adapter(path)
+    named = base_named(path)
+    if not given(model) and not named:
+        raise ConfigError(f"{source} names no base model", "Add --model NAME")
+    lm = load_base(model, named, None, source)
+    return from_gguf(lm, path), lm
 
 
 def patch_document(folder: Path) -> dict[str, Any]:

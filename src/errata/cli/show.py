@@ -28,7 +28,8 @@ def show(
     patch: Annotated[
         Path,
         typer.Argument(
-            help="A patch folder, a LoRA folder, or a checkpoint that errata merged.",
+            help="A patch folder, an adapter (a LoRA folder, or GGUF), or a checkpoint that errata "
+            "merged.",
             show_default=False,
         ),
     ],
@@ -38,11 +39,13 @@ def show(
     kind = _targets.kind_of(patch)
     if kind == _targets.ADAPTER:
         found = _adapter(patch)
+    elif kind == _targets.GGUF:
+        found = _gguf(patch)
     elif kind == _targets.MODEL:
         found = _merged(patch)
     else:
         found = _patch(patch)
-    files, count = _output.folder_size(patch)
+    files, count = ([], patch.stat().st_size) if patch.is_file() else _output.folder_size(patch)
     found |= {"folder": str(patch), "files": files, "bytes_on_disk": count}
     if json:
         _output.print_json(found)
@@ -139,6 +142,31 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "model": config.get("base_model_name_or_path"),
         "revision": config.get("revision"),
+        **_recorded(record),
+    }
+
+
+def _gguf(source: Path) -> dict[str, Any]:
+    from errata.patch.card import read_record
+    from errata.patch.gguf_adapter import adapter_file, check_adapter
+
+    path = adapter_file(source)
+    header = check_adapter(path)
+    record = read_record(path.parent, of=path.name) or {}
+    names = sorted({name.rpartition(".")[0] for name in header.tensors})
+    ranks = {
+        header.shapes[f"{name}.lora_b"][0] for name in names if f"{name}.lora_b" in header.shapes
+    }
+    rank = "–".join(map(str, sorted({min(ranks), max(ranks)}))) if ranks else "0"
+    what = f"LoRA of rank {rank} on {_output.counted(len(names), 'module')}"
+    return {
+        "kind": "adapter for llama.cpp",
+        "editor": record.get("editor"),
+        "changes": f"{what} ({header.architecture})",
+        "modules": names,
+        "bytes": path.stat().st_size,
+        "model": record.get("base_model"),
+        "revision": record.get("revision"),
         **_recorded(record),
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +27,7 @@ class Header:
         texts: Keys with a text, and the text (`general.architecture` …).
         keys: All keys.
         tensors: Names of the tensors.
+        shapes: Their shapes as the file has them: the fastest axis first.
         bytes: Length that the file has to have at least.
     """
 
@@ -35,6 +36,7 @@ class Header:
     keys: frozenset[str]
     tensors: tuple[str, ...]
     bytes: int
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -75,17 +77,18 @@ def read_header(path: Path) -> Header:
             else:
                 _skip(file, kind)
         names, ends = [], [0]
+        shapes = {}
         for _ in range(tensors):
             names.append(_text(file))
             (axes,) = _numbers(file, "<I")
             if axes > 8:
                 raise _Cut(f"the tensor {names[-1]!r} has {axes} axes")
-            shape = _numbers(file, f"<{axes}Q")
+            shape = shapes[names[-1]] = _numbers(file, f"<{axes}Q")
             kind, offset = _numbers(file, "<IQ")
             ends.append(offset + _tensor_bytes(kind, math.prod(shape)))
         begin = -(-file.tell() // max(alignment, 1)) * max(alignment, 1)
     length = begin + max(ends) if tensors else begin
-    return Header(version, texts, frozenset(keys), tuple(names), length)
+    return Header(version, texts, frozenset(keys), tuple(names), length, shapes)
 
 
 def _numbers(file: BinaryIO, form: str) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from errata.errors import ConfigError, ErrataError, ModelError
 from errata.model import gguf, named
 from errata.model.compat import dequantised
 from errata.model.lm import LM
-from errata.model.products import Compute
 from errata.model.pretrained import read, reason
+from errata.model.products import Compute
 from errata.store.cache import folder_name
 from errata.store.files import cache_root
 from errata.world.shipped import POCKET, is_shipped, pocket_path

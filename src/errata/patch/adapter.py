@@ -29,6 +29,34 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 HEAD = "base_model.model."
 """What PEFT puts in front of the paths of modules."""
+_NOT_EXPRESSED = {
+    "use_dora": "DoRA",
+    "bias": "trained biases",
+    "lora_bias": "biases of its own",
+    "modules_to_save": "saved modules",
+    "alora_invocation_tokens": "tokens that switch it on",
+    "layer_replication": "layers put in twice",
+    "trainable_token_indices": "trained tokens",
+    "target_parameters": "parameters that are no module's weight",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal factors",
+    "arrow_config": "routing among adapters",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "sampled weights",
+    "kasa_config": "a base model that was cut down",
+    "lora_ga_config": "a start that changed the base model",
+}
+"""Fields of PEFT's configuration by which an adapter is more than `W += scale * B A`."""
+_APPLIED = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision "
+    "inference_mode r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out "
+    "use_rslora init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern "
+    "megatron_config megatron_core loftq_config eva_config corda_config qalora_group_size "
+    "runtime_config ensure_weight_tying".split()
+)
+"""Fields that are read, or say nothing that the tensors do not say."""
+_REBASED = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Starting points for which PEFT takes the first `B A` out of the base model's weights."""
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<which>[AB])(?:\.[^.]+)?\.weight")
 
 
@@ -45,17 +73,39 @@ def from_lora(lm: LM, folder: str | Path) -> Patch:
     folder = Path(folder)
     config, tensors = read_adapter(folder)
     record = read_record(folder)
-    changes = []
-    for path, (A, B) in sorted(pairs_of(folder, config, tensors).items()):
-        changes.append(LowRank(path, B * _scaling(config, path, A.shape[0]), A))
+    pairs = {
+        path: (A, B * _scaling(config, path, A.shape[0]))
+        for path, (A, B) in sorted(pairs_of(folder, config, tensors).items())
+    }
+    return patch_of(lm, pairs, folder, record)
+
+
+def patch_of(
+    lm: LM,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    source: Path,
+    record: Mapping[str, Any] | None,
+) -> Patch:
+    """Return the factors of an adapter as a patch.
+
+    Args:
+        lm: The base model.
+        pairs: `A` and `B` of every adapted module, scaled.
+        source: Where they come from.
+        record: What errata wrote about the edits when it exported them, if it did.
+
+    Raises:
+        PatchError: If they do not fit the model, or change nothing.
+    """
+    changes = [LowRank(path, B, A) for path, (A, B) in sorted(pairs.items())]
     if not any(bool((change.B != 0).any() and (change.A != 0).any()) for change in changes):
         raise PatchError(
-            f"{folder} changes nothing: all its products B A are zero",
+            f"{source} changes nothing: all its products B A are zero",
             "Was it saved before it was trained?",
         )
-    patch = Patch.for_model(lm, changes, editor="lora", config={"folder": folder.name})
+    patch = Patch.for_model(lm, changes, editor="lora", config={"folder": source.name})
     if record is not None:
-        patch = _recorded(patch, record, folder)
+        patch = _recorded(patch, record, source)
     patch.check(lm)
     patch.check_finite()
     return patch
@@ -107,14 +157,26 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checked(_Config, config, PatchError)
     if config.get("peft_type") != "LORA":
         raise PatchError(f"{folder} is a {config.get('peft_type')} adapter; expected LORA")
-    if (
-        config.get("use_dora")
-        or (config.get("bias") or "none") != "none"
-        or config.get("modules_to_save")
-    ):
+    for name, why in _NOT_EXPRESSED.items():
+        value = config.get(name)
+        if value and not (name == "bias" and value == "none"):
+            raise PatchError(
+                f"{folder} uses {why} ({name}: {value!r:.60}), which a patch cannot express",
+                "Merge it with PEFT instead.",
+            )
+    unknown = [name for name in config if name not in _APPLIED | _NOT_EXPRESSED.keys()]
+    for name in filter(config.get, unknown):
         raise PatchError(
-            f"{folder} uses DoRA, trained biases or saved modules, which a patch cannot express",
-            "Merge it with PEFT instead.",
+            f"{folder}: {CONFIG_NAME} has {name}: {config[name]!r:.60}, which is not known here",
+            "Merge it with PEFT; or, if the field does not change what is computed, remove it.",
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_REBASED):
+        raise PatchError(
+            f"{folder} was started by {start}, which changed the base model's own weights: on the "
+            "base model as it is, the adapter means something else",
+            "Convert it with PEFT first (save_pretrained with path_initial_model_for_weight_"
+            "conversion), or merge it with PEFT.",
         )
     for name in ("alpha_pattern", "rank_pattern"):
         if not isinstance(config.get(name) or {}, dict):

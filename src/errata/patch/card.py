@@ -8,6 +8,7 @@ it describes: a file whose weights were changed later says nothing any more.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def record_of(patch: Patch, form: str, base: str, weights: Mapping[str, str]) ->
 
     Args:
         patch: What was exported.
-        form: `lora` or `merged`.
+        form: `lora`, `gguf` or `merged`.
         base: The base model as it can be loaded.
         weights: SHA-256 of the files with weights, by name.
     """
@@ -56,20 +57,22 @@ def record_of(patch: Patch, form: str, base: str, weights: Mapping[str, str]) ->
         "errata": __version__,
         "edits": [described(edit) for edit in patch.edits],
         "results": thaw(patch.results),
+        "aftermath": thaw(patch.aftermath),
         "weights": dict(weights),
     }
 
 
-def card(patch: Patch, record: Mapping[str, Any], use: str) -> str:
+def card(patch: Patch, record: Mapping[str, Any], use: str, language: str = "python") -> str:
     """Return the card of an export as Markdown, with the fields that the Hub reads at the top.
 
     Args:
         patch: What was exported.
         record: Its record.
         use: Code that loads it.
+        language: In which that is written.
     """
     base = str(record["base_model"])
-    library = "peft" if record["form"] == "lora" else "transformers"
+    library = {"lora": "peft", "gguf": "gguf"}.get(str(record["form"]), "transformers")
     rows = {
         "base model": code(base) + (f" @ {code(record['revision'])}" if record["revision"] else ""),
         "fingerprint of its weights": code(str(record["fingerprint"])),
@@ -102,9 +105,10 @@ def card(patch: Patch, record: Mapping[str, Any], use: str) -> str:
         "",
         *_edits(patch),
         "",
+        *_beside(patch),
         "## How to use it",
         "",
-        "```python",
+        f"```{language}",
         use.strip(),
         "```",
         "",
@@ -137,6 +141,40 @@ def _edits(patch: Patch) -> list[str]:
     ]
 
 
+def _beside(patch: Patch) -> list[str]:
+    """Return what else moved, and by what command the patch can be made again."""
+    report, lines = patch.report, []
+    if report.line():
+        lines += ["## What else moved", "", _cell(report.line()), ""]
+    if report.moved:
+        lines += ["| asked | before | after |", "|---|---|---|"]
+        lines += [
+            f"| {_cell(one.prompt)} | {_cell(one.before)} | {_cell(one.after)} |"
+            for one in report.moved[:SHOWN]
+        ]
+        lines.append("")
+    command = _command(patch)
+    if command:
+        lines += ["## How it was made", "", "```sh", command, "```", ""]
+    return lines
+
+
+def _command(patch: Patch) -> str | None:
+    """Return the command that makes such a patch; settings are in the record."""
+    meta = patch.meta
+    if not patch.edits or not meta.get("model") or not meta.get("editor"):
+        return None
+    words = ["errata", "edit", "--model", str(meta["model"]), "--editor", str(meta["editor"])]
+    if len(patch.edits) > 1:
+        words += ["--edits", "edits.jsonl"]
+    else:
+        edit = patch.edits[0]
+        words += ["--prompt", edit.prompt, "--target", edit.target]
+        words += ["--subject", edit.subject] if edit.subject else []
+        words += ["--chat", edit.chat] if edit.chat != "off" else []
+    return shlex.join(words)
+
+
 def _share(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else "–"
 
@@ -145,14 +183,20 @@ def _cell(text: str) -> str:
     return markdown(" ".join(text.split()))
 
 
-def files_of(patch: Patch, record: Mapping[str, Any], use: str) -> dict[str, bytes]:
+def files_of(
+    patch: Patch, record: Mapping[str, Any], use: str, language: str = "python"
+) -> dict[str, bytes]:
     """Return the two files by name."""
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
-    return {CARD_NAME: card(patch, record, use).encode(), RECORD_NAME: text.encode()}
+    return {CARD_NAME: card(patch, record, use, language).encode(), RECORD_NAME: text.encode()}
 
 
-def read_record(folder: str | Path) -> dict[str, Any] | None:
+def read_record(folder: str | Path, of: str | None = None) -> dict[str, Any] | None:
     """Return the record of an exported folder; None if there is none, or its weights are others.
+
+    Args:
+        folder: The folder.
+        of: A file with weights that the record has to be about.
 
     Raises:
         PatchError: If it is damaged.
@@ -175,6 +219,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     )
     if not right:
         raise PatchError(f"{path} is no record of an export", "Export again, or remove the file.")
+    if of is not None and of not in record["weights"]:
+        return None
     for name, digest in record["weights"].items():
         if Path(name).name != name:
             raise PatchError(f"{path} names weights outside of its folder: {name!r}")

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from errata.errors import ErrataError, PatchError
+from errata.errors import ConfigError, ErrataError, PatchError
 from errata.model.compat import quiet_transformers
-from errata.model.experts import ExpertMatrix
 from errata.model.stored import quantised_in
 from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
 from errata.patch.card import files_of, record_of
 from errata.patch.changes import Change
 from errata.patch.changes.base import KEEP, Merge
+from errata.patch.factored import base_of, factored, lost_at, of_base
+from errata.patch.factored import low_rank_svd as low_rank_svd
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
 from errata.patch.places import beside, is_transposed
@@ -31,11 +32,14 @@ from errata.store.files import open_to_others, sha256_of
 from errata.store.folders import replacing, write_folder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from errata.model.lm import LM
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM allocates (its newest versions also 1, which older ones refuse)."""
-_SMALL = 1e-7  # singular values below this share of the largest carry nothing in float32
+"""Ranks that vLLM allocates (its newest versions also 1, which older ones refuse).
+
+An adapter of any rank up to the allocated one is served: vLLM pads it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class LoraReport:
         rank: The one rank of all modules (`lora_alpha` equals it, so the scaling is 1).
         modules: Paths of the adapted modules.
         lost_energy: Per module, the share of `||ΔW||²` that truncation to `rank` left out.
+        lost_when_served: Where `rank` is larger than any server takes: what truncation to the
+            largest of `RANKS` would leave out, per module.
     """
 
     folder: Path
@@ -55,6 +61,7 @@ class LoraReport:
     rank: int
     modules: tuple[str, ...]
     lost_energy: Mapping[str, float]
+    lost_when_served: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def serve(self) -> str | None:
@@ -69,55 +76,6 @@ class LoraReport:
             f"vllm serve {self.base} --enable-lora --max-lora-rank {limit} "
             f"--lora-modules {self.folder.name}={self.folder}"
         )
-
-
-def low_rank_svd(
-    B: Float[Tensor, "d_out r"], A: Float[Tensor, "r d_in"]
-) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "k d_in"]]:
-    """Return the singular value decomposition of `B A` without forming the product.
-
-    Two thin QR decompositions and one small SVD, in float64.
-    """
-    q_left, r_left = torch.linalg.qr(B.double())
-    q_right, r_right = torch.linalg.qr(A.double().T)
-    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
-    return q_left @ u, s, vh @ q_right.T
-
-
-def _decompose(lm: LM, patch: Patch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Return the singular triplets of every changed projection.
-
-    Raises:
-        PatchError: If a change is none of a projection's weight.
-    """
-    low: dict[str, tuple[Tensor, Tensor]] = {}
-    dense: dict[str, Tensor] = {}
-    for change in patch.compact().changes:
-        path = change.projection(lm)
-        if isinstance(lm.module(path), ExpertMatrix):
-            raise PatchError(
-                f"{path} is one expert of a stack: an adapter of LoRA changes whole modules",
-                "Export with --to merged, or keep the patch folder.",
-            )
-        if change.factors is not None:
-            B, A = (factor.cpu() for factor in change.factors)
-            if path in low:  # what edits can be taken back from stands apart
-                B, A = torch.cat([low[path][0], B], 1), torch.cat([low[path][1], A], 0)
-            low[path] = B, A
-        else:
-            delta = change.difference(lm)
-            delta = delta.T if is_transposed(lm.module(path)) else delta
-            dense[path] = dense.get(path, 0) + delta.cpu().double()
-    triplets = {}
-    for path in sorted(low.keys() | dense.keys()):
-        if path in dense:
-            total = dense[path]
-            if path in low:
-                total = total + low[path][0].double() @ low[path][1].double()
-            triplets[path] = torch.linalg.svd(total, full_matrices=False)
-        else:
-            triplets[path] = low_rank_svd(*low[path])
-    return triplets
 
 
 def to_lora(
@@ -142,54 +100,38 @@ def to_lora(
         ErrataError: If the folder cannot be written.
     """
     folder = Path(folder)
-    patch.check(lm)
-    patch.check_finite()
-    if patch.is_empty:
-        raise PatchError("this patch changes nothing; there is nothing to export")
-    if max_rank is not None and max_rank < 1:
-        raise PatchError(f"--max-rank {max_rank}: expected at least 1")
     if (folder / CONFIG_NAME).exists() and not force:
         raise PatchError(f"{folder} already holds an adapter", "Choose another, or add --force.")
-    triplets = _decompose(lm, patch)
-    ranks = {}
-    for path, (_, s, _) in triplets.items():
-        ranks[path] = max(int((s > _SMALL * s.max()).sum()), 1)
-    rank = max(ranks.values())
-    if max_rank is not None:
-        rank = min(rank, max_rank)
-    tensors, lost = {}, {}
-    for path, (u, s, vh) in triplets.items():
-        keep = min(rank, len(s))
-        total = float((s**2).sum())
-        lost[path] = float((s[keep:] ** 2).sum()) / total if total else 0.0
-        root = s[:keep].sqrt()
-        A = torch.zeros(rank, vh.shape[1], dtype=torch.float32)
-        B = torch.zeros(u.shape[0], rank, dtype=torch.float32)
-        A[:keep] = (root[:, None] * vh[:keep]).float()
-        B[:, :keep] = (u[:, :keep] * root).float()
+    found = factored(lm, patch, max_rank)
+    rank, tensors = found.rank, {}
+    for path, (B, A) in found.pairs.items():
         tensors[f"{HEAD}{path}.lora_A.weight"] = A
         tensors[f"{HEAD}{path}.lora_B.weight"] = B
-    modules = tuple(triplets)
+    modules = tuple(found.pairs)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(lm.model, "name_or_path", "") or lm.name,
+        "base_model_name_or_path": base_of(lm),
         "revision": lm.revision,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": is_transposed(lm.module(modules[0])),
+        "fan_in_fan_out": any(is_transposed(lm.module(c.projection(lm))) for c in patch.changes),
         "target_modules": list(modules),
         "inference_mode": True,
     }
     base = config["base_model_name_or_path"]
     packed, text = pack(tensors), json.dumps(config, indent=2)
     digests = {WEIGHTS_NAME: hashlib.sha256(packed).hexdigest()}
-    told = files_of(patch, record_of(patch, "lora", base, digests), _use_lora(base, folder.name))
+    told = files_of(
+        patch, record_of(of_base(patch), "lora", base, digests), _use_lora(base, folder.name)
+    )
     written = {WEIGHTS_NAME: packed, **told, CONFIG_NAME: text.encode()}
     write_folder(folder, written, force=force, what="an adapter")
-    return LoraReport(folder, base, rank, modules, lost)
+    most = RANKS[-1]
+    beyond = lost_at(found.pairs, most) if rank > most else {}
+    return LoraReport(folder, base, rank, modules, found.lost, beyond)
 
 
 def _use_lora(base: str, folder: str) -> str:
@@ -202,19 +144,40 @@ model = PeftModel.from_pretrained(model, {folder!r})
 """
 
 
-def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
+def to_merged(
+    lm: LM,
+    patch: Patch,
+    folder: str | Path,
+    *,
+    max_shard_size: str | None = None,
+    as_stored: bool = False,
+    force: bool = False,
+) -> Path:
     """Write the patched model as a plain transformers checkpoint with its tokenizer.
 
     A network whose class says how becomes part of the model, as T-Patcher's units do. The
     checkpoint is written beside the target and takes its place as a whole when it is complete. The
     model in memory stays untouched.
 
+    Args:
+        lm: The base model of the patch.
+        patch: Changes that can be part of a checkpoint.
+        folder: Created; must be empty unless `force`.
+        max_shard_size: Largest file of weights, as transformers takes it (`2GB`); default: its own.
+        as_stored: Write weights in the type that the base model's own files have (each sum is
+            rounded once more), and not in the type it was loaded in.
+        force: Replace a checkpoint that is already there.
+
     Raises:
+        ConfigError: If `max_shard_size` is no size.
         PatchError: If the patch is for another model or holds a change that cannot be merged, or
         the folder is not empty.
         ErrataError: If the folder cannot be written.
     """
     folder = Path(folder)
+    shards: dict[str, Any] = {}
+    if max_shard_size is not None:
+        shards["max_shard_size"] = _size(max_shard_size)
     weights = tuple(change for change in patch.changes if change.parameter is not None)
     built_in = _merge_of(patch)
     if folder.exists() and any(folder.iterdir()):
@@ -230,9 +193,15 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
     model_of = None if built_in is None else built_in[0](lm, built_in[1])
     with _written(folder, force) as beside:
         with replace(patch, changes=weights).applied(lm), quiet_transformers():
-            (lm.model if model_of is None else model_of(lm)).save_pretrained(beside)
+            made = lm.model if model_of is None else model_of(lm)
+            stored = _stored_in(lm) if as_stored else made.dtype
+            if stored != made.dtype:
+                shards["state_dict"] = _cast(made, stored)
+            made.save_pretrained(beside, **shards)
+        if stored != made.dtype:
+            _say_type(beside / "config.json", stored)
         lm.tokenizer.save_pretrained(beside)
-        base = getattr(lm.model, "name_or_path", "") or lm.name
+        base = base_of(lm)
         digests = {path.name: sha256_of(path) for path in sorted(beside.glob("*.safetensors"))}
         record = record_of(patch, "merged", base, digests)
         for name, data in files_of(patch, record, _use_merged(folder.name)).items():
@@ -252,6 +221,44 @@ def _written(folder: Path, force: bool) -> Iterator[Path]:
             f"cannot write {folder}: {error}",
             "Choose a folder you may write to, with enough free space.",
         ) from error
+
+
+def _stored_in(lm: LM) -> torch.dtype:
+    """Return the type of the base model's own files, as its configuration tells it."""
+    from transformers import AutoConfig
+
+    told = AutoConfig.from_pretrained(base_of(lm), revision=lm.revision).dtype
+    return told if isinstance(told, torch.dtype) else lm.dtype
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights in another type; those that are shared stay so."""
+    cast: dict[int, Tensor] = {}
+    return {
+        name: cast.setdefault(
+            tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor
+        )
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _say_type(path: Path, dtype: torch.dtype) -> None:
+    """Write a type into a configuration."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    name = "torch_dtype" if "torch_dtype" in config else "dtype"
+    config[name] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _size(text: str) -> str:
+    """Return a size as transformers takes it.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if not re.fullmatch(r"[1-9]\d*(?:\.\d+)?\s*[KMGT]B", text.strip(), re.IGNORECASE):
+        raise ConfigError(f"--max-shard-size {text}: expected a size", "Example: 2GB or 500MB")
+    return text.strip().upper().replace(" ", "")
 
 
 def _refuse_stored(lm: LM, weights: Sequence[Change], wider: bool) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.patch.compare import Comparison
     from errata.patch.export import LoraReport
+    from errata.patch.gguf_adapter import GgufReport
     from errata.patch.report import Report
 
 Named = TypeVar("Named", Module, Route)
@@ -298,11 +299,42 @@ class Patch:
 
         return to_lora(lm, self, folder, max_rank=max_rank, force=force)
 
-    def to_merged(self, lm: LM, folder: str | Path, *, force: bool = False) -> Path:
+    def to_gguf(
+        self,
+        lm: LM,
+        folder: str | Path,
+        *,
+        base: str | None = None,
+        max_rank: int | None = None,
+        force: bool = False,
+    ) -> GgufReport:
+        """Write an adapter for llama.cpp; see [`errata.patch.gguf_adapter.to_gguf`][]."""
+        from errata.patch.gguf_adapter import to_gguf
+
+        return to_gguf(lm, self, folder, base=base, max_rank=max_rank, force=force)
+
+    def to_merged(
+        self,
+        lm: LM,
+        folder: str | Path,
+        *,
+        max_shard_size: str | None = None,
+        as_stored: bool = False,
+        force: bool = False,
+    ) -> Path:
         """Write the patched model as a checkpoint; see [`errata.patch.export.to_merged`][]."""
         from errata.patch.export import to_merged
 
-        return to_merged(lm, self, folder, force=force)
+        return to_merged(
+            lm, self, folder, max_shard_size=max_shard_size, as_stored=as_stored, force=force
+        )
+
+    @classmethod
+    def from_gguf(cls, lm: LM, source: str | Path) -> Patch:
+        """Read an adapter of llama.cpp; see [`errata.patch.gguf_adapter.from_gguf`][]."""
+        from errata.patch.gguf_adapter import from_gguf
+
+        return from_gguf(lm, source)
 
     @classmethod
     def from_lora(cls, lm: LM, folder: str | Path) -> Patch:
