@@ -142,7 +142,7 @@ def test_all_formats_are_written_together(errata: Errata, here: Path, runs: Path
     pytest.importorskip("matplotlib")
     done = errata("report", runs, "--out", "tables")
     assert done.code == 0
-    names = {"table.md", "table.tex", "table.csv", "generality-locality.png",
+    names = {"table.md", "table.tex", "table.csv", "report.html", "generality-locality.png",
              "generality-locality.pdf"}  # fmt: skip
     first = {path.name: path.read_bytes() for path in (here / "tables").iterdir()}
     assert first.keys() == names
@@ -161,7 +161,8 @@ def test_without_matplotlib_there_is_no_figure(
 ) -> None:
     monkeypatch.setattr("errata.reporting.figure.available", lambda: False)
     done = errata("report", runs, "--out", "tables")
-    assert {path.suffix for path in (here / "tables").iterdir()} == {".md", ".tex", ".csv"}
+    endings = {path.suffix for path in (here / "tables").iterdir()}
+    assert endings == {".md", ".tex", ".csv", ".html"}
     assert "pip install 'errata[report]'" in done.stderr
 
 

@@ -17,6 +17,7 @@ EXAMPLES = (
     "errata report runs/table2-pocket",
     "errata report runs/rome runs/mend runs/grace --format csv",
     "errata report runs/table2-pocket --out tables",
+    "errata report runs/table2-pocket --html report.html",
     "errata report runs/rome --metrics counterfact,texts",
 )
 _TABLE, _STATISTICS = "Tables", "Statistics"
@@ -41,6 +42,15 @@ def report(
             "-o",
             metavar="DIR",
             help="Write all formats and a figure there, and print nothing.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write one page with tables, figures and every record; it needs no network.",
             rich_help_panel=_TABLE,
         ),
     ] = None,
@@ -104,18 +114,25 @@ def report(
             bootstrap=bootstrap, seed=seed,
         )  # fmt: skip
         written = [] if out is None else made.save(out, force=force)
+    if html is not None:
+        written.append(made.save_page(html, force=force))
     if json:
         _output.print_json({**made.document(), "files": written})
         return
     if made.missing:
         _output.note(f"missing: {told(made.missing)}")
+    if html is not None:
+        _output.out().print(f"{html}: open it in a browser", soft_wrap=True)
+    if out is None and html is not None:
+        return
     if out is None:
         sys.stdout.write(made.text(form, _output.asked_width()))
         return
     if not figure.available():
         _output.note("no figure: it needs matplotlib, pip install 'errata[report]'")
     console = _output.out()
-    console.print(f"{out}/: " + ", ".join(path.name for path in written), soft_wrap=True)
+    names = ", ".join(path.name for path in written if path.parent == out)
+    console.print(f"{out}/: {names}", soft_wrap=True)
 
 
 def _words(text: str | None) -> list[str] | None:

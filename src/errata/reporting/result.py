@@ -10,13 +10,15 @@ from typing import Any
 from errata.config import did_you_mean
 from errata.errors import ConfigError, RunError
 from errata.reporting import formats
-from errata.reporting.collect import Collection, Missing, told
+from errata.reporting.collect import Cell, Collection, Missing, told
 from errata.reporting.columns import chosen
 from errata.reporting.tables import Comparison, compare
+from errata.store.files import write_atomically
 from errata.store.folders import write_folder
 
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "table.md", "latex": "table.tex", "csv": "table.csv"}
+PAGE = "report.html"
 FIGURE = "generality-locality"
 
 
@@ -62,11 +64,13 @@ class Report:
         comparisons: One per model and protocol.
         missing: Cells that are planned and not finished.
         options: How the tables are made.
+        cells: What the tables were made of.
     """
 
     comparisons: tuple[Comparison, ...]
     missing: tuple[Missing, ...]
     options: Options
+    cells: tuple[Cell, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -93,6 +97,12 @@ class Report:
         if form == "csv":
             return formats.as_csv(self.comparisons)
         raise ConfigError(f"unknown format {form!r}", did_you_mean(form, FORMATS))
+
+    def page(self) -> str:
+        """Return one HTML page that needs no network: tables, figures and every record."""
+        from errata.reporting.page import html
+
+        return html(self.comparisons, self.cells, self.remarks, self.options.within)
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON values; rates in percent."""
@@ -144,11 +154,26 @@ class Report:
                 f"{out} already holds {there[0]}", "Choose another --out, or add --force."
             )
         files = {FILES[form]: self.text(form).encode() for form in FORMATS}
+        files[PAGE] = self.page().encode()
         for table, name in zip(self.comparisons, self._figures(), strict=True):
             for ending, data in figure.drawn(table).items():
                 files[f"{name}.{ending}"] = data
         write_folder(out, files, force=force, what="a report")
         return [out / name for name in files]
+
+    def save_page(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the page of `page` into a file.
+
+        Raises:
+            RunError: If there is something already and `force` is not given.
+            ErrataError: If it cannot be written.
+        """
+        path = Path(path)
+        if path.is_dir() or (path.exists() and not force):
+            what = "is a folder" if path.is_dir() else "is already there"
+            raise RunError(f"{path} {what}", "Choose another file, or add --force to replace one.")
+        write_atomically(path, self.page().encode())
+        return path
 
     def _figures(self) -> list[str]:
         many = len(self.comparisons) > 1
@@ -177,4 +202,5 @@ def make(found: Collection, options: Options) -> Report:
     tables = compare(found, options.f1, options.bootstrap, options.seed)
     there = {m for t in tables for row in t.rows for own in row.scores.values() for m in own}
     shown = chosen(options.metrics, there)
-    return Report(tuple(replace(table, chosen=shown) for table in tables), found.missing, options)
+    tables = [replace(table, chosen=shown) for table in tables]
+    return Report(tuple(tables), found.missing, options, found.cells)
