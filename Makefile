@@ -17,7 +17,7 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo demo-real test test-real test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
+.PHONY: help demo demo-real test campaign audit test-real test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,8 @@ help:
 	@echo "make demo-real  an edit of a real model, SmolLM2-135M (fetched once: 93 MB)"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
 	@echo "make test-real  the main paths on SmolLM2 (fetched once: 93 MB)"
+	@echo "make campaign   10,000 broken inputs, 100 kills, faults of the system (ARGS='--inputs 500 --kills 10')"
+	@echo "make audit      known vulnerabilities of the locked releases (needs the network)"
 	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
 	@echo "make lock       write requirements.lock: newest releases, for demo, test and CI"
 	@echo "make lint       ruff                             make types      pyright"
@@ -77,6 +79,16 @@ shapes: $(READY)
 
 test-real: $(READY)
 	@ERRATA_FETCH=1 $(TEST) -m real
+
+# ARGS goes to python -m tests.robustness
+campaign: $(READY)
+	@$(THREADS) $(BIN)/python -m tests.robustness $(ARGS)
+
+# an environment of its own, which is not part of the lock
+audit:
+	$(NEW_ENOUGH)
+	@test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit)
+	@.venv-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict $(ARGS)
 
 test-slow: $(READY)
 	@$(TEST) -m slow

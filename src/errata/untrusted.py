@@ -12,11 +12,12 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from errata.errors import DataError
+from errata.errors import DataError, ErrataError
 
 JSON_BYTES = 256 << 20
 """Of one JSON document: ten thousand edits with all that was measured take a tenth of it."""
@@ -37,6 +38,34 @@ class Refused(DataError, ValueError):
 
 
 # ---------------------------------------------------------------------- files
+
+
+@contextmanager
+def reachable(path: str | Path, kind: type[ErrataError] = Refused) -> Iterator[None]:
+    """Say of a path that the system does not even look for: a name too long, a user unknown.
+
+    Args:
+        path: What was given.
+        kind: What is raised.
+
+    Raises:
+        kind: Names the path, shortened, and what the system says.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ErrataError):
+            raise
+        raise kind(f"cannot use {shortened(str(path))}: {error.strerror or error}") from None
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        raise kind(f"cannot use {shortened(str(path))}: there is no such user") from None
+
+
+def shortened(name: str) -> str:
+    """Return a name as messages show it."""
+    return name if len(name) <= 100 else f"{name[:60]}… ({len(name)} characters)"
 
 
 def refuse_special(path: Path) -> None:
@@ -147,23 +176,28 @@ def check_values(value: Any, *, finite: bool = True, texts: bool = True) -> None
         for one in level:
             if isinstance(one, dict):
                 for name in one if texts else ():
-                    _check_text(str(name))
+                    check_text(str(name))
                 below += one.values()
             elif isinstance(one, list | tuple):
                 below += one
             elif isinstance(one, str) and texts:
-                _check_text(one)
+                check_text(one)
             elif finite and isinstance(one, float) and not math.isfinite(one):
                 raise Refused(f"the number {one}; expected a finite one")
         level, depth = below, depth + 1
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Refuse a text that no file and no tokenizer takes: one with half a character.
+
+    Raises:
+        Refused: Says which.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise Refused(
-            f"the text {ascii(text)[:60]} holds half a character (a lone surrogate)"
+            f"the text {ascii(text)[:60]} holds half a character (an unpaired surrogate)"
         ) from None
 
 

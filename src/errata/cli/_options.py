@@ -148,7 +148,7 @@ class LoadOptions:
         ),
     ] = "float32"
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", rich_help_panel=_MODEL)
+        int | None, typer.Option(min=1, max=1024, help="CPU threads.", rich_help_panel=_MODEL)
     ] = None
 
     def load_named(self, model: str, ready: Callable[[], None] | None = None) -> LM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from errata.errors import ErrataError
+from errata.untrusted import shortened
 
 _TOLD = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
@@ -32,11 +33,13 @@ def refusal(error: BaseException) -> ErrataError | None:
             "Take fewer edits or cases at once (--batch, --limit), a smaller --dtype, or a machine "
             "with more memory.",
         )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return ErrataError("a path begins with ~ and a user who is not known here")
     if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
         return None
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
-    name = "a file" if error.filename is None else _shortened(str(error.filename))
+    name = "a file" if error.filename is None else shortened(str(error.filename))
     return ErrataError(f"cannot use {name}: {error.strerror or error}", _TOLD.get(error.errno or 0))
 
 
@@ -46,7 +49,3 @@ def _memory_ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error).lower() for words in _NO_MEMORY
     )
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 100 else f"{name[:60]}… ({len(name)} characters)"

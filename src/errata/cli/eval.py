@@ -45,6 +45,25 @@ SORTED_BY_DOMAIN = ("uniedit", "world")
 _DATA, _RUN = "Data", "Run"
 
 
+TrustTaskCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-task-code",
+        help="Let task files of --general run code: functions and any template.",
+        rich_help_panel=_RUN,
+    ),
+]
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-set",
+        metavar="KEY=VALUE",
+        help="A setting of the data set. Repeatable.",
+        rich_help_panel=_DATA,
+    ),
+]
+
+
 @expand
 def evaluate(
     model: ModelOptions,
@@ -77,15 +96,7 @@ def evaluate(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    data_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data-set",
-            metavar="KEY=VALUE",
-            help="A setting of the data set. Repeatable.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    data_set: DataSettings = None,
     skip_bad: SkipBad = False,
     out: Annotated[
         Path | None,
@@ -105,14 +116,7 @@ def evaluate(
         bool, typer.Option("--resume", help="Go on where a run stopped.", rich_help_panel=_RUN)
     ] = False,
     force: ForceFlag = False,
-    trust_task_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-task-code",
-            help="Let task files of --general run code: functions and any template.",
-            rich_help_panel=_RUN,
-        ),
-    ] = False,
+    trust_task_code: TrustTaskCode = False,
     fail_under: Gates = None,
     json: JsonFlag = False,
 ) -> None:

@@ -36,6 +36,7 @@ from errata.data.jsonl import check_new, read_edits, save_cases, save_edits
 from errata.data.uniedit import DOMAINS, SECTORS, drop_collisions
 from errata.errors import ConfigError, DataError
 from errata.registry import Registry
+from errata.untrusted import reachable
 
 __all__ = [
     "DOMAINS",
@@ -100,7 +101,8 @@ def load_cases(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1")
     whole, part = split_part(str(spec))
-    name, path = resolve(whole)
+    with reachable(spec):
+        name, path = resolve(whole)
     dataset: Dataset = datasets.load(name)(options)
     opened = dataset.open(path, split)
     if path is not None and path == sample_of(name):
@@ -151,12 +153,11 @@ def load_edits(spec: str | Path) -> list[Edit]:
         return read_edits(sample_edits(), text)
     whole, _ = split_part(text)
     name, colon, rest = whole.partition(":")
-    path = Path(whole).expanduser()
-    if name in datasets:
-        known: str | None = name
-        path = Path(rest).expanduser() if colon else path
-    else:
-        known = format_of(path, datasets) if path.is_file() else None
+    with reachable(spec):
+        path = Path(rest if colon and name in datasets else whole).expanduser()
+        known = name if name in datasets else None
+        if known is None and path.is_file():
+            known = format_of(path, datasets)
     if known in (None, OWN):
         return read_edits(path)
     return [edit for case in load_cases(text).cases for edit in case.edits]

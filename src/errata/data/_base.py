@@ -19,6 +19,7 @@ from errata.errors import ConfigError, DataError
 from errata.spacing import PUBLISHED
 from errata.store.digest import digest_of
 from errata.store.files import sha256_of
+from errata.untrusted import refuse_special
 
 SAMPLE = "sample"
 """What stands for the path of the sample file that ships with errata: `zsre:sample`."""
@@ -194,6 +195,7 @@ class Dataset(ABC):
         if path.is_file():
             return [path]
         if not path.is_dir():
+            refuse_special(path)
             raise DataError(f"no such file or folder: {path}")
         for name in self.names.get(split or self.default or "", ()):
             if (path / name).is_file():

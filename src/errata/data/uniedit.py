@@ -18,6 +18,7 @@ from errata.data._download import fetch_repository
 from errata.data._reading import read_json
 from errata.data._records import Record, describe, freeze
 from errata.errors import ConfigError, DataError
+from errata.untrusted import refuse_special
 
 SECTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -135,6 +136,7 @@ class UniEdit(Dataset):
         if path.is_file():
             return [path]
         if not path.is_dir():
+            refuse_special(path)
             raise DataError(f"no such file or folder: {path}")
         name, _, part = (split or self.default or "").partition("/")
         folder = path / name

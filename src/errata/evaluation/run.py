@@ -36,6 +36,7 @@ from errata.evaluation.tracking import Tracker
 from errata.model.chat import frame_of
 from errata.progress import Step
 from errata.store.files import sha256_of
+from errata.store.records import counting
 from errata.store.runs import UNCOMPARED, RunFolder
 from errata.world.shipped import knows_world
 
@@ -138,7 +139,8 @@ def evaluate(
             "collisions": asked - sum(len(case.probes) for case in kept),
             **({"tracked": measures.told()} if measures.tracker is not None else {}),
         }  # fmt: skip
-        summary = summarise(records, header, bootstrap=chosen.bootstrap, seed=chosen.seed)
+        with nullcontext() if folder is None else counting([folder.path]):
+            summary = summarise(records, header, bootstrap=chosen.bootstrap, seed=chosen.seed)
         summary["seconds"] |= run.once
         if folder is not None:
             folder.finish(summary)

@@ -52,11 +52,11 @@ def score_rows(lm: LM, rows: Sequence[Row], max_tokens: int | None = None) -> li
 
 @torch.no_grad()
 def top_tokens(lm: LM, rows: Sequence[Row], k: int) -> list[list[tuple[str, float]]]:
-    """Return the `k` most probable tokens behind each row with their probabilities."""
+    """Return the `k` most probable tokens behind each row with their probabilities; all at most."""
     result: list[list[tuple[str, float]]] = [[] for _ in rows]
     for batch in lm.batches(rows):
         logits = lm.logits(batch, positions_of(rows, batch.index, lm.device))
-        values, ids = logits.float().softmax(-1).topk(k, dim=-1)
+        values, ids = logits.float().softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
         for i, tokens, shares in zip(batch.index, ids.tolist(), values.tolist(), strict=True):
             words = [str(lm.tokenizer.decode([token])) for token in tokens]
             result[i] = list(zip(words, shares, strict=True))

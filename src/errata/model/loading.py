@@ -19,6 +19,7 @@ from errata.model.pretrained import read, reason
 from errata.model.products import Compute
 from errata.store.cache import folder_name
 from errata.store.files import cache_root
+from errata.untrusted import reachable
 from errata.world.shipped import POCKET, is_shipped, pocket_path
 
 DTYPES = {
@@ -112,6 +113,13 @@ def _source(model: str) -> str:
     return model
 
 
+def _located(model: str, gguf_file: str | None) -> tuple[str, str | None]:
+    """Return the folder or Hub id to load from, and the GGUF file in it, if it is one."""
+    with reachable(model, ModelError):
+        source, gguf_file = gguf.split_source(model, gguf_file)
+        return (_source(source) if gguf_file is None else source), gguf_file
+
+
 def load(
     model: str = "pocket",
     *,
@@ -158,12 +166,10 @@ def load(
     if compute not in get_args(Compute):
         raise ConfigError(f"unknown compute {compute!r}", did_you_mean(compute, get_args(Compute)))
     chosen = DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
-    source, gguf_file = gguf.split_source(model, gguf_file)
+    source, gguf_file = _located(model, gguf_file)
     options: dict[str, Any] = {"revision": revision, "trust": trust_remote_code}
     weights: dict[str, Any] = {"dtype": chosen}
-    if gguf_file is None:
-        source = _source(source)
-    else:
+    if gguf_file is not None:
         gguf.need_reader()
         options["gguf_file"] = gguf_file
         weights = {"dtype": torch.float32 if chosen == "auto" else chosen, **dequantised()}
@@ -178,6 +184,7 @@ def load(
             AutoModelForCausalLM, source, **weights, **options, output_loading_info=True
         )
         tokenizer = read(AutoTokenizer, source, weights=False, **options)
+        tokenizer("The capital", truncation=False, verbose=False)  # some damage shows only here
     except (ErrataError, MemoryError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:

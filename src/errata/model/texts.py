@@ -10,6 +10,7 @@ from errata.case import Chat, Edit, Probe, SubjectAt
 from errata.model.chat import stop_ids
 from errata.model.tokens import Row, encode_row, opening
 from errata.spacing import AUTO
+from errata.untrusted import check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,6 +120,7 @@ class Texts:
         limit = min(max_length, self.max_length or max_length)
         rows = []
         for text in texts:
+            check_text(text)
             own = not opening(self.tokenizer, text)
             ids = self.tokenizer(
                 text, truncation=True, max_length=limit, add_special_tokens=own

@@ -28,6 +28,7 @@ from errata.errors import EditError, ModelError
 from errata.model.chat import frame_of
 from errata.model.spelling import nearest
 from errata.spacing import AUTO, asked, continued
+from errata.untrusted import check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,6 +150,7 @@ def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _encode(
     tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = True
 ) -> tuple[list[int], list[tuple[int, int]]]:
+    check_text(text)
     encoded = tokenizer(
         text, return_offsets_mapping=True, return_special_tokens_mask=True,
         add_special_tokens=add_special_tokens, verbose=False,  # of long texts, which are told here

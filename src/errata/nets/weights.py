@@ -21,7 +21,7 @@ from errata.errors import ConfigError, ModelError
 from errata.model.weights import Identity, identity
 from errata.store.files import sha256_of
 from errata.store.folders import write_folder
-from errata.untrusted import check_file, read_object
+from errata.untrusted import check_file, reachable, read_object
 from errata.world.shipped import POCKET, is_shipped
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ def locate(given: str, hint: str = "") -> Path:
         ConfigError: If there is none.
     """
     hint = hint or "Expected a folder that `errata train` wrote, or a Hub id (owner/name)."
-    path = Path(given).expanduser()
+    with reachable(given, ConfigError):
+        path = Path(given).expanduser()
+        path.is_dir()
     if path.is_dir():
         if (path / "best" / CONFIG).is_file():  # the folder of a training run
             return path / "best"

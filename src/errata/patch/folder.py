@@ -22,7 +22,7 @@ from errata.patch.document import check_document
 from errata.patch.patch import Patch
 from errata.store.files import sha256_of
 from errata.store.folders import write_folder
-from errata.untrusted import check_file, read_object
+from errata.untrusted import check_file, reachable, read_object
 
 FORMAT = 1
 JSON_NAME = "patch.json"
@@ -91,13 +91,15 @@ def load(folder: str | Path) -> Patch:
     """
     folder = Path(folder)
     described, stored = folder / JSON_NAME, folder / TENSOR_NAME
-    if not folder.is_dir():
-        raise PatchError(f"no patch folder at {folder}", _ELSEWHERE if folder.exists() else None)
-    for path in (described, stored):
-        if not path.is_file():
-            raise PatchError(
-                f"{folder} is not a complete patch: {path.name} is missing", _what_else(folder)
-            )
+    with reachable(folder, PatchError):
+        if not folder.is_dir():
+            there = folder.exists()
+            raise PatchError(f"no patch folder at {folder}", _ELSEWHERE if there else None)
+        for path in (described, stored):
+            if not path.is_file():
+                raise PatchError(
+                    f"{folder} is not a complete patch: {path.name} is missing", _what_else(folder)
+                )
     try:
         document = read_object(described, within=folder)
         _check_format(folder, document)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from errata.documents import Document, checked
-from errata.errors import ErrataError, RunError
+from errata.errors import RunError
 from errata.store.runs import CONFIG, SUMMARY, Run, load_run
 
 HINT = "It was altered, or is of another version; run it again."
@@ -78,20 +76,3 @@ def read_evaluation(folder: Path) -> Run:
         except ValueError as error:
             raise RunError(f"{folder / name}: {error}", HINT) from None
     return run
-
-
-@contextmanager
-def counting(folders: Sequence[Path]) -> Iterator[None]:
-    """Say whose records or scores cannot be counted.
-
-    Raises:
-        RunError: Names the folders and what is wrong.
-    """
-    try:
-        yield
-    except ErrataError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        names = ", ".join(map(str, folders))
-        raise RunError(f"the records in {names} cannot be counted: {what}", HINT) from error

@@ -8,8 +8,8 @@ from typing import Literal
 
 from errata.reporting.collect import Cell, Collection
 from errata.reporting.columns import column_of, ordered
-from errata.reporting.folders import counting
 from errata.reporting.scores import Balance, Cost, Score, balance, cost, score
+from errata.store.records import counting
 
 Mark = Literal["best", "near", ""]
 UNEDITED = "none"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from errata.errors import RunError
+from errata.errors import ErrataError, RunError
 from errata.untrusted import DATA_BYTES, parse, read_bytes
 
 
@@ -36,7 +36,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not path.is_file():
         return [], 0
     with reported(f"cannot read {path}"):
-        data = read_bytes(path, limit=DATA_BYTES)
+        data = read_bytes(path, within=path.parent, limit=DATA_BYTES)
     records: list[dict[str, Any]] = []
     good = 0
     lines = data.splitlines(keepends=True)
@@ -77,3 +77,23 @@ def cut_to(path: Path, size: int) -> None:
     with reported(f"cannot mend {path}"):
         if path.is_file():
             os.truncate(path, size)
+
+
+@contextmanager
+def counting(folders: Sequence[Path]) -> Iterator[None]:
+    """Say whose records or scores cannot be counted.
+
+    Raises:
+        RunError: Names the folders and what is wrong.
+    """
+    try:
+        yield
+    except ErrataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        names = ", ".join(map(str, folders))
+        raise RunError(
+            f"the records in {names} cannot be counted: {what}",
+            "They were altered, or are of another version; run it again (--force).",
+        ) from error

@@ -1,0 +1,50 @@
+"""A small sample of the campaign with every `make test`; all of it by `make campaign`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.robustness import faults, fuzz, kills
+from tests.robustness.materials import Materials
+
+SAMPLE = 60
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Materials]:
+    root = tmp_path_factory.mktemp("campaign")
+    with pytest.MonkeyPatch.context() as patched, fuzz.loading_once():
+        patched.setenv("ERRATA_CACHE", str(root / "cache"))
+        patched.setenv("HF_HUB_OFFLINE", "1")
+        patched.setenv("HF_DATASETS_OFFLINE", "1")
+        yield Materials.make(root / "made", ("rome", "ft", "grace"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of what is broken, others may warn as they like
+def test_a_sample_of_broken_inputs(made: Materials) -> None:
+    found = fuzz.fuzz(made, SAMPLE, seed=4, told=print)
+    assert found.total == SAMPLE
+    assert not found.faults
+    ended = {name.split()[1] for name in found.inputs}
+    assert {"0", "1"} <= ended  # some were right after all, and most were refused
+
+
+def test_a_sample_of_kills(made: Materials) -> None:
+    found = kills.campaign(made, 1, seed=4, told=print, only=("edit --force",))
+    assert not found.faults
+
+
+def test_a_limit_on_files_costs_nothing(made: Materials, tmp_path: Path) -> None:
+    assert faults.file_limit_edit(made, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings("ignore")
+def test_the_campaign(made: Materials) -> None:
+    assert not fuzz.fuzz(made, 10_000, seed=0, told=print).faults
+    assert not kills.campaign(made, 100, seed=0, told=print).faults
+    assert all(faults.campaign(made, print).values())
