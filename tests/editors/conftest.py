@@ -31,6 +31,7 @@ QUICK: dict[str, Any] = {
     "moments_samples": 50,
     "ridge": 1e-2,  # fifty short texts do not fill the space of keys
     "memory_words": 0,
+    "nas_facts": 6,
 }
 """Small settings, given to every editor that has a setting of the name."""
 

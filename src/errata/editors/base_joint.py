@@ -101,6 +101,11 @@ class JointEditor(LocateEditor):
 
     # ------------------------------------------------------------------ what a method states
 
+    @property
+    def value_place(self) -> Place:
+        """Where the value that an update aims at is found."""
+        return self.places[0]
+
     @abstractmethod
     def factors(self, lm: LM, write: Write) -> Factors:
         """Solve for one block: rows `(B, A)`, one per edit, with update `D = B^T A` (`d x f`)."""
@@ -178,7 +183,7 @@ class JointEditor(LocateEditor):
             aim = layer if self.rule == "direct" else last
             patches = now()
             if target is None or self.rule == "direct":
-                target = run.targets(patches, aim, self.config, self.adaptive)
+                target = run.targets(patches, aim, self)
             keys, current = run.read(patches, layer, aim)
             share = self._share(len(at.layers) - position)
             residual = (target - current.to(target)) * share
@@ -188,7 +193,8 @@ class JointEditor(LocateEditor):
                     patches[g],
                 )  # fmt: skip
                 try:
-                    changes[g].append(self.change(lm, write))
+                    solved = self.change(lm, write)
+                    changes[g].append(self.finished(lm, layer, solved, patches[g]))
                 except RowsError as error:
                     blamed = tuple(groups[g][row] for row in error.rows)
                     raise EditError(error.message, error.hint, edits=blamed) from None
@@ -279,19 +285,19 @@ class _Run:
         self,
         patches: Sequence[Patch],
         layer: int,
-        settings: JointConfig,
-        adaptive: Adaptive | None,
+        editor: JointEditor,
     ) -> Float[Tensor, "n d"]:
         """Optimise the value of every edit at one block, on the weights as they are."""
-        (found,) = self._gather(
-            patches,
-            lambda edits, places: [
-                optimise_values(
-                    self.lm, edits, self.contexts, layer, settings, places=self.places,
-                    savings=settings, patches=places, adaptive=adaptive,
-                ).target(self.places[0])
-            ],
-        )  # fmt: skip
+        settings, place = editor.config, self.places[0]
+
+        def values(edits: list[Edit], places: list[int]) -> Sequence[Tensor]:
+            found = optimise_values(
+                self.lm, edits, self.contexts, layer, settings, places=self.places,
+                savings=settings, patches=places, adaptive=editor.adaptive,
+            )  # fmt: skip
+            return [editor.aimed(self.lm, edits, layer, found.target(place), place, places)]
+
+        (found,) = self._gather(patches, values)
         return found
 
     def read(

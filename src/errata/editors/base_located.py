@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from errata.case import Edit
 from errata.data.corpus import load_corpus
@@ -37,6 +39,8 @@ from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
 from errata.model.lm import LM
+from errata.model.passes import Place
+from errata.patch import Change, Patch
 
 Layers = Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"]
 
@@ -83,6 +87,43 @@ class LocateEditor(Editor):
     weights = True
     mean: ClassVar[Mean] = "flat"
     config: LocateConfig
+
+    @property
+    def value_place(self) -> Place:
+        """Where the value that an update aims at is found."""
+        return "ffn"
+
+    def aimed(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        layer: int,
+        target: Float[Tensor, "n d"],
+        place: Place,
+        patches: Sequence[int],
+    ) -> Float[Tensor, "n d"]:
+        """Return what an update aims at; here, and for all but strategies: what was found.
+
+        Args:
+            lm: The model.
+            edits: One per row.
+            layer: Block at which the values were found.
+            target: The values found.
+            place: Where in the block.
+            patches: For each row its patch in the active stack.
+        """
+        return target
+
+    def finished(self, lm: LM, layer: int, change: Change, now: Patch) -> Change:
+        """Return the change of one block; here, and for all but strategies: as it was solved.
+
+        Args:
+            lm: The model.
+            layer: The block.
+            change: What was solved.
+            now: What its group has changed so far.
+        """
+        return change
 
     @abstractmethod
     def edited_layers(self, lm: LM) -> tuple[int, ...]:

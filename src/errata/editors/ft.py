@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -23,12 +23,16 @@ from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.model.tokens import Row, patched
 from errata.patch import Dense, Patch
-from errata.progress import tracked
 from errata.tuning.adam import RowAdam
-from errata.tuning.rows import Tuned, TuningRows
+from errata.tuning.descent import Descent, descend
+from errata.tuning.places import Matrices, matrices_of, with_end
+from errata.tuning.rows import Tuned
 
 STATE_COPIES = 7
 """Copies of the tuned weights one group needs: delta, gradient, two moments and temporaries."""
+
+STATE = "ft.adam"
+"""Where a patch keeps the optimiser's moments, if it does."""
 
 
 class FtConfig(EditorConfig, Conflicts):
@@ -38,6 +42,11 @@ class FtConfig(EditorConfig, Conflicts):
         default="auto",
         description="Blocks to tune; auto: as published for this model, else at three quarters of "
         "the depth",
+    )
+    matrices: Matrices = Field(
+        default="out",
+        description="out: the FFN's output matrix; ffn: all of the FFN; block: all matrices of the "
+        "block",
     )
     objective: Literal["target_new", "prompt_last"] = Field(
         default="target_new",
@@ -58,6 +67,22 @@ class FtConfig(EditorConfig, Conflicts):
     stop_loss: float = Field(
         default=1e-2, ge=0, description="No update, and the end, when the loss is below this"
     )
+    stop: Literal["none", "eos"] = Field(
+        default="none",
+        description="eos: the target ends with the token that ends a text, so that an answer does",
+    )
+    shuffle: bool = Field(
+        default=False, description="Another order of the edits, and other batches, in every pass"
+    )
+    seed: int = Field(default=0, description="Seed of the orders and of what is replayed")
+    state: Literal["new", "keep"] = Field(
+        default="new",
+        description="keep: the optimiser's moments go on from step to step of a sequence, in the "
+        "patch, which they make three times as large",
+    )
+    replay: int = Field(
+        default=0, ge=0, description="Edits of the earlier patch that are trained on again"
+    )
     memory_gb: float = Field(
         default=4.0, gt=0, description="Memory for groups tuned at once; more groups run in turn"
     )
@@ -69,6 +94,10 @@ class FtConfig(EditorConfig, Conflicts):
 
 
 _EASYEDIT: dict[str, object] = {"objective": "prompt_last", "batch_size": 1}
+_LOCFT: dict[str, object] = {
+    "batch_size": 100, "steps": 25, "lr": 5e-4, "stop": "eos", "shuffle": True,
+}  # fmt: skip
+"""Breadth-first: ordinary mini-batch training over all edits."""
 _UNIEDIT: dict[str, object] = {"optimizer": "adamw", "batch_size": 1}
 
 
@@ -100,6 +129,11 @@ class FineTuning(Editor):
         "qwen2.5-7b": {"layers": (27,), **_EASYEDIT},
         # UniEdit's baseline, the one in IBKE's table: teacher forcing and AdamW; its name filter
         # takes the bias of GPT-2's matrix along
+        # LocFT-BF (Yang et al. 2026): breadth-first over all edits, with an end token
+        "locft": _LOCFT,
+        "locft-llama-3-8b": {"layers": (22,), **_LOCFT},
+        "locft-qwen2.5-7b": {"layers": (6,), **_LOCFT},
+        "locft-mistral-7b": {"layers": (23,), **_LOCFT, "matrices": "block", "lr": 5e-5},
         "uniedit-gpt2-xl": {"layers": (21,), "bias": True, **_UNIEDIT},
         "uniedit-gpt-j-6b": {"layers": (21,), **_UNIEDIT},
         "uniedit-llama-3-8b": {"layers": (21,), **_UNIEDIT},
@@ -125,7 +159,7 @@ class FineTuning(Editor):
         return True
 
     def _sites(self, lm: LM) -> list[tuple[int, Site]]:
-        return [(layer, lm.site(layer)) for layer in self.edited_layers(lm)]
+        return matrices_of(lm, self.edited_layers(lm), self.config.matrices)
 
     def cost(self, lm: LM) -> Cost:
         """A pass forward, one back and one for the gradient of the weights, in every step."""
@@ -138,11 +172,14 @@ class FineTuning(Editor):
     ) -> list[Patch]:
         """Descend on the loss of every group's edits, all groups side by side."""
         sites = self._sites(lm)
-        rows = [[self._row(lm, edit) for edit in group] for group in groups]
+        rows = [
+            [self._row(lm, edit) for edit in (*group, *self._replayed(old))]
+            for group, old in zip(groups, before, strict=True)
+        ]
         size = sum(site.d_in * site.d_out for _, site in sites)
         width = 8 if lm.dtype == torch.float64 else 4
         at_once = max(1, int(self.config.memory_gb * 1e9 / (STATE_COPIES * size * width)))
-        found: list[dict[str, Tensor]] = [{} for _ in groups]
+        found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = [({}, {}) for _ in groups]
         for first in range(0, len(groups), at_once):
             chunk = range(first, min(first + at_once, len(groups)))
             for numbers, places in under(lm, [before[g] for g in chunk]):
@@ -152,16 +189,20 @@ class FineTuning(Editor):
                     for g, patch in zip(members, places, strict=True)
                 ]
                 with lm.searching():
-                    deltas = self._tune(lm, sites, placed, [before[g] for g in members])
-                for group, delta in zip(members, deltas, strict=True):
-                    found[group] = delta
+                    tuned = self._tune(lm, sites, placed, [before[g] for g in members])
+                for group, own in zip(members, tuned, strict=True):
+                    found[group] = own
         return [
-            self.make_patch(lm, [Dense(path, delta) for path, delta in found[g].items()], group)
-            for g, group in enumerate(groups)
+            self.make_patch(
+                lm, [Dense(path, delta) for path, delta in deltas.items()], group, **state
+            )
+            for group, (deltas, state) in zip(groups, found, strict=True)
         ]
 
     def _row(self, lm: LM, edit: Edit) -> Row:
         row = lm.row_of(edit)
+        if self.config.stop == "eos":
+            row = with_end(lm, row)
         if self.config.objective == "prompt_last":
             last = row.prompt_length - 1
             return Row(
@@ -170,11 +211,14 @@ class FineTuning(Editor):
             )  # fmt: skip
         return row
 
-    def _batches(self, rows: Sequence[Sequence[Row]]) -> Iterator[list[list[Row]]]:
-        """Yield the rows of every group for each update of a pass; a short group has none left."""
-        size = self.config.batch_size or max(map(len, rows))
-        for first in range(0, max(map(len, rows)), size):
-            yield [list(group[first : first + size]) for group in rows]
+    def _replayed(self, old: Patch) -> list[Edit]:
+        """Return earlier edits that are trained on again; of one prompt the last answer."""
+        if not self.config.replay or not old.edits:
+            return []
+        last = list({edit.question: edit for edit in old.edits}.values())
+        generator = torch.Generator().manual_seed(self.config.seed + len(old.edits))
+        chosen = torch.randperm(len(last), generator=generator)[: self.config.replay]
+        return [last[i] for i in sorted(chosen.tolist())]
 
     def _tune(
         self,
@@ -182,33 +226,42 @@ class FineTuning(Editor):
         sites: Sequence[tuple[int, Site]],
         rows: Sequence[Sequence[Row]],
         before: Sequence[Patch],
-    ) -> list[dict[str, Tensor]]:
-        """Tune all groups side by side, each on its own weights; return deltas as stored."""
+    ) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Tune all groups side by side, each on its own weights.
+
+        Returns:
+            Deltas as stored and what is kept for the next step, of each group.
+        """
         config = self.config
         tuned = Tuned(lm, sites, len(rows), config.bias)
         decayed = tuned.start(before) if config.weight_decay else None
-        adam = RowAdam(tuned.values, config.lr, config.weight_decay, config.optimizer == "adamw")
-        batches = [TuningRows(tuned, batch) for batch in self._batches(rows)]
-        running = torch.ones(len(rows), dtype=torch.bool, device=lm.device)
-        for _ in tracked(range(config.steps), "tuning, step"):
-            total = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)
-            count = torch.zeros_like(total)
-            for batch in batches:
-                loss, grads = batch.losses(running, config.stop_loss)
-                sizes = batch.sizes * running
-                total += loss.double() * sizes
-                count += sizes
-                # "not <" lets a NaN loss through, so that the update is refused
-                active = running & (batch.sizes > 0) & ~(loss < config.stop_loss)
-                full = None
-                if decayed is not None:
-                    full = [w + v for w, v in zip(decayed, tuned.values, strict=True)]
-                adam.step(tuned.values, grads, active, full)
-                if config.norm_constraint is not None:
-                    for value in tuned.values:
-                        value.clamp_(-config.norm_constraint, config.norm_constraint)
-            running = running & ~(total < config.stop_loss * count)
-            if not bool(running.any()):
-                break
-        moved = (adam.count > 0).tolist()
-        return [tuned.stored(g) if moved[g] else {} for g in range(len(rows))]
+        how = Descent(
+            config.lr, config.steps, config.weight_decay, config.optimizer == "adamw",
+            config.batch_size, config.stop_loss, config.shuffle, config.seed,
+            config.norm_constraint,
+        )  # fmt: skip
+        adam = RowAdam(tuned.values, how.lr, how.weight_decay, how.decoupled)
+        if config.state == "keep":
+            for g, patch in enumerate(before):
+                adam.recall(g, _kept(patch, tuned.names))
+        moved = descend(tuned, rows, how, adam=adam, decayed=decayed).tolist()
+        kept: list[dict[str, Tensor]] = [{} for _ in rows]
+        if config.state == "keep":
+            for g in range(len(rows)):
+                kept[g] = {
+                    f"{STATE}.{tuned.names[int(name)] if name.isdecimal() else name}.{part}": value
+                    for (name, part), value in adam.told(g).items()
+                }
+        return [(tuned.stored(g) if moved[g] else {}, kept[g]) for g in range(len(rows))]
+
+
+def _kept(patch: Patch, names: Sequence[str]) -> dict[tuple[str, str], Tensor]:
+    """Return the state of an optimiser that a patch keeps, if it is one of these parameters."""
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    found: dict[tuple[str, str], Tensor] = {}
+    for name, value in patch.state.items():
+        if name.startswith(f"{STATE}."):
+            parameter, _, part = name.removeprefix(f"{STATE}.").rpartition(".")
+            found[numbers.get(parameter, parameter), part] = value
+    known = {name for name, _ in found} - {"all"}
+    return found if known == set(numbers.values()) else {}

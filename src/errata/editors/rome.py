@@ -99,7 +99,8 @@ class Rome(LocateEditor):
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Find one key and one value per edit and write them, all groups side by side."""
-        path = lm.site(self.prepared(lm).layers[0]).path
+        (layer,) = self.prepared(lm).layers
+        path = lm.site(layer).path
         factors: list[list[tuple[Tensor, Tensor]]] = [[] for _ in groups]
 
         def change(group: int) -> list[LowRank]:
@@ -117,7 +118,10 @@ class Rome(LocateEditor):
                 edits = [groups[members[i]][position] for i in numbers]
                 B, A = self._update(lm, edits, places)
                 for row, i in enumerate(numbers):
-                    factors[members[i]].append((B[row], A[row]))
+                    solved = LowRank(path, B[row][:, None], A[row][None])
+                    done = self.finished(lm, layer, solved, patches[i])
+                    assert isinstance(done, LowRank)
+                    factors[members[i]].append((done.B[:, 0], done.A[0]))
         return [self.make_patch(lm, change(g), group) for g, group in enumerate(groups)]
 
     def _update(
@@ -131,5 +135,6 @@ class Rome(LocateEditor):
             lm, edits, prepared.contexts, layer, self.config,
             places=("ffn",), savings=self.config, patches=patches,
         ).target("ffn")  # fmt: skip
+        target = self.aimed(lm, edits, layer, target, "ffn", patches)
         B, A = self.solve(target, keys, prepared.moments[layer])
         return B.to(target.dtype), A.to(target.dtype)

@@ -7,7 +7,7 @@ its moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,6 +48,23 @@ class RowAdam:
         self.first = [moment[rows] for moment in self.first]
         self.second = [moment[rows] for moment in self.second]
         self.count = self.count[rows]
+
+    def told(self, row: int) -> dict[tuple[str, str], Tensor]:
+        """Return the state of one problem: by number of the tensor and name of the moment."""
+        found = {("all", "count"): self.count[row].clone()}
+        for number, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            found[str(number), "first"] = first[row].clone()
+            found[str(number), "second"] = second[row].clone()
+        return found
+
+    def recall(self, row: int, told: Mapping[tuple[str, str], Tensor]) -> None:
+        """Go on with a state that `told` returned; an empty one is that of the start."""
+        if not told:
+            return
+        self.count[row] = int(told["all", "count"])
+        for number, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            first[row] = told[str(number), "first"].to(first)
+            second[row] = told[str(number), "second"].to(second)
 
     @torch.no_grad()
     def step(

@@ -72,7 +72,8 @@ class UltraEdit(Editor):
     title = "UltraEdit"
     paper = (
         "Gu et al., UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in Language "
-        "Models, TMLR 2026, arXiv:2505.14679; whitening and warm-up: StableEdit, ICML 2026"
+        "Models, TMLR 2026, arXiv:2505.14679; whitening and warm-up: "
+        "StableEdit (More Edits, More Stable), ICML 2026"
     )
     needs = ()
     weights = True
