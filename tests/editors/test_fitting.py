@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import errata
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.fitting import Found, fitted, folder_of, found_for, keep_found
+from errata.model.backbones import identify
 from errata.model.lm import LM
 
 EDIT = Edit("The capital of France is", "Rome", "France")
@@ -96,6 +98,39 @@ def test_runs_record_where_settings_come_from(lm: LM, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["editor"]["settings_from"].startswith("tuned for ft")
     assert config["editor"]["config"]["steps"] == 2
+
+
+def test_small_models_get_a_greater_strength(lm: LM) -> None:
+    for name in ("memit", "memit_seq", "memit+blue"):
+        editor: Any = fitted(get_editor(name, model=lm.name), lm)
+        assert (editor.config.clamp, editor.config.mom2_weight) == (4.0, 1000.0)
+        assert editor.settings_from == (
+            "rule for models narrower than 1,024: clamp=4, mom2_weight=1000"
+        )
+    asked: Any = fitted(get_editor("memit", {"clamp": 2.0}, model=lm.name), lm)
+    assert (asked.config.clamp, asked.config.mom2_weight) == (2.0, 1000.0)
+    plain: Any = fitted(get_editor("pmet", model=lm.name), lm)
+    assert plain.config.mom2_weight == 10_000.0
+
+
+@pytest.mark.parametrize(("width", "strength"), [(1023, 1000.0), (1024, 20_000.0)])
+def test_wide_models_keep_the_published_strength(
+    lm: LM, width: int, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lm.site
+    monkeypatch.setattr(lm, "site", lambda *at: replace(real(*at), d_out=width))
+    editor: Any = fitted(get_editor("memit", model=lm.name), lm)
+    assert editor.config.mom2_weight == strength
+
+
+def test_models_with_settings_of_their_own_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pocket = errata.load("pocket")
+    editor = get_editor("memit", model="pocket")
+    assert fitted(editor, pocket) is editor
+    small = build("gpt2")
+    monkeypatch.setattr(small, "backbone", identify("gpt2-xl"))  # published, however wide
+    editor = get_editor("memit", model="gpt2-xl")
+    assert fitted(editor, small) is editor
 
 
 def test_a_pair_takes_what_its_host_has_unless_it_has_its_own(lm: LM) -> None:

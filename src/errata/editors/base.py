@@ -101,12 +101,12 @@ class Editor(ABC):
     Config: ClassVar[type[EditorConfig]] = EditorConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    asked: frozenset[str] | None = None
+    settings_from: str = ""
 
     def __init__(self, config: EditorConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
         self.origins: Mapping[str, str] = {}
-        self.asked: frozenset[str] | None = None
-        self.settings_from = ""
 
     def ready(self, model: str) -> None:  # noqa: B027 -- optional
         """Look for what is needed beside the model, before minutes go into loading it.
