@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("editors", "strategies"),
     ("inspection",),
     ("evaluation",),
+    ("searching",),
     ("api",),
     ("sweeping",),
     ("reporting",),

@@ -45,6 +45,7 @@ _EXPORTS = {
     "report": "errata.reporting",
     "trace": "errata.api",
     "train": "errata.api",
+    "tune": "errata.api",
     "TrainConfig": "errata.training",
 }
 
@@ -76,12 +77,14 @@ __all__ = [
     "save_cases",
     "trace",
     "train",
+    "tune",
 ]
 
 if TYPE_CHECKING:
     from errata.api import edit as edit
     from errata.api import trace as trace
     from errata.api import train as train
+    from errata.api import tune as tune
     from errata.case import Case as Case
     from errata.case import Edit as Edit
     from errata.case import Probe as Probe

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from errata.case import HOW, Chat, Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
+from errata.editors.fitting import fitted
 from errata.errors import ConfigError, EditError
 from errata.inspection.look import look
 from errata.inspection.turns import REGIMES as REGIMES
@@ -22,6 +23,7 @@ from errata.spacing import AUTO
 
 if TYPE_CHECKING:
     from errata.progress import Step
+    from errata.searching.result import Tuned
     from errata.tracing.effects import Trace
     from errata.training import Cases, TrainConfig
     from errata.training.loop import Trained
@@ -87,7 +89,9 @@ def edit(
     if not isinstance(editor, str | Editor):
         if not ask or not neighbourhood:
             raise ConfigError("several editors are compared by what is asked", "Leave it on.")
-        chosen = built(list(editor), settings, (), as_published, lm.name)
+        made = built(list(editor), settings, (), as_published, lm.name)
+        named = [isinstance(one, str) for one in editor]
+        chosen = [fitted(one, lm) if by else one for one, by in zip(made, named, strict=True)]
         if not chosen:
             raise ConfigError("there is no editor", "Give at least one.")
         _, patch = best(
@@ -95,7 +99,7 @@ def edit(
         )
         return patch.dated()
     if isinstance(editor, str):
-        editor = get_editor(editor, settings, as_published=as_published, model=lm.name)
+        editor = fitted(get_editor(editor, settings, as_published=as_published, model=lm.name), lm)
     patch, told = make(
         lm, editor, requests, after, regime=regime, stop_when=stop_when, progress=progress
     )
@@ -234,6 +238,50 @@ def train(
         prepared=prepared,
         watch=watch,
     )
+
+
+def tune(
+    lm: LM,
+    editor: str,
+    facts: str | Path | None = None,
+    *,
+    minutes: float = 15.0,
+    seed: int = 0,
+    force: bool = False,
+    progress: Step | None = None,
+    **settings: Any,
+) -> Tuned:
+    """Find settings of an editor with which it writes, spreads and spares on this model.
+
+    They are tried on facts that the model knows, and measured on others that were held out. From
+    then on the editor takes them when this model is edited, unless others are asked for.
+
+    ```python
+    print(errata.tune(lm, "memit", minutes=15).settings)
+    ```
+
+    Args:
+        lm: The model; bit for bit the same afterwards.
+        editor: Name of an editor that writes into weights and needs no training.
+        facts: Facts with their true answers, as `errata.data._facts.load_facts` takes them;
+            default: well known ones that ship with errata.
+        minutes: Time for all of it. A search that was interrupted goes on where it stopped, and
+            what it spent counts.
+        seed: Seed of facts and candidates.
+        force: Forget what earlier runs of the same search measured.
+        progress: Called with (seconds spent, seconds given, what is being done).
+        settings: Settings of the editor that are given and not searched.
+
+    Raises:
+        ConfigError: If no search is made for this editor, or the time does not suffice for one.
+        DataError: If the facts cannot be read, or the model knows too few of them.
+    """
+    from errata.searching.search import search
+
+    return search(
+        lm, editor, facts,
+        minutes=minutes, seed=seed, force=force, progress=progress, settings=settings,
+    )  # fmt: skip
 
 
 class FixedPatch(Editor):

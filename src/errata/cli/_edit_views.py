@@ -20,6 +20,16 @@ LISTED = 20
 """Edits that were taken and are listed; those that were not are listed all."""
 
 
+def origins(console: Console, lm: LM, editor: Editor, requests: Sequence[Edit]) -> None:
+    """Print where blocks and settings come from, and what should be known of the edits."""
+    if editor.blocks_from(lm) not in (None, "as asked"):
+        console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
+    if editor.settings_from:
+        console.print(f"Settings: {editor.settings_from}", style="dim", soft_wrap=True)
+    for text in editor.notes(lm, requests):
+        console.print(text, style="dim", soft_wrap=True)
+
+
 def plan(
     lm: LM,
     editor: Editor,
@@ -38,6 +48,7 @@ def plan(
         "settings": _views.settings(editor),
         **_views.estimate(lm, editor, requests),
         "layers_from": editor.blocks_from(lm),
+        "settings_from": editor.settings_from or None,
         "moments": _views.moments_state(lm, editor),
         "contradictions": list(clashes),
         "out": None if out is None else str(out),
@@ -56,6 +67,8 @@ def plan(
     shown = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
     origin = document["layers_from"]
     table.add_row("blocks", f"{shown} ({origin})" if shown and origin else shown or "none")
+    if editor.settings_from:
+        table.add_row("settings", editor.settings_from)
     if document["moments"] is not None:
         table.add_row("second moments", document["moments"])
     size = document["patch_bytes"]

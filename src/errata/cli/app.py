@@ -29,6 +29,7 @@ from errata.cli import (
     sweep,
     trace,
     train,
+    tune,
     verify,
     world,
 )
@@ -41,6 +42,7 @@ GO_ON = {
     "eval": "the same command starts again; with --resume it goes on with a run folder",
     "train": "the same command starts again; with --resume it goes on with a run folder",
     "sweep": "the same command goes on, finished units are skipped",
+    "tune": "the same command goes on, what was measured is kept",
 }
 """What to do after Ctrl-C, by command."""
 
@@ -162,6 +164,7 @@ _COMMANDS = (
     ("report", report.report, report.EXAMPLES, _MORE),
     ("train", train.train, train.EXAMPLES, _MORE),
     ("trace", trace.trace, trace.EXAMPLES, _MORE),
+    ("tune", tune.tune, tune.EXAMPLES, _MORE),
     ("ls", ls.ls, ls.EXAMPLES, _MORE),
     ("doctor", doctor.doctor, doctor.EXAMPLES, _MORE),
 )

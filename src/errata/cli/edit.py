@@ -136,6 +136,7 @@ def edit(
     is taken if the model's greedy answer under the patch is the target. What else moved is asked
     too: other subjects in the same prompt, and general sentences.
     """
+    from errata.editors.fitting import fitted
     from errata.inspection.turns import built, check_regime
 
     how: dict[str, Any] = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
@@ -159,6 +160,7 @@ def edit(
     # with an earlier patch, that it is of another model is to be said first
     ready = None if earlier is not None or asked.best else lambda: chosen[0].ready(base)
     lm = _targets.load_base(model, named.get("model"), named.get("revision"), after or "", ready)
+    chosen = [fitted(one, lm) for one in chosen]
     if earlier is not None:
         earlier.check(lm)
     clashes = _clashes(requests, earlier, after)
@@ -357,6 +359,7 @@ def _show(
                 "editor": editor.name,
                 "settings": _views.settings(editor),
                 "layers_from": editor.blocks_from(lm),
+                "settings_from": editor.settings_from or None,
                 "notes": editor.notes(lm, requests),
                 "seconds": shown.took[0],
                 "seconds_asking": shown.took[1],
@@ -374,10 +377,7 @@ def _show(
     console.print(_views.headline(lm))
     changed = _views.what_changed(patch)
     console.print(f"{editor.title} · {changed} · {_output.seconds(shown.took[0])}")
-    if editor.blocks_from(lm) not in (None, "as asked"):
-        console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
-    for text in editor.notes(lm, requests):
-        console.print(text, style="dim", soft_wrap=True)
+    _edit_views.origins(console, lm, editor, requests)
     if report.candidates:
         _edit_views.candidates(console, report.candidates)
     if brief:

@@ -137,7 +137,7 @@ def evaluate(
         check_names(gates, loaded.cases)
     request = {"model": model.model, "data": data, "split": split, "limit": limit}
     folder = _folder(out, save, resume, chosen, loaded, request, protocol)
-    lm = model.load(lambda: chosen.ready(model.model))
+    lm, chosen = _loaded(model, chosen)
     if folder is not None:
         _output.note(f"run folder: {folder}")
     from errata.evaluation import evaluate as run
@@ -162,6 +162,17 @@ def evaluate(
         _output.note(f"{loaded.name}: {text}")
     _print(lm, chosen, result.summary, folder, json)
     check_gates(gates, result.summary)
+
+
+def _loaded(model: ModelOptions, editor: Editor) -> tuple[LM, Editor]:
+    """Load the model; return it, and the editor with settings that suit it, and say which."""
+    from errata.editors.fitting import fitted
+
+    lm = model.load(lambda: editor.ready(model.model))
+    found = fitted(editor, lm)
+    if found.settings_from:
+        _output.note(f"settings: {found.settings_from}")
+    return lm, found
 
 
 def _folder(

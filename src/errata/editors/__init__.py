@@ -153,6 +153,8 @@ def get_editor(
     settings.model_fields_set.intersection_update(own | values.keys())
     editor = cls(settings)
     editor.origins = origins
+    if model is not None and as_published is None:
+        editor.asked = frozenset(own)
     return editor
 
 

@@ -84,6 +84,9 @@ class Editor(ABC):
         presets: Model -> settings that were found for it, not published; taken for that model
             unless others are asked for.
         origins: Setting -> where its value comes from, for those that nobody asked for by name.
+        asked: Settings that were asked for by name, where the others may be what suits the model
+            once it is loaded (`errata.editors.fitting`); None: all stay as they are.
+        settings_from: Where settings come from that were chosen then; empty: there are none.
     """
 
     name: ClassVar[str]
@@ -98,6 +101,8 @@ class Editor(ABC):
     Config: ClassVar[type[EditorConfig]] = EditorConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    asked: frozenset[str] | None = None
+    settings_from: str = ""
 
     def __init__(self, config: EditorConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -285,8 +290,12 @@ class Editor(ABC):
 
     def sources(self, lm: LM) -> dict[str, str]:
         """Return where the editor's choices come from, for the patch: `blocks_from` and others."""
-        blocks = self.blocks_from(lm)
-        return {} if blocks is None else {"blocks_from": blocks}
+        found = {"blocks_from": self.blocks_from(lm) or "", "settings_from": self.settings_from}
+        return {name: value for name, value in found.items() if value}
+
+    def rule_by_shape(self, lm: LM) -> tuple[str, Mapping[str, object]]:
+        """Return settings for a model that none were published for, and what they follow."""
+        return "", {}
 
 
 def suited(editor: Editor | type[Editor], keys: Sequence[str]) -> tuple[str, Mapping[str, object]]:

@@ -48,6 +48,12 @@ POCKET: dict[str, object] = {
 """What the editors of several blocks share on the pocket model; measured in
 docs/results-locate.md."""
 
+NARROW = 1024
+"""Width of the residual stream below which a model counts as small."""
+
+SMALL: dict[str, object] = {"clamp": 4.0, "mom2_weight": 1000.0}
+"""Strength for small models that nothing was published for; measured in docs/methods.md."""
+
 PUBLISHED: dict[str, dict[str, object]] = {
     "gpt2-xl": settings(range(13, 18), 20_000.0),
     "gpt-j-6b": settings(range(3, 9), 15_000.0, steps=25),
@@ -78,7 +84,14 @@ class Memit(JointEditor):
         # a compromise: single edits gain from a smaller weight, long sequences from a larger one
         "pocket": {**POCKET, "mom2_weight": 1000.0, "ridge": 0.01},
     }
+    small: ClassVar[Mapping[str, object]] = SMALL
     config: MemitConfig
+
+    def rule_by_shape(self, lm: LM) -> tuple[str, Mapping[str, object]]:
+        """Return a greater strength for small models, on which the published one hardly writes."""
+        if self.small and lm.site(0, "attn_out").d_out < NARROW:
+            return f"rule for models narrower than {NARROW:,}", self.small
+        return "", {}
 
     @property
     def remembers(self) -> bool:

@@ -63,6 +63,7 @@ class Pmet(Memit):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "pocket": {**POCKET, "mom2_weight": 1000.0, "ridge": 0.01},
     }
+    small: ClassVar[Mapping[str, object]] = {}  # its clamp is another one, and was not measured
     config: PmetConfig
 
     @property

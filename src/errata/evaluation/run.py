@@ -13,6 +13,7 @@ from errata.case import Case, check_chat
 from errata.config import did_you_mean
 from errata.data import LoadedData, drop_collisions, load_cases
 from errata.editors import get_editor
+from errata.editors.fitting import fitted
 from errata.errors import ConfigError, DataError
 from errata.evaluation.consistency import References
 from errata.evaluation.general import General
@@ -196,7 +197,7 @@ def _editor(
                 did_you_mean(name, [*Protocol.model_fields, *theirs]),
             )
     if isinstance(editor, str):
-        return get_editor(editor, settings, as_published=as_published, model=lm.name)
+        return fitted(get_editor(editor, settings, as_published=as_published, model=lm.name), lm)
     return editor
 
 
@@ -358,7 +359,9 @@ def _model(lm: LM) -> dict[str, Any]:
 def _made_of(lm: LM, editor: Editor) -> dict[str, Any]:
     """Return what an editor is made of besides settings; asked first, as it may complete them."""
     made_of = getattr(editor, "made_of", None)
-    return made_of(lm) if made_of is not None else {}
+    found = made_of(lm) if made_of is not None else {}
+    origin = getattr(editor, "settings_from", "")
+    return {**found, **({"settings_from": origin} if origin else {})}
 
 
 def _settings(editor: Editor) -> dict[str, Any]:

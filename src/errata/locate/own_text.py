@@ -125,8 +125,10 @@ def own_text(lm: LM, samples: int, tokens: int | None = None, seed: int = SEED) 
     wanted = tokens or TOKENS
     path = _file(lm, seed)
     stored = load_json(path)
-    texts: list[str] = list(stored["texts"]) if _is_ours(stored) else []
-    counts: list[int] = list(stored["tokens"]) if _is_ours(stored) else []
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        stored = {"texts": [], "tokens": []}
+    texts: list[str] = list(stored["texts"])
+    counts: list[int] = list(stored["tokens"])
     name = f"text that {lm.name} {_WROTE} (seed {seed})"
     with watched(f"{lm.name} writes ordinary text, tokens") as progress:
         while sum(counts[:samples]) < wanted and len(texts) < samples:
@@ -153,10 +155,6 @@ def own_text(lm: LM, samples: int, tokens: int | None = None, seed: int = SEED) 
 def is_own(name: str) -> bool:
     """Whether the name of a text says that the model wrote it."""
     return _WROTE in name
-
-
-def _is_ours(stored: object) -> bool:
-    return isinstance(stored, dict) and stored.get("format") == FORMAT
 
 
 def _file(lm: LM, seed: int) -> Path:

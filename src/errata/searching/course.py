@@ -1,0 +1,348 @@
+"""The course of a search: a rule of thumb, halving over candidates, then one setting at a time.
+
+```
+rule of thumb ─┬─ 4 facts ─ best third ─ 8 facts ─ best third ─ all facts of the search
+leads, draws  ─┘                                                   │ neighbours of the best
+                                                                   ▼
+               the best and the rule of thumb on the facts that were held out
+```
+
+How many candidates there are follows from what the first trial took and the time that is given, so
+a search that was killed goes on to the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from errata.editors import get_editor
+from errata.editors.fitting import Found, keep_found
+from errata.errors import ConfigError, ErrataError
+from errata.evaluation.scoring import Scorer
+from errata.progress import told
+from errata.searching.facts import Deal
+from errata.searching.result import Tried, Tuned, shown
+from errata.searching.spaces import Space, blocks_tried, space_of
+from errata.searching.trials import Stats, Store, measure, name_of
+from errata.store.provenance import now
+
+if TYPE_CHECKING:
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
+    from errata.progress import Step
+    from errata.searching.facts import Trial
+
+log = logging.getLogger(__name__)
+
+RUNGS = (4, 8, 16)
+"""Facts on which candidates are compared, step by step."""
+
+HELD = 24
+"""Facts that are held out, at most; at least LEAST_HELD, where time is short."""
+
+LEAST_HELD = 8
+PREPARING = "preparing"
+KEPT = 3
+"""One candidate of so many is kept at each step."""
+
+MOST = 27
+"""Candidates at most."""
+
+HALVING = 0.7
+"""Share of the time that halving may take; the rest is for neighbours of the best."""
+
+CHUNK = 4
+"""Facts that are edited side by side, and lost if the process is killed."""
+
+
+class Course:
+    """One search.
+
+    Args:
+        lm: The model.
+        given: The editor as asked for, with the rule of thumb where nothing was given.
+        fixed: Settings that were given.
+        dealt: The facts.
+        store: What was measured.
+        seconds: Time that may be spent.
+        progress: Called with (seconds spent, seconds given, what is being done).
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        given: Editor,
+        fixed: Mapping[str, Any],
+        dealt: Deal,
+        store: Store,
+        seconds: float,
+        progress: Step | None,
+    ) -> None:
+        self.lm, self.given, self.fixed, self.deal = lm, given, fixed, dealt
+        self.store, self.seconds, self.progress = store, seconds, progress
+        self.earlier, self.started = store.seconds, time.perf_counter()
+        origin, rule = given.rule_by_shape(lm) if not given.known_settings(lm) else ("", {})
+        fields = type(given.config).model_fields
+        self.base = {k: v for k, v in rule.items() if k in fields and k not in fixed}
+        self.rule_origin = origin
+        self.rule = self.editor({})
+        self.space: Space = space_of(self.rule, lm, list(fixed))
+        self.scorer = Scorer(lm)
+        self.looked_at: dict[str, dict[str, Any]] = {}
+        self._whole: dict[str, dict[str, Any]] = {}
+
+    # ------------------------------------------------------------------ what everything stands on
+
+    def editor(self, settings: Mapping[str, Any]) -> Editor:
+        """Return the editor with the rule of thumb, some settings, and those that were given."""
+        values = {**self.base, **settings, **self.fixed}
+        return get_editor(self.given.name, values, model=self.lm.name)
+
+    def spent(self) -> float:
+        """Return the seconds that are gone, those of earlier runs included."""
+        return self.earlier + time.perf_counter() - self.started
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.seconds - self.spent()
+
+    def say(self, text: str) -> None:
+        """Report what is being done."""
+        if self.progress is not None:
+            done = min(int(self.spent()), int(self.seconds) - 1)
+            self.progress(max(done, 0), max(int(self.seconds), 1), text)
+
+    def stats(
+        self,
+        settings: Mapping[str, Any],
+        trials: Sequence[Trial],
+        *,
+        free: bool = False,
+        reserve: float | None = None,
+    ) -> Stats | None:
+        """Measure a setting on some facts, from the store as far as it is there.
+
+        Args:
+            settings: What differs from the rule of thumb.
+            trials: The facts.
+            free: Whether free answers are asked for.
+            reserve: Stop without a result where only so many seconds are left; None: never.
+        """
+        missing = [trial for trial in trials if self.store.get(settings, trial, free) is None]
+        editor = None
+        for start in range(0, len(missing), CHUNK):
+            if reserve is not None and self.left() < reserve:
+                return None
+            part = missing[start : start + CHUNK]
+            editor = editor or self.editor(settings)
+            try:
+                outcomes = measure(self.lm, editor, part, free, self.scorer)
+            except ErrataError as error:
+                log.warning("%s: %s; these settings are left out", shown(settings), error.message)
+                return None
+            self.store.add(settings, part, outcomes)
+        found = [self.store.get(settings, trial, free) for trial in trials]
+        return Stats.of([one for one in found if one is not None])
+
+    # ------------------------------------------------------------------ the course of it
+
+    def result(self, key: str, seed: int) -> Tuned:
+        """Run the search to its end."""
+        held, best, tried = self.run(seed)
+        self.say("held-out facts, rule of thumb")
+        rule = self.stats({}, held, free=True)
+        self.say("held-out facts, the chosen settings")
+        chosen = self.stats(best, held, free=True) if best else rule
+        if rule is None or chosen is None:
+            raise ConfigError(
+                f"{self.given.name} cannot be measured on {self.lm.name} (see the warnings)"
+            )
+        if chosen.value < rule.value:
+            log.warning(
+                "on held-out facts the rule of thumb does better than what the search chose; it "
+                "stays"
+            )
+            best, chosen = {}, rule
+        tuned = Tuned(
+            self.given.name, self.lm.name, self.whole(best), chosen, rule, self.whole({}), tried,
+            len(self.looked_at), self.deal, self.spent(), key[:8],
+        )  # fmt: skip
+        facts = len(self.deal.search)
+        found = Found(
+            self.given.name, dict(tuned.settings), facts, tuned.id, now(), tuned.as_dict()
+        )
+        keep_found(self.lm, found)
+        return tuned
+
+    def run(self, seed: int) -> tuple[tuple[Trial, ...], dict[str, Any], tuple[Tried, ...]]:
+        """Return the held-out facts that are asked, the best settings, and what was measured."""
+        self._prepare()
+        first = self.deal.search[: RUNGS[0]]
+        self.say("the rule of thumb")
+        base = self.stats({}, first)
+        if base is None:
+            raise ConfigError(
+                f"{self.given.name} cannot edit {self.lm.name} with the rule of thumb (see the "
+                "warnings)"
+            )
+        self._look({})
+        pace = base.seconds
+        held, count = self._plan(pace, self.prepared + pace * len(first))
+        reserve = 2 * len(held) * pace
+        candidates: list[dict[str, Any]] = []
+        for made in self.space.candidates(seed):
+            candidates.append(made)
+            if len(candidates) == count:
+                break
+        left = self._halve(candidates, reserve)
+        self.say("the rule of thumb")
+        self.stats({}, self.deal.search, reserve=reserve)  # for the table
+        best = self._refine(left[0], reserve) if left else {}
+        tried = self._tried()
+        return held, best, tried
+
+    def _prepare(self) -> None:
+        """Count the second moments of all blocks that may be tried, in one pass."""
+        config: Any = self.rule.config
+        started = time.perf_counter()
+        self.say("preparing")
+        if "moments_text" in type(config).model_fields:
+            from errata.locate.moments import get_moments
+
+            blocks = blocks_tried(self.space, self.rule, self.lm)
+            if not any(self.lm.spec.routed(block) for block in blocks):
+                get_moments(self.lm, blocks, config)
+        self.rule.prepare(self.lm)
+        if PREPARING not in self.store.times:
+            self.store.spend(time.perf_counter() - started, PREPARING)
+        self.prepared = self.store.times[PREPARING]
+
+    def _plan(self, pace: float, gone: float) -> tuple[tuple[Trial, ...], int]:
+        """Return the held-out facts that there is time for, and the number of candidates.
+
+        Raises:
+            ConfigError: If there is no time for any other candidate.
+        """
+        left = self.seconds - gone
+        held = self.deal.held
+        share = int(0.35 * left / (2 * pace))
+        held = held[: max(LEAST_HELD, min(len(held), share))]
+        rule = len(self.deal.search) - RUNGS[0]  # measured on all facts in any case
+        edits = (left - (2 * len(held) + rule) * pace) / pace
+        count = 1
+        while count < MOST and _cost(count + 1, len(self.deal.search)) <= HALVING * edits:
+            count += 1
+        if count < 2:
+            halving = _cost(2, len(self.deal.search)) / HALVING
+            needed = gone + (2 * len(held) + rule + halving) * pace
+            raise ConfigError(
+                f"{told(self.seconds)} do not suffice: preparing took {told(self.prepared)}, an "
+                f"edit and its questions take {pace:.1f} s here",
+                f"The smallest search takes about {needed / 60:.0f} minutes: --minutes "
+                f"{max(1, round(1.3 * needed / 60 + 0.5))}. What was measured is kept.",
+            )
+        return held, count
+
+    def _halve(self, candidates: Sequence[dict[str, Any]], reserve: float) -> list[dict[str, Any]]:
+        """Return the candidates that are left on all facts of the search, the best first."""
+        now_in = list(candidates)
+        steps = [rung for rung in RUNGS if rung < len(self.deal.search)] + [len(self.deal.search)]
+        best: list[dict[str, Any]] = [{}]
+        for step, rung in enumerate(steps):
+            ranked: list[tuple[float, int, dict[str, Any]]] = []
+            for number, settings in enumerate(now_in):
+                self.say(f"{rung} facts, candidate {number + 1} of {len(now_in)}")
+                stats = self.stats(settings, self.deal.search[:rung], reserve=reserve)
+                self._look(settings)
+                if stats is not None:
+                    ranked.append((-stats.value, number, settings))
+            if not ranked:
+                break
+            best = [settings for *_, settings in sorted(ranked, key=lambda one: one[:2])]
+            keep = max(1, -(-len(now_in) // KEPT)) if step + 1 < len(steps) else len(best)
+            now_in = best[:keep]
+        return best
+
+    def _refine(self, best: dict[str, Any], reserve: float) -> dict[str, Any]:
+        """Change one setting at a time as long as it helps and time is left."""
+        facts = self.deal.search
+        now_at = self.stats(best, facts, reserve=reserve)
+        if now_at is None:
+            return best
+        again = True
+        while again and now_at.value < _PERFECT:
+            again = False
+            for settings in list(self.space.beside(best, self.whole({}))):
+                if self._seen(settings):
+                    continue
+                self.say(f"beside the best: {shown(settings)}")
+                small = self.stats(settings, facts[: RUNGS[1]], reserve=reserve)
+                if small is None and self.left() < reserve:
+                    return best
+                self._look(settings)
+                same = self.stats(best, facts[: RUNGS[1]])
+                if small is None or same is None or small.value < same.value - 0.02:
+                    continue
+                full = self.stats(settings, facts, reserve=reserve)
+                if full is not None and full.value > now_at.value + 1e-9:
+                    best, now_at, again = settings, full, True
+                    break
+        return best
+
+    def _look(self, settings: Mapping[str, Any]) -> None:
+        self.looked_at.setdefault(name_of(settings), dict(settings))
+
+    def _seen(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the same was looked at, maybe said otherwise."""
+        mine = self.whole(settings)
+        return any(self.whole(other) == mine for other in self.looked_at.values())
+
+    def _tried(self) -> tuple[Tried, ...]:
+        """Return what was measured on all facts of the search, the best first."""
+        facts = self.deal.search
+        rows = []
+        for settings in self.looked_at.values():
+            if all(self.store.get(settings, trial, False) for trial in facts):
+                stats = self.stats(settings, facts)
+                if stats is not None:
+                    rows.append((settings, stats))
+        rows.sort(key=lambda row: -row[1].value)
+        return tuple(
+            Tried(settings, stats, not any(other.dominates(stats) for _, other in rows))
+            for settings, stats in rows
+        )
+
+    def whole(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of all settings that are searched, the blocks as numbers."""
+        name = name_of(settings)
+        if name not in self._whole:
+            self._whole[name] = self._made_whole(settings)
+        return self._whole[name]
+
+    def _made_whole(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        editor: Any = self.editor(settings)
+        names = {name for _, options in self.space.dimensions for o in options for name in o}
+        values = {name: getattr(editor.config, name) for name in sorted(names)}
+        blocks = tuple(editor.edited_layers(self.lm))
+        if "layers" in values:
+            values["layers"] = blocks
+        if "layer" in values:
+            values["layer"] = blocks[0]
+        return values
+
+
+_PERFECT = 1.0 + 0.25 + 0.25 + 0.1 - 0.02
+"""Beyond this there is nothing left to gain."""
+
+
+def _cost(candidates: int, facts: int) -> float:
+    """Return how many edits halving over so many candidates takes."""
+    steps = [rung for rung in RUNGS if rung < facts] + [facts]
+    total, done, left = 0, 0, candidates
+    for rung in steps:
+        total += left * (rung - done)
+        done, left = rung, max(1, -(-left // KEPT))
+    return total

@@ -1,0 +1,235 @@
+"""What is tried: for every editor that can be searched, the values of its settings.
+
+A space has dimensions, a dimension has options, an option is one or more settings that belong
+together (a threshold and its scale). What an editor is asked for depends on the settings it has,
+so a new editor of a family has the family's space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from errata.editors import editors
+from errata.errors import ConfigError
+
+if TYPE_CHECKING:
+    from errata.editors.base import Editor
+    from errata.model.lm import LM
+
+Settings = Mapping[str, Any]
+
+LOCATED: tuple[tuple[str, tuple[Settings, ...]], ...] = (
+    ("clamp", tuple({"clamp": value} for value in (0.75, 1.5, 3.0, 4.0, 8.0))),
+    (
+        "mom2_weight",
+        tuple({"mom2_weight": float(value)} for value in (100, 300, 1000, 3000, 8000, 20_000)),
+    ),
+    ("slack", tuple({"slack": value} for value in (0.01, 0.1))),
+    ("l2", tuple({"l2": value} for value in (1.0, 10.0, 100.0))),
+    (
+        "nullspace_threshold",
+        (
+            {"nullspace_threshold": 0.005, "nullspace_scale": "absolute"},
+            {"nullspace_threshold": 0.02, "nullspace_scale": "absolute"},
+            {"nullspace_threshold": 0.1, "nullspace_scale": "absolute"},
+            {"nullspace_threshold": 0.02, "nullspace_scale": "relative"},
+        ),
+    ),
+    ("kl_factor", tuple({"kl_factor": value} for value in (0.0625, 0.5))),
+    ("steps", ({"steps": 15}, {"steps": 20}, {"steps": 30})),
+    ("lr", tuple({"lr": value} for value in (0.1, 0.25, 0.5))),
+)
+"""Dimensions of editors that write keys and values, by the setting that an editor has to have."""
+
+TUNED: tuple[tuple[str, tuple[Settings, ...]], ...] = (
+    ("lr", tuple({"lr": value} for value in (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3))),
+    (
+        "norm_constraint",
+        tuple({"norm_constraint": value} for value in (2e-4, 5e-4, 1e-3, 2e-3, None)),
+    ),
+    ("steps", ({"steps": 10}, {"steps": 25}, {"steps": 50})),
+    ("weight_decay", ({"weight_decay": 0.0}, {"weight_decay": 0.1, "optimizer": "adamw"})),
+)
+"""Those of fine-tuning."""
+
+LEADS: Mapping[str, tuple[Settings, ...]] = {
+    "mom2_weight": (
+        {"clamp": 4.0, "mom2_weight": 1000.0},
+        {"clamp": 3.0, "mom2_weight": 3000.0},
+        {"clamp": 8.0, "mom2_weight": 300.0},
+    ),
+    "l2": ({"clamp": 4.0}, {"clamp": 4.0, "l2": 1.0}),
+    "layer": ({"kl_factor": 0.5}, {"lr": 0.1, "steps": 30}),
+    "norm_constraint": (
+        {"lr": 5e-4},
+        {"lr": 2e-4},
+        {"lr": 1e-4, "steps": 50},
+    ),
+}
+"""What is tried first, by a setting that tells the family: strengths that worked elsewhere."""
+
+ONE = (0.03, 0.1, 0.17, 0.24, 0.31, 0.4, 0.5)
+"""Single blocks, as shares of the depth: subjects are recalled in the first half."""
+
+SHIFTS = (-0.14, -0.07, 0.0, 0.07, 0.14, 0.24)
+"""By how much of the depth a window of blocks is moved."""
+
+TUNABLE = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Blocks for fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is tried for one editor on one model.
+
+    Attributes:
+        dimensions: Names and options.
+        leads: What is tried first, behind the rule of thumb.
+    """
+
+    dimensions: tuple[tuple[str, tuple[Settings, ...]], ...]
+    leads: tuple[Settings, ...]
+
+    def candidates(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Yield settings without end: nothing, the leads, single blocks, then draws."""
+        yield {}
+        seen: list[Settings] = [{}]
+        blocks = self.dimensions[0][1]
+        firsts = [dict(lead) for lead in self.leads]
+        # the first lead in every place, so that a good strength is seen where it works
+        firsts += [{**(firsts[0] if firsts else {}), **block} for block in blocks]
+        draw = random.Random(f"candidates/{seed}")
+        for number in itertools.count():
+            if number < len(firsts):
+                made = firsts[number]
+            else:
+                made = {}
+                for _, options in self.dimensions:
+                    made |= draw.choice(options)
+            if made not in seen:
+                seen.append(made)
+                yield made
+            elif number > 100 * len(firsts) + 10_000:
+                return
+
+    def beside(self, settings: Settings, base: Settings) -> Iterator[dict[str, Any]]:
+        """Yield settings that differ in one dimension, by one option where they are in order.
+
+        Args:
+            settings: Where to start.
+            base: What holds where they say nothing.
+        """
+        for _, options in self.dimensions:
+            now = {**base, **settings}
+            at = next((i for i, o in enumerate(options) if _holds(now, o)), None)
+            near = range(len(options)) if at is None else (at - 1, at + 1)
+            for place in near:
+                if 0 <= place < len(options):
+                    yield {**settings, **options[place]}
+
+
+def _holds(settings: Settings, option: Settings) -> bool:
+    return all(settings.get(name) == value for name, value in option.items())
+
+
+def space_of(editor: Editor, lm: LM, fixed: Sequence[str] = ()) -> Space:
+    """Return what is tried.
+
+    Args:
+        editor: The editor, with the settings of the rule of thumb.
+        lm: The model.
+        fixed: Settings that the user gave: they are not searched.
+
+    Raises:
+        ConfigError: If the editor has no settings that can be searched, or all are given.
+    """
+    fields, family = type(editor.config).model_fields, check_editor(editor)
+    dimensions = [("blocks", _blocks(editor, lm))]
+    dimensions += [(name, options) for name, options in family if name in fields]
+    left = []
+    for name, options in dimensions:
+        free = [
+            {key: value for key, value in option.items() if key in fields} for option in options
+        ]
+        free = [option for option in free if option and not option.keys() & set(fixed)]
+        if len(free) > 1:
+            left.append((name, tuple(free)))
+    if not left:
+        raise ConfigError(
+            f"every setting of {editor.name} that is searched was given", "Leave some out."
+        )
+    leads = [
+        {k: v for k, v in lead.items() if k in fields and k not in fixed}
+        for told, found in LEADS.items()
+        if told in fields
+        for lead in found
+    ]
+    return Space(tuple(left), tuple(lead for lead in leads if lead))
+
+
+def check_editor(editor: Editor) -> tuple[tuple[str, tuple[Settings, ...]], ...]:
+    """Return the dimensions of an editor's family.
+
+    Raises:
+        ConfigError: If no search is made for it.
+    """
+    trained = "training" in editor.needs or not editor.weights
+    family = None if trained else _family(type(editor.config).model_fields)
+    if family is None:
+        there = [name for name in editors.entries if _can(name)]
+        raise ConfigError(
+            f"no search is made for the settings of {editor.name}",
+            f"It is made for: {', '.join(there)}.",
+        )
+    return family
+
+
+def _family(fields: Mapping[str, Any]) -> tuple[tuple[str, tuple[Settings, ...]], ...] | None:
+    if "kl_factor" in fields and "moments_text" in fields:
+        return LOCATED
+    return TUNED if {"norm_constraint", "lr", "layers"} <= fields.keys() else None
+
+
+def _can(name: str) -> bool:
+    cls = editors.load(name)
+    return (
+        "training" not in cls.needs and cls.weights and _family(cls.Config.model_fields) is not None
+    )
+
+
+def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
+    """Return where an editor may write, by depth."""
+    depth, fields = lm.n_layers, type(editor.config).model_fields
+
+    def at(share: float) -> int:
+        return max(0, min(depth - 1, round(share * depth)))
+
+    if "layer" in fields:
+        return tuple({"layer": block} for block in dict.fromkeys(at(share) for share in ONE))
+    told: Any = editor
+    rule = tuple(told.edited_layers(lm))
+    if "kl_factor" not in fields:
+        return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in TUNABLE))
+    if len(rule) == 1:
+        return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in ONE))
+    windows = []
+    for width in (len(rule), max(1, len(rule) // 2)):
+        for shift in SHIFTS:
+            end = max(width - 1, min(depth - 1, rule[-1] + round(shift * depth)))
+            windows.append(tuple(range(end - width + 1, end + 1)))
+    return tuple({"layers": window} for window in dict.fromkeys(windows))
+
+
+def blocks_tried(space: Space, editor: Editor, lm: LM) -> tuple[int, ...]:
+    """Return all blocks that settings of a space may write into."""
+    told: Any = editor
+    found = set(told.edited_layers(lm))
+    for _, options in space.dimensions:
+        for option in options:
+            found |= set(option.get("layers", ()))
+            found |= {option["layer"]} if "layer" in option else set()
+    return tuple(sorted(found))

@@ -1,0 +1,264 @@
+"""The course of a search, on outcomes that are known in advance and on the pocket model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import errata
+from errata.editors import get_editor
+from errata.editors.base import Editor
+from errata.editors.fitting import found_for
+from errata.errors import ConfigError, DataError, EditError, RunError
+from errata.model.lm import LM
+from errata.searching import course as searching
+from errata.searching.course import _cost
+from errata.searching.facts import Trial
+from errata.searching.trials import Outcome
+from errata.store.locks import take_lock
+
+SECONDS = 1.0
+
+
+class Stand:
+    """Outcomes by settings instead of edits; time passes by what an edit would take."""
+
+    def __init__(self, quality: Callable[[Editor, Trial], Outcome]) -> None:
+        self.quality, self.now, self.calls = quality, 0.0, 0
+        self.die_after: int | None = None
+
+    def measure(
+        self, lm: LM, editor: Editor, trials: Sequence[Trial], free: bool, scorer: Any
+    ) -> list[Outcome]:
+        self.calls += 1
+        if self.die_after is not None and self.calls > self.die_after:
+            raise KeyboardInterrupt
+        self.now += SECONDS * len(trials)
+        found = []
+        for trial in trials:
+            outcome = self.quality(editor, trial)
+            found.append(Outcome(**{**outcome.__dict__, "seconds": SECONDS, "wild": free or None}))
+        return found
+
+
+def outcome(written: bool, ns: float = 1.0) -> Outcome:
+    return Outcome(written, float(written), 0.5, ns, 1.0, ns)
+
+
+def planted(editor: Editor, trial: Trial) -> Outcome:
+    """Writes where the clamp is large and the weight small; harms where the weight is tiny."""
+    config: Any = editor.config
+    good = config.clamp >= 3 and config.mom2_weight <= 1000
+    return outcome(good, 0.6 if config.mom2_weight < 200 else 1.0)
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
+    def make(quality: Callable[[Editor, Trial], Outcome]) -> Stand:
+        found = Stand(quality)
+        monkeypatch.setattr(searching, "measure", found.measure)
+        monkeypatch.setattr(searching.time, "perf_counter", lambda: found.now)
+        monkeypatch.setattr(searching.Course, "_prepare", prepared)
+        return found
+
+    return make
+
+
+def prepared(self: Any) -> None:
+    self.prepared = 0.0
+
+
+START = {"clamp": 0.75, "mom2_weight": 20_000.0}
+
+
+@pytest.fixture
+def weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule of thumb that does not write: MEMIT's published strength."""
+    from errata.editors.memit import Memit
+
+    monkeypatch.setattr(Memit, "presets", {})
+
+
+def test_a_search_finds_what_was_planted(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    stand(planted)
+    said: list[tuple[int, int, str]] = []
+    found = errata.tune(pocket, "memit", minutes=10, progress=lambda *step: said.append(step))
+    assert found.settings["clamp"] >= 3
+    assert 200 <= found.settings["mom2_weight"] <= 1000
+    assert found.rule["clamp"] == 0.75
+    assert (found.held_rule.written, found.held.written) == (0.0, 1.0)
+    assert found.works
+    assert found.seconds <= 600
+    assert found.candidates > 10
+    assert found.tried[0].front
+    assert any(not one.settings for one in found.tried)  # the rule of thumb stands in the table
+    harmful = [one for one in found.tried if one.stats.ns_lost > 0.3]
+    assert all(one.stats.value < found.tried[0].stats.value for one in harmful)
+    done = [step[0] for step in said]
+    assert done == sorted(done)
+    assert all(step[1] == 600 for step in said)
+    held = {trial.edit.prompt for trial in found.deal.held}
+    assert not held & {trial.edit.prompt for trial in found.deal.search}
+
+
+def test_what_was_found_is_taken_from_then_on(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    stand(planted)
+    found = errata.tune(pocket, "memit", minutes=10)
+    kept = found_for(pocket, "memit")
+    assert kept is not None
+    assert kept.id == found.id
+    assert tuple(kept.settings["layers"]) == found.settings["layers"]
+    assert kept.report["held_out"]["chosen"]["written"] == 1.0
+
+
+def test_a_killed_search_goes_on_to_the_same_result(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    whole = stand(planted)
+    one = errata.tune(pocket, "memit", minutes=6)
+    calls = whole.calls
+    stand(planted)
+    again = errata.tune(pocket, "memit", minutes=6)  # everything is there
+    assert again.as_dict() == {**one.as_dict(), "seconds": again.seconds}
+    killed = stand(planted)
+    killed.die_after = 0
+    with pytest.raises(KeyboardInterrupt):
+        errata.tune(pocket, "memit", minutes=6, force=True)
+    total = 0
+    for _ in range(200):
+        part = stand(planted)
+        part.die_after = 3
+        try:
+            two = errata.tune(pocket, "memit", minutes=6)
+            break
+        except KeyboardInterrupt:
+            total += 3
+    total += part.calls
+    assert two.settings == one.settings
+    assert two.held == one.held
+    assert total == calls  # nothing was measured twice
+
+
+def test_where_held_out_facts_disagree_the_rule_stays(
+    pocket: LM, stand: Callable[..., Stand], weak: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    held: set[str] = set()
+
+    def quality(editor: Editor, trial: Trial) -> Outcome:
+        config: Any = editor.config
+        better = config.clamp != 0.75
+        return outcome(better != (trial.edit.prompt in held))
+
+    stand(planted)
+    dealt = errata.tune(pocket, "memit", minutes=6).deal
+    held |= {trial.edit.prompt for trial in dealt.held}
+    stand(quality)
+    with caplog.at_level(logging.WARNING):
+        found = errata.tune(pocket, "memit", minutes=6, force=True)
+    assert found.settings["clamp"] == 0.75
+    assert "the rule of thumb does better" in caplog.text
+
+
+def test_time_that_does_not_suffice_is_refused_with_what_would(
+    pocket: LM, stand: Callable[..., Stand]
+) -> None:
+    made = stand(planted)
+    with pytest.raises(ConfigError, match="do not suffice") as error:
+        errata.tune(pocket, "memit", minutes=0.5)
+    assert made.calls == 1  # the rule of thumb, once
+    minutes = float(str(error.value.hint).split("--minutes ")[1].split(".")[0])
+    stand(planted)
+    assert errata.tune(pocket, "memit", minutes=minutes).candidates >= 2
+    for minutes in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="no time"):
+            errata.tune(pocket, "memit", minutes=minutes)
+
+
+def test_settings_that_cannot_edit_are_left_out(
+    pocket: LM, stand: Callable[..., Stand], weak: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def quality(editor: Editor, trial: Trial) -> Outcome:
+        config: Any = editor.config
+        if config.clamp == 4.0:
+            raise EditError("no null space")
+        return planted(editor, trial)
+
+    stand(quality)
+    with caplog.at_level(logging.WARNING):
+        found = errata.tune(pocket, "memit", minutes=10)
+    assert "no null space; these settings are left out" in caplog.text
+    assert found.settings["clamp"] != 4.0
+    assert found.works
+
+
+def test_given_settings_are_kept_and_another_search(
+    pocket: LM, stand: Callable[..., Stand]
+) -> None:
+    stand(planted)
+    one = errata.tune(pocket, "memit", minutes=6)
+    two = errata.tune(pocket, "memit", minutes=6, clamp=8.0)
+    assert one.id != two.id
+    assert "clamp" not in two.settings
+    assert all("clamp" not in each.settings for each in two.tried)
+
+
+def test_bad_requests(pocket: LM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown editor"):
+        errata.tune(pocket, "memitt")
+    with pytest.raises(ConfigError, match="no search is made"):
+        errata.tune(pocket, "grace")
+    with pytest.raises(ConfigError, match="unknown setting"):
+        errata.tune(pocket, "memit", colour=1)
+    with pytest.raises((DataError, ConfigError)):
+        errata.tune(pocket, "memit", tmp_path / "absent.json")
+
+
+def test_one_search_at_a_time(pocket: LM, cache_folder: Path) -> None:
+    from errata.editors.fitting import folder_of
+
+    folder = folder_of(pocket) / "trials"
+    folder.mkdir(parents=True)
+    lock = take_lock(folder)
+    try:
+        with pytest.raises(RunError, match="another process") as error:
+            errata.tune(pocket, "memit")
+        assert "Another search" in str(error.value.hint)
+    finally:
+        lock.release()
+
+
+@pytest.mark.parametrize(("candidates", "facts"), [(1, 16), (9, 16), (27, 16), (5, 6)])
+def test_the_cost_is_the_number_of_edits(candidates: int, facts: int) -> None:
+    left, done, total = candidates, 0, 0
+    for rung in [r for r in searching.RUNGS if r < facts] + [facts]:
+        for _ in range(left):
+            total += rung - done
+        done, left = rung, max(1, -(-left // searching.KEPT))
+    assert _cost(candidates, facts) == total
+
+
+def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "RUNGS", (2, 3, 4))
+    monkeypatch.setattr(searching, "HELD", 4)
+    monkeypatch.setattr(searching, "LEAST_HELD", 2)
+    monkeypatch.setattr(searching, "MOST", 4)
+    before = pocket.fingerprint
+    found = errata.tune(pocket, "ft", minutes=10, steps=5)
+    assert pocket.fingerprint == before
+    assert found.held.facts == 4
+    assert found.held.value >= found.held_rule.value
+    kept = found_for(pocket, "ft")
+    assert kept is not None
+    edit = found.deal.held[0].edit
+    patch = errata.edit(pocket, edit, editor="ft", neighbourhood=False)
+    assert patch.meta["settings_from"].startswith("tuned for ft on 4 facts")
+    assert patch.meta["config"]["lr"] == found.settings["lr"]
+    assert patch.meta["config"]["steps"] == get_editor("ft", model="pocket").config.steps  # type: ignore[attr-defined]
