@@ -169,25 +169,52 @@ def ability(sequence: Cell | None, model: str = "smollm2") -> Cell:
     )  # fmt: skip
 
 
+TRACED = {"data": "known_1000:{data}/facts/known_1000.json", "kinds": ("hidden", "ffn")}
+NOISE = {"samples": 4}
+
+
+def traces(limit: int = 20) -> list[Cell]:
+    """Return causal traces of the models, on facts that each knows."""
+    return [
+        Cell(f"{model}_trace", "trace", "none", NOISE, model, "", limit=limit, protocol=TRACED)
+        for model in MODELS
+    ]
+
+
+BLOCKS = {"smollm2": (2, 5, 8, 12, 16), "gemma3": (1, 3, 5, 7, 9), "qwen05": (2, 4, 7, 10, 14)}
+"""Blocks at which ROME is tried."""
+
+
+def blocks(limit: int = 20) -> list[Cell]:
+    """Return ROME at one block after another: where editing works best."""
+    return [
+        Cell(
+            f"{model}_block_{layer}", "blocks", "rome", {**MOMENTS, "layer": layer}, model,
+            limit=limit, label=f"block {layer}",
+        )
+        for model, layers in BLOCKS.items()
+        for layer in layers
+    ]  # fmt: skip
+
+
 def everything() -> list[Cell]:
     """Return all cells, the most valuable first."""
     edited = tuple(key for key in EDITORS if key != "none")
-    foremost = ("ft", "memit", "memit_clamped", "alphaedit", "rome")
-    others = tuple(key for key in edited if key not in foremost)
     direct = ("ft", "memit_clamped", "alphaedit", "rome", "r_rome")
     beside = ("none", *direct, "grace", "ike")
     blue, rep = sequences(), robustness(0, 20)
     return [
         *single("smollm2", "counterfact", ("none",), (0, 100, True)),
-        *single("smollm2", "counterfact", foremost, FIRST),
+        *single("smollm2", "counterfact", edited, FIRST),
         *blue[:2],
         *rep[:2],
         *map(ability, (None, *blue[:2])),
-        *single("smollm2", "counterfact", others, FIRST),
+        *traces(),
         *blue[2:4],
         *single("smollm2", "counterfact", edited, REST),
         *single("smollm2", "qaedit", beside, FIRST),
         *single("smollm2", "zsre", beside, FIRST),
+        *blocks(),
         *rep[2:],
         *blue[4:],
         *map(ability, blue[2:]),
