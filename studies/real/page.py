@@ -37,7 +37,7 @@ DATA_TITLES = {
 Z95 = 1.96
 UNITS = {
     "single": "records", "sequence": "records", "robustness": "records", "ability": "tasks",
-    "trace": "facts", "blocks": "records",
+    "trace": "facts", "blocks": "records", "search": "records",
 }  # fmt: skip
 """Parts of the plan, and what their cells consist of."""
 
@@ -235,6 +235,18 @@ def block_table() -> str:
         return ""
     head = ["model", "block", "n", "Rel", "Gen, top 5", "top 1", "Loc, top 1", "PS", "NS", "S"]
     return table(head, body)
+
+
+def search_table() -> str:
+    """Return the settings tried for editors that take neighbours along."""
+    body = []
+    for row in rows_of("search"):
+        rates = Rates(row.good)
+        shown = ("reliability", "generality_top1", "locality_top1", "NS", "S")
+        before = rates.text("before.NS")
+        body.append([row.title, row.counted, *map(rates.text, shown), before, row.seconds()])
+    head = ["editor", "n", "Rel", "Gen, top 1", "Loc, top 1", "NS", "S", "NS unedited", "s / edit"]
+    return table(head, body) if body else ""
 
 
 def progress_table() -> str:

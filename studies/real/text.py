@@ -51,6 +51,11 @@ def page_text() -> str:
             "errata's own task files (`--general NAME`), 100 items each.",
             page.ability_table(),
         ),
+        _section(
+            "## Neighbours taken along: the method or the settings?",
+            "CounterFact records from the 1,001st on, which no other table asks.",
+            page.search_table(),
+        ),
         _section("## Causal traces", TRACES.read_text(encoding="utf-8").strip(), _traces()),
         _section(
             "## Robustness and REP",
