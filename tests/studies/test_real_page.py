@@ -12,6 +12,11 @@ from studies.real.compact import compact, without_quotes
 from studies.real.found import Rates, Row, difference, rows_of, steps
 from studies.real.run import RESULTS, read
 
+from errata.editors import get_editor
+from errata.evaluation import Protocol
+from errata.evaluation.ability import task_names
+from errata.tracing.effects import TraceSettings
+
 KEPT = results.names(RESULTS)
 
 
@@ -146,3 +151,18 @@ def test_settings_are_kept_without_where_the_data_lie(tmp_path: Any) -> None:
     filled = places.filled(given)
     assert filled["text"] == f"{tmp_path}/d/a.txt"
     assert places.emptied(filled) == given
+
+
+def test_every_cell_can_be_asked(tmp_path: Any) -> None:
+    places = run.Places(tmp_path, tmp_path, tmp_path)
+    for cell in plan.everything():
+        if cell.part == "trace":
+            TraceSettings(**cell.settings)
+            continue
+        get_editor(cell.editor, places.filled(cell.settings), model=cell.model)
+        if cell.part != "ability":
+            Protocol(**places.filled(cell.protocol))
+    sequences = {cell.name for cell in plan.everything() if cell.part == "sequence"}
+    abilities = [cell for cell in plan.everything() if cell.part == "ability"]
+    assert {cell.protocol["after"] for cell in abilities} - {None} <= sequences
+    assert {*plan.TASKS} <= {*task_names()}
