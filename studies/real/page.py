@@ -35,6 +35,11 @@ DATA_TITLES = {
     "counterfact": "CounterFact", "qaedit": "QAEdit", "zsre": "zsRE", "mquake": "MQuAKE",
 }  # fmt: skip
 Z95 = 1.96
+UNITS = {
+    "single": "records", "sequence": "records", "robustness": "records", "ability": "tasks",
+    "trace": "facts", "blocks": "records", "search": "records",
+}  # fmt: skip
+"""Parts of the plan, and what their cells consist of."""
 
 
 def single_tables() -> str:
@@ -195,14 +200,62 @@ def _ability(name: str, found: dict[str, Any]) -> str:
     return str(Rate(value, centre - half, centre + half))
 
 
+def traced() -> list[dict[str, Any]]:
+    """Return the traces that are kept, in the order of the models."""
+    cells = [cell for cell in plan.everything() if cell.part == "trace"]
+    return [found["trace"] for cell in cells if (found := read(cell.name)) is not None]
+
+
+def trace_table() -> str:
+    """Return where tracing points in each model."""
+    body = []
+    for found in traced():
+        chosen = found["choice"]
+        body.append(
+            [plan.MODELS[found["model"]], found["facts"], f"{found['clean']:.2f}",
+             f"{found['corrupted']:.2f}", f"{chosen['layer']} of {found['blocks']}",
+             f"{chosen['effect']:.3f}", f"{100 * chosen['agreement']:.0f}"]
+        )  # fmt: skip
+    if not body:
+        return ""
+    head = ["model", "facts", "P(answer)", "subject corrupted", "block of the peak", "regained",
+            "resamples with this peak, %"]  # fmt: skip
+    return table(head, body)
+
+
+def block_table() -> str:
+    """Return ROME at one block after another."""
+    body = []
+    for row in rows_of("blocks"):
+        rates = Rates(row.good)
+        shown = ("reliability", "generality", "generality_top1", "locality_top1", "PS", "NS", "S")
+        title = plan.MODELS[row.cell.model]
+        body.append([title, row.cell.settings["layer"], row.counted, *map(rates.text, shown)])
+    if not body:
+        return ""
+    head = ["model", "block", "n", "Rel", "Gen, top 5", "top 1", "Loc, top 1", "PS", "NS", "S"]
+    return table(head, body)
+
+
+def search_table() -> str:
+    """Return the settings tried for editors that take neighbours along."""
+    body = []
+    for row in rows_of("search"):
+        rates = Rates(row.good)
+        shown = ("reliability", "generality_top1", "locality_top1", "NS", "S")
+        before = rates.text("before.NS")
+        body.append([row.title, row.counted, *map(rates.text, shown), before, row.seconds()])
+    head = ["editor", "n", "Rel", "Gen, top 1", "Loc, top 1", "NS", "S", "NS unedited", "s / edit"]
+    return table(head, body) if body else ""
+
+
 def progress_table() -> str:
     """Return how far every part is."""
     body = []
-    for part in ("single", "sequence", "robustness", "ability"):
+    for part, unit in UNITS.items():
         cells = [cell for cell in plan.everything() if cell.part == part]
         kept = [found for cell in cells if (found := read(cell.name)) is not None]
         done = sum(found["finished"] for found in kept)
-        unit = "tasks" if part == "ability" else "records"
         have = sum(len(found["records"]) for found in kept)
         planned = sum(cell.limit for cell in cells)
         body.append([part, f"{done} of {len(cells)}", f"{have:,} of {planned:,} {unit}"])

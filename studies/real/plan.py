@@ -80,11 +80,11 @@ EDITORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rome": ("rome", {}, ""),
     "grace": ("grace", {}, ""),
     "ike": ("ike", IKE, ""),
+    "t_patcher": ("t_patcher", {"memory_text": MOMENTS["moments_text"]}, ""),
+    "lemoe": ("lemoe", {}, ""),
     "emmet": ("emmet", {}, ""),
     "pmet": ("pmet", {}, ""),
     "r_rome": ("r_rome", {}, ""),
-    "t_patcher": ("t_patcher", {}, ""),
-    "lemoe": ("lemoe", {}, ""),
 }  # fmt: skip
 """Key -> editor, settings, and how a row with settings is told apart."""
 
@@ -169,25 +169,92 @@ def ability(sequence: Cell | None, model: str = "smollm2") -> Cell:
     )  # fmt: skip
 
 
+TRACED = {"data": "known_1000:{data}/facts/known_1000.json", "kinds": ("hidden", "ffn")}
+NOISE = {"samples": 4}
+
+
+def traces(limit: int = 20) -> list[Cell]:
+    """Return causal traces of the models, on facts that each knows."""
+    return [
+        Cell(f"{model}_trace", "trace", "none", NOISE, model, "", limit=limit, protocol=TRACED)
+        for model in MODELS
+    ]
+
+
+BLOCKS = {"smollm2": (2, 5, 8, 12, 16), "gemma3": (1, 3, 5, 7, 9), "qwen05": (2, 4, 7, 10, 14)}
+"""Blocks at which ROME is tried."""
+
+
+def blocks(limit: int = 20) -> list[Cell]:
+    """Return ROME at one block after another: where editing works best."""
+    return [
+        Cell(
+            f"{model}_block_{layer}", "blocks", "rome", {**MOMENTS, "layer": layer}, model,
+            limit=limit, label=f"block {layer}",
+        )
+        for model, layers in BLOCKS.items()
+        for layer in layers
+    ]  # fmt: skip
+
+
+QUIET = {"memory_text": MOMENTS["moments_text"]}
+SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
+    "ft": {
+        "its defaults": {}, "lr 1e-4": {"lr": 1e-4}, "10 steps": {"steps": 10},
+        "norm at most 5e-4": {"norm_constraint": 5e-4}, "block 5": {"layers": [5]},
+        "block 12": {"layers": [12]},
+    },
+    "t_patcher": {
+        "its defaults": QUIET, "memory weight 1": {**QUIET, "memory_weight": 1.0},
+        "memory weight 10": {**QUIET, "memory_weight": 10.0},
+        "fires at the answer": {**QUIET, "fires_at": "answer"},
+    },
+    "lemoe": {
+        "its defaults": {}, "30 steps": {"steps": 30}, "rank 4": {"rank": 4},
+        "block 5": {"layer": 5}, "block 15": {"layer": 15},
+    },
+}  # fmt: skip
+"""Settings tried for the editors that take neighbours along."""
+HELD_OUT = 1000
+"""Records of the file in front of those that settings are searched on: none of them is tested."""
+
+
+def searches(editor: str, limit: int = 20) -> list[Cell]:
+    """Return the settings tried for an editor, on records that no other cell asks."""
+    return [
+        Cell(
+            f"smollm2_search_{editor}_{number}", "search", editor, settings, first=HELD_OUT,
+            limit=limit, label=label,
+        )
+        for number, (label, settings) in enumerate(SEARCHED[editor].items())
+    ]  # fmt: skip
+
+
 def everything() -> list[Cell]:
     """Return all cells, the most valuable first."""
     edited = tuple(key for key in EDITORS if key != "none")
-    foremost = ("ft", "memit", "memit_clamped", "alphaedit", "rome")
-    others = tuple(key for key in edited if key not in foremost)
+    foremost, others = edited[:6], edited[6:]
     direct = ("ft", "memit_clamped", "alphaedit", "rome", "r_rome")
     beside = ("none", *direct, "grace", "ike")
     blue, rep = sequences(), robustness(0, 20)
     return [
         *single("smollm2", "counterfact", ("none",), (0, 100, True)),
         *single("smollm2", "counterfact", foremost, FIRST),
-        *blue[:2],
+        blue[0],
+        *map(ability, (None, blue[0])),
+        blue[1],
         *rep[:2],
-        *map(ability, (None, *blue[:2])),
         *single("smollm2", "counterfact", others, FIRST),
+        ability(blue[1]),
+        *traces(),
+        *searches("ft"),
         *blue[2:4],
         *single("smollm2", "counterfact", edited, REST),
         *single("smollm2", "qaedit", beside, FIRST),
         *single("smollm2", "zsre", beside, FIRST),
+        *blocks(),
+        *searches("t_patcher"),
+        *searches("lemoe"),
         *rep[2:],
         *blue[4:],
         *map(ability, blue[2:]),

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,24 @@ import torch
 
 import errata
 from errata.data import load_cases
-from errata.editors import get_editor
+from errata.data._facts import KNOWN, load_facts
+from errata.editors import Editor, get_editor
 from errata.errors import ErrataError
 from errata.evaluation.general import ITEMS, General
+from errata.inspection.advice import blocks_of
 from errata.model.lm import LM
 from errata.patch import Patch
 from errata.store.runs import Run, load_run
+from errata.tracing.effects import TraceSettings
+from errata.tracing.trace import trace
 from studies.common import results
 from studies.real.compact import compact, rounded, without_quotes
 from studies.real.plan import DATA, TASKS, Cell
 
 RESULTS = Path(__file__).parent / "results"
 PLACE = "{data}"
+WHOLE = ("ability", "trace")
+"""Parts whose cells have no records to keep before they are finished."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +93,21 @@ class Study:
         if cell.part == "ability":
             write(cell.name, self._ability(cell))
             return
+        if cell.part == "trace":
+            write(cell.name, self._trace(cell))
+            return
         lm, out = self.lm(cell), self.places.runs / cell.name
-        settings = self.places.filled(cell.settings)
         protocol = {"bootstrap": 0, **self.places.filled(cell.protocol)}
         data = load_cases(self.places.filled(DATA[cell.data]), limit=cell.first + cell.limit)
         data = replace(data, cases=data.cases[cell.first :])
         errata.evaluate(
-            lm, get_editor(cell.editor, settings, model=cell.model), data,
+            lm, self._editor(cell), data,
             protocol=protocol, out=out, resume=out.exists(), progress=_keeper(out),
         )  # fmt: skip
         self.keep(cell)
+
+    def _editor(self, cell: Cell) -> Editor:
+        return get_editor(cell.editor, self.places.filled(cell.settings), model=cell.model)
 
     def keep(self, cell: Cell) -> int:
         """Keep what there is of a cell so far; returns the number of its records."""
@@ -108,6 +120,19 @@ class Study:
             return len(run.records)
         write(cell.name, self._result(cell, run))
         return len(run.records)
+
+    def _trace(self, cell: Cell) -> dict[str, Any]:
+        """Return a causal trace, made with a cache of its own: `layer=auto` must not follow it."""
+        lm, how = self.lm(cell), self.places.filled(cell.protocol)
+        facts = load_facts(how["data"])
+        with cache_in(self.places.runs / "traces"):
+            found = trace(
+                lm, facts.facts, TraceSettings(**cell.settings), kinds=how["kinds"],
+                limit=cell.limit, data=KNOWN,
+            ).as_dict()  # fmt: skip
+        found["model"] = cell.model
+        own = {"cell": asdict(cell), "errata": errata.__version__, "finished": True}
+        return {**own, "trace": rounded(found), "records": list(range(found["facts"]))}
 
     def _ability(self, cell: Cell) -> dict[str, Any]:
         """Return the general ability of the model as it is, or after a sequence of edits."""
@@ -131,6 +156,7 @@ class Study:
         return {
             "cell": asdict(cell),
             "config": self.places.emptied(config["editor"]["config"]),
+            "blocks": blocks_of(self.lm(cell), self._editor(cell)),
             "fingerprint": config["model"]["fingerprint"][:16],
             "data_version": config["data"]["version"],
             "errata": config["run"]["errata"],
@@ -151,6 +177,19 @@ def _keeper(folder: Path) -> Callable[[int, int], None]:
             shutil.copytree(newest, kept)
 
     return keep
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Keep what is cached in a folder of its own for a while."""
+    before = os.environ.get("ERRATA_CACHE")
+    os.environ["ERRATA_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("ERRATA_CACHE")
+        if before is not None:
+            os.environ["ERRATA_CACHE"] = before
 
 
 def _once(run: Run) -> dict[str, float]:
@@ -197,7 +236,7 @@ def keep_all(cells: Sequence[Cell], places: Places) -> None:
     """Keep the records of cells under way too."""
     study = Study(places)
     for cell in cells:
-        if cell.part != "ability" and not finished(cell) and (count := study.keep(cell)):
+        if cell.part not in WHOLE and not finished(cell) and (count := study.keep(cell)):
             say(f"{cell.name}: {count} of {cell.limit}")
 
 

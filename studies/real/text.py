@@ -10,15 +10,22 @@ from studies.real.found import Rates, by_test, difference, row_named
 
 FINDINGS = Path(__file__).parent / "findings.md"
 """What the tables show, in words; `[[row metric]]` is a rate, `[[row - row metric]]` a difference,
-a metric of the robustness suite is `test.NAME`."""
+a metric of the robustness suite is `test.NAME`. A paragraph with a place that has no result yet is
+left out."""
 
 INTRO = Path(__file__).parent / "intro.md"
+TRACES = Path(__file__).parent / "traces.md"
+PICTURE = page.PAGE.with_name("results-real-traces.png")
 LEAKS = Path(__file__).parent / "leaks.md"
 
 
 def write_page() -> None:
     """Write docs/results-real.md."""
     page.PAGE.write_text(page_text(), encoding="utf-8")
+    if page.traced():
+        from studies.real.figure import draw
+
+        draw(page.traced(), PICTURE)
 
 
 def page_text() -> str:
@@ -45,6 +52,12 @@ def page_text() -> str:
             page.ability_table(),
         ),
         _section(
+            "## Neighbours taken along: the method or the settings?",
+            "CounterFact records from the 1,001st on, which no other table asks.",
+            page.search_table(),
+        ),
+        _section("## Causal traces", TRACES.read_text(encoding="utf-8").strip(), _traces()),
+        _section(
             "## Robustness and REP",
             "Whole answers at top 1; long contexts of 100 words instead of 300, in REP's training "
             "too.",
@@ -55,21 +68,33 @@ def page_text() -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
+def _traces() -> str:
+    found = [page.trace_table(), f"![heat maps of causal traces]({PICTURE.name})"]
+    there = "\n\n".join(found) if page.traced() else ""
+    blocks = page.block_table()
+    return "\n\n".join(x for x in (there, blocks) if x)
+
+
 def _section(title: str, about: str, *tables: str) -> str:
     there = [one for one in tables if one]
     return "\n\n".join([title, about, *there]) if there else ""
 
 
 def filled(text: str) -> str:
-    """Return text with its places filled.
+    """Return text with its places filled; paragraphs about what has no result yet are left out."""
+    kept = []
+    for paragraph in text.strip().split("\n\n"):
+        places = dict.fromkeys(re.findall(r"\[\[([^\]]+)\]\]", paragraph))
+        values = {place: _place(place) for place in places}
+        if None not in values.values():
+            for place, value in values.items():
+                paragraph = paragraph.replace(f"[[{place}]]", str(value))
+            kept.append(paragraph)
+    return "\n".join(kept)
 
-    Raises:
-        ValueError: If a place has no result.
-    """
-    return re.sub(r"\[\[([^\]]+)\]\]", lambda match: _place(match[1]), text)
 
-
-def _place(words: str) -> str:
+def _place(words: str) -> str | None:
+    """Return the number of a place; None if it has no result."""
     names, _, metric = words.rpartition(" ")
     scores = {}
     if metric.startswith("test."):
@@ -81,4 +106,4 @@ def _place(words: str) -> str:
             return gap.signed
         if len(found) == 1 and (rate := Rates(found[0].good, **scores).get(metric)) is not None:
             return str(rate)
-    raise ValueError(f"no result for [[{words}]]")
+    return None

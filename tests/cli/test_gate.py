@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli._gates import known_metrics, metrics_of
+from errata.cli._gates import Gate, check_gates, known_metrics, metrics_of
 from errata.data import load_cases
+from errata.errors import GateError
 from tests.cli.conftest import FACT, FAST, Errata, tree
 
 TWO = [
@@ -202,3 +203,12 @@ def test_an_adapter_is_verified_like_a_patch(errata: Errata, patch: Path) -> Non
     own = errata("verify", patch, "--json").json
     again = errata("verify", "adapter", "--json").json
     assert again["results"] == own["results"]
+
+
+def test_a_missed_gate_names_the_stricter_rates_beside_it() -> None:
+    summary = {
+        "top_k": 5, "locality": 0.8, "also": {"locality_top1": 0.5}, "counterfact": {"NS": 0.25},
+    }  # fmt: skip
+    with pytest.raises(GateError, match=r"locality \(top 5\) is 0\.800, required 0\.9 "
+                       r"\(top 1 0\.500, NS 0\.250\)"):  # fmt: skip
+        check_gates([Gate("locality", 0.9)], summary)

@@ -67,13 +67,14 @@ def numbers(made: Any) -> dict[str, dict[str, str]]:
 def test_counterfact_and_texts(counterfact: Path) -> None:
     made = report(counterfact)
     head, _, row = grid(made.text("markdown"))
-    assert head[1:12] == [
-        "cf n", "Rel", "Gen", "Loc", "Avg", "ES", "PS", "NS", "S", "GE", "RS",
+    assert head[1:14] == [
+        "cf n", "Rel", "Gen", "Loc", "Avg", "Gen top 1", "Loc top 1", "ES", "PS", "NS", "S", "GE",
+        "RS",
     ]  # fmt: skip
     bare = [cell.split(" ± ")[0].strip("*") for cell in row]
     harmonic = 3 / (1 / 1.0 + 1 / 0.5 + 1 / 0.25)
     assert bare[1] == "4"
-    assert bare[6:12] == ["100.00", "50.00", "25.00", f"{100 * harmonic:.2f}", "650.00", "25.00"]
+    assert bare[8:14] == ["100.00", "50.00", "25.00", f"{100 * harmonic:.2f}", "650.00", "25.00"]
     found = numbers(made)
     assert float(found["S"]["value"]) == pytest.approx(100 * harmonic)
     assert (found["fluency"]["unit"], float(found["fluency"]["value"])) == ("bits", 6.5)
@@ -90,6 +91,7 @@ def test_counterfact_and_texts(counterfact: Path) -> None:
         (["counterfact"], ["ES", "PS", "NS", "S"]),
         (["core", "ES"], ["Rel", "Gen", "Loc", "Avg", "ES"]),
         (["GE", "consistency"], ["GE", "RS"]),
+        (["top1"], ["Gen top 1", "Loc top 1"]),
         (["suite"], []),
     ],
 )

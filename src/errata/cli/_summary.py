@@ -53,6 +53,10 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
             continue  # what the checks do not ask for
         name = label(metric, summary)
         table.add_row(name, _output.rate(summary.get(metric)), _interval(intervals.get(metric)))
+        first = f"{metric}_top1"
+        value = (summary.get("also") or {}).get(first)
+        if value is not None and (summary.get("top_k") or 1) > 1:
+            table.add_row(f"{metric}, top 1", _output.rate(value), _interval(intervals.get(first)))
     for title, found in (
         ("CounterFact", summary.get("counterfact")),
         ("WILD", summary.get("wild")),

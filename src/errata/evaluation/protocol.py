@@ -16,7 +16,6 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError, DataError
-from errata.evaluation.judge import check_url
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
@@ -218,6 +217,8 @@ class Protocol(Settings):
                 "Example: --judge http://localhost:8000/v1 --judge-model NAME",
             )
         if self.judge != CALLABLE:
+            from errata.evaluation.judge import check_url
+
             check_url(self.judge)
         return self
 

@@ -17,6 +17,7 @@ METRICS = ("reliability", "generality", "locality", "average")
 COMPARED = {"reliability": ("ES", "EM", "EA"), "generality": ("PS", "PM", "PA")}
 COMPARED["locality"] = ("NS", "NM", "NA")
 SAMPLED = ("fluency", "consistency")
+TOP1 = ("generality_top1", "locality_top1")
 AGE_GROUPS = 10
 """Largest number of age groups in the retention table."""
 
@@ -46,10 +47,12 @@ def summarise(
         **{metric: rates.get(metric) for metric in METRICS},
         "f1": rates.get("f1"),
         "ci95": {
-            metric: bounds[metric] for metric in (*METRICS, "f1", *SAMPLED) if metric in bounds
+            metric: bounds[metric]
+            for metric in (*METRICS, "f1", *TOP1, *SAMPLED)
+            if metric in bounds
         },
         "by": _breakdowns(good) | _suite(good, bootstrap, seed),
-        "also": {name: rates.get(name) for name in ("generality_top1", "locality_top1")}
+        "also": {name: rates.get(name) for name in TOP1}
         | {"locality_gold": rates.get("locality_gold")},
         "hops": _hops(good),
         "counterfact": _counterfact(rates, bounds),

@@ -10,24 +10,26 @@ from errata.config import did_you_mean
 from errata.errors import ConfigError
 from errata.evaluation.metrics import mean
 from errata.evaluation.named_tests import ROBUSTNESS, SUCCESS
-from errata.evaluation.summary import scores_of
+from errata.evaluation.summary import TOP1, scores_of
 
 CORE = ("reliability", "generality", "locality", "average")
 COUNTERFACT = ("ES", "PS", "NS", "S")
 TEXTS = ("fluency", "consistency")
 TEST, WILD, JUDGE, RETENTION, GENERAL = "test.", "wild.", "judge.", "retention.", "general."
 PERPLEXITY = "perplexity"
-GROUPS = ("core", "counterfact", "texts", "wild", "suite", "retention", "general")
+GROUPS = ("core", "top1", "counterfact", "texts", "wild", "suite", "retention", "general")
 """Names of groups, in the order of their columns."""
 
 _SHORT = {
     "reliability": "Rel", "generality": "Gen", "locality": "Loc", "average": "Avg",
+    "generality_top1": "Gen top 1", "locality_top1": "Loc top 1",
     "fluency": "GE", "consistency": "RS", "perplexity": "PPL",
     "wild.reliability": "Rel wild", "wild.generality": "Gen wild", "wild.locality": "Loc wild",
     "judge.reliability": "Rel judged", "judge.generality": "Gen judged",
     "retention.immediate": "at once", "retention.final": "at end",
 }  # fmt: skip
 _TOLD = {
+    "top1": "top 1: the most probable token alone",
     "counterfact": "ES, PS, NS, S: CounterFact's comparisons of likelihoods, and their mean",
     "texts": "GE, RS: fluency (100 times bits) and consistency of sampled texts",
     "wild": "wild: answers as the model itself writes them (WILD): exact match, and equal tokens; "
@@ -62,6 +64,8 @@ class Column:
 def column_of(name: str) -> Column:
     """Return how a metric is shown."""
     title = _SHORT.get(name, name)
+    if name in TOP1:
+        return Column(name, "top1", title)
     if name in COUNTERFACT:
         return Column(name, "counterfact", title)
     if name in TEXTS:
@@ -81,7 +85,7 @@ def column_of(name: str) -> Column:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Return metrics in the order of their columns."""
-    first = [*CORE, *COUNTERFACT, *TEXTS, *(TEST + name for name in ROBUSTNESS)]
+    first = [*CORE, *TOP1, *COUNTERFACT, *TEXTS, *(TEST + name for name in ROBUSTNESS)]
     first += [*(WILD + name for name in CORE), *(JUDGE + name for name in CORE)]
     first += [RETENTION + "immediate", RETENTION + "final", PERPLEXITY]
     ranks = {name: place for place, name in enumerate(first)}
@@ -139,7 +143,7 @@ def scores_in(record: Mapping[str, Any]) -> dict[tuple[str, str], list[float]]:
 
 
 def _is_shown(metric: str) -> bool:
-    return metric in (*CORE, *COUNTERFACT, *TEXTS) or metric.startswith((WILD, JUDGE))
+    return metric in (*CORE, *TOP1, *COUNTERFACT, *TEXTS) or metric.startswith((WILD, JUDGE))
 
 
 def is_column(metric: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from errata.evaluation.summary import TOP1
 from errata.reporting.collect import Cell, Collection
 from errata.reporting.columns import column_of, ordered
 from errata.reporting.scores import Balance, Cost, Score, balance, cost, score
@@ -100,8 +101,10 @@ class Comparison:
         return [m for m in ordered(there) if self.shows(m)]
 
     def shows(self, metric: str) -> bool:
-        """Whether a metric is shown."""
-        return self.chosen is None or metric in self.chosen
+        """Whether a metric is shown; what only repeats another if it is asked for by name."""
+        if self.chosen is None:
+            return metric not in TOP1 or (self.top_k > 1 and not self.suite)
+        return metric in self.chosen
 
     def columns(self) -> Iterator[tuple[str, str]]:
         """Yield data set and metric of every column of rates."""
