@@ -18,7 +18,7 @@ SOURCE = Path(errata.__file__).parent
 # before it (and from its own). A module that is missing fails the test: decide where it belongs.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errata", "case", "errors", "config", "progress", "registry", "sources", "spacing"),
-    ("store",),
+    ("store", "served"),
     ("data", "world"),
     ("model",),
     ("patch",),
