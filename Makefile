@@ -17,7 +17,7 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo demo-real test test-real test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
+.PHONY: help demo demo-real test test-real test-served test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make demo-real  an edit of a real model, SmolLM2-135M (fetched once: 93 MB)"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
 	@echo "make test-real  the main paths on SmolLM2 (fetched once: 93 MB)"
+	@echo "make test-served  an edit of SmolLM2 in llama.cpp and vLLM (both set up once: 34 MB, 3.4 GB)"
 	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
 	@echo "make lock       write requirements.lock: newest releases, for demo, test and CI"
 	@echo "make lint       ruff                             make types      pyright"
@@ -77,6 +78,14 @@ shapes: $(READY)
 
 test-real: $(READY)
 	@ERRATA_FETCH=1 $(TEST) -m real
+
+# VLLM=0 leaves out vLLM, whose environment takes minutes and 3.4 GB, once
+VLLM ?= 1
+
+test-served: $(READY)
+	@$(PYTHON) .ci/served.py llama
+	@if [ "$(VLLM)" != 0 ]; then $(PYTHON) .ci/served.py vllm; fi
+	@ERRATA_FETCH=1 $(TEST) -m served
 
 test-slow: $(READY)
 	@$(TEST) -m slow

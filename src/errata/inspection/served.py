@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SPARE = 8
 """Tokens that may be said beyond a target: a tokenizer that is not known here cuts as it likes."""
 MOST = 256
+AS_BEFORE = 0.75
+"""Share of the neighbours that answer as before where a server runs the unedited model; not all do:
+what was recorded is another precision's."""
 EDIT, NEIGHBOUR, BARE = "edit", "neighbour", "bare"
 
 
@@ -186,9 +189,11 @@ class Served:
                 return f"all {len(both)} answers are those of the base model"
             return None
         held = [one for one in self.of(NEIGHBOUR, BARE) if one.ok is not None]
-        if held and not all(one.ok for one in held):
+        same = sum(one.ok is True for one in held)
+        if held and same < AS_BEFORE * len(held):
             return None
-        return "none of the edits is there" + (" and nothing beside them moved" if held else "")
+        beside = f", and {same} of {len(held)} questions beside them are answered as before"
+        return "none of the edits is there" + (beside if held else "")
 
 
 def _rate(answers: Sequence[Answer]) -> float | None:
@@ -300,7 +305,12 @@ def _same(said: Said, base: Said, question: Question) -> bool:
 
 
 def _same_word(text: str, before: str) -> bool:
-    """Whether two short answers agree; one may have been cut in the middle of a word."""
+    """Whether two short answers agree; one may have been cut in the middle of a word.
+
+    What was recorded may be a word that says nothing yet, or its beginning.
+    """
+    if before.strip() and " ".join(text.split()).startswith(before.strip()):
+        return True
     now, then = word_of(text), word_of(before)
     if not now or not then:
         return now == then
