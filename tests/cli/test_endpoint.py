@@ -57,7 +57,7 @@ def test_an_unedited_server_is_found(errata: Errata, noted: Path) -> None:
     assert done.code == 3
     assert "says “Paris, of course”" in done.stdout
     assert (
-        "base answers as the unedited model: none of the edits is there and nothing" in done.stderr
+        "base answers as the unedited model: none of the edits is there, and 2 of 2" in done.stderr
     )
     assert "Is the adapter applied?" in done.stderr
 

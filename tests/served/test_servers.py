@@ -71,7 +71,7 @@ def verify(*words: str | Path) -> tuple[int, dict[str, Any], str]:
     done = CliRunner().invoke(app, command, prog_name="errata")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    return done.exit_code, json.loads(done.stdout), done.stderr
+    return done.exit_code, json.loads(done.stdout or "{}"), done.stderr
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def test_two_servers_are_compared(lm, patch: Path, gguf: Path, tmp_path: Path) -
         assert code == 0, said
         assert found["results"][0]["base_says"].strip().startswith("Paris")
         code, _, said = verify(patch, "--endpoint", base, "--endpoint-base", f"{base}/")
-        assert code == 2
+        assert code == 2, said
 
 
 @contextmanager
