@@ -71,7 +71,7 @@ lock:
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
 # (the classes of changes check shapes themselves, with messages for the user)
-SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model.tokens,errata.patch.around,errata.patch.deltas,errata.patch.export,errata.patch.in_place,errata.patch.networks,errata.patch.parts,errata.patch.places,errata.patch.stack,errata.locate,errata.tuning,errata.tracing
+SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model.tokens,errata.patch.around,errata.patch.deltas,errata.patch.export,errata.patch.factored,errata.patch.in_place,errata.patch.networks,errata.patch.parts,errata.patch.places,errata.patch.stack,errata.locate,errata.tuning,errata.tracing
 
 shapes: $(READY)
 	@$(TEST) -n $(WORKERS) tests/model tests/patch tests/locate tests/tuning tests/tracing --jaxtyping-packages=$(SHAPES),beartype.beartype

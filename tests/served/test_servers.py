@@ -152,7 +152,7 @@ def test_two_servers_are_compared(lm, patch: Path, gguf: Path, tmp_path: Path) -
 
 @contextmanager
 def vllm(tmp_path: Path, base: str, adapter: Path) -> Iterator[str]:
-    program = HOME / "vllm" / "bin" / "vllm"
+    program = HOME / "vllm" / "bin" / "python"
     if not program.is_file():
         pytest.skip("vLLM is not set up: make test-served")
     import socket
@@ -173,8 +173,9 @@ def vllm(tmp_path: Path, base: str, adapter: Path) -> Iterator[str]:
                 time.sleep(1)
         raise AssertionError("vLLM does not answer after ten minutes")
 
+    # `vllm serve` asks for the version of a package `vllm`; that of the CPU build has another name
     command: list[str | Path] = [
-        program, "serve", base, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        program, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4",
         "--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"tokyo={adapter}",
     ]  # fmt: skip
