@@ -17,7 +17,7 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo demo-real test campaign audit test-real test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
+.PHONY: help demo demo-real test campaign audit test-real test-served test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make demo-real  an edit of a real model, SmolLM2-135M (fetched once: 93 MB)"
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
 	@echo "make test-real  the main paths on SmolLM2 (fetched once: 93 MB)"
+	@echo "make test-served  an edit of SmolLM2 in llama.cpp and vLLM (both set up once: 34 MB, 3.4 GB)"
 	@echo "make campaign   10,000 broken inputs, 100 kills, faults of the system (ARGS='--inputs 500 --kills 10')"
 	@echo "make audit      known vulnerabilities of the locked releases (needs the network)"
 	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
@@ -72,7 +73,7 @@ lock:
 # shapes in signatures are checked at run time, by a run of their own: the checker draws random
 # numbers, which tests of the random state would notice
 # (the classes of changes check shapes themselves, with messages for the user)
-SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model.tokens,errata.patch.around,errata.patch.deltas,errata.patch.export,errata.patch.in_place,errata.patch.networks,errata.patch.parts,errata.patch.places,errata.patch.stack,errata.locate,errata.tuning,errata.tracing
+SHAPES := errata.model.lm,errata.model.logprobs,errata.model.passes,errata.model.tokens,errata.patch.around,errata.patch.deltas,errata.patch.export,errata.patch.factored,errata.patch.in_place,errata.patch.networks,errata.patch.parts,errata.patch.places,errata.patch.stack,errata.locate,errata.tuning,errata.tracing
 
 shapes: $(READY)
 	@$(TEST) -n $(WORKERS) tests/model tests/patch tests/locate tests/tuning tests/tracing --jaxtyping-packages=$(SHAPES),beartype.beartype
@@ -89,6 +90,14 @@ audit:
 	$(NEW_ENOUGH)
 	@test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit)
 	@.venv-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict $(ARGS)
+
+# VLLM=0 leaves out vLLM, whose environment takes minutes and 3.4 GB, once
+VLLM ?= 1
+
+test-served: $(READY)
+	@$(PYTHON) .ci/served.py llama
+	@if [ "$(VLLM)" != 0 ]; then $(PYTHON) .ci/served.py vllm; fi
+	@ERRATA_FETCH=1 $(TEST) -m served
 
 test-slow: $(READY)
 	@$(TEST) -m slow

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "sources",
         "spacing",
     ),
-    ("store",),
+    ("store", "served"),
     ("data", "world"),
     ("model",),
     ("patch",),

@@ -9,6 +9,7 @@ ErrataError              shown to the user without a traceback; exit code 1
 ├── PatchError           a patch is broken, or belongs to another model
 ├── ModelError           a model cannot be loaded or used (unknown, NaN weights, context too long)
 ├── RunError             a run folder cannot be used (locked, exists, other configuration)
+├── EndpointError        a server cannot be asked, or its answers cannot be read
 ├── GateError            a threshold was missed; exit code 3
 └── MissingExtra         an optional dependency is not installed
 ```
@@ -86,6 +87,10 @@ class ModelError(ErrataError):
 
 class RunError(ErrataError):
     """A run folder cannot be written or resumed."""
+
+
+class EndpointError(ErrataError):
+    """A server does not answer, or not in a way that can be read."""
 
 
 class GateError(ErrataError):

@@ -38,6 +38,8 @@ REDUCED = (
     (r"(errata world (?:bench|build) .*)", r"\1 --scale test"),
     (r"(errata world build (?!.*--steps).*)", r"\1 --steps 2"),
     (r"(errata world measure)$", r"\1 --limit 2"),
+    # no server is running
+    (r" --endpoint \S+ --served-model \S+", ""),
     # nothing is downloaded
     (r"--model smollm2", "--model pocket"),
     (r"--data zsre ", "--data zsre:zsre.json "),

@@ -15,7 +15,7 @@ import torch
 from tests.tiny_models import TINY, tiny_tokenizer
 
 import errata
-from errata.errors import PatchError
+from errata.errors import ErrataError, PatchError
 from errata.model.stored import matrix_shape
 from errata.patch import LowRank, Patch
 from errata.patch.gguf_adapter import from_gguf, to_gguf
@@ -242,3 +242,22 @@ def test_edits_of_a_record_about_other_weights_do_not_come_along(tmp_path):
     assert from_gguf(lm, tmp_path / "out").edits
     written(tmp_path / "out" / "adapter.gguf", **{A: (1, 80), B: (32, 1)})
     assert not from_gguf(lm, tmp_path / "out").edits
+
+
+def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
+    lm = loaded("llama")
+    patch = everywhere(lm)
+    monkeypatch.setattr("errata.patch.llama_cpp.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ErrataError, match=r"adapters for llama\.cpp need gguf") as raised:
+        to_gguf(lm, patch, tmp_path / "out")
+    assert raised.value.hint == "pip install 'errata[gguf]'"
+
+
+def test_a_cut_adapter_says_what_it_lost(tmp_path):
+    lm = loaded("llama")
+    patch = everywhere(lm, rank=3)
+    report = to_gguf(lm, patch, tmp_path / "out", max_rank=1)
+    assert report.rank == 1
+    assert all(0 < lost < 1 for lost in report.lost_energy.values())
+    assert {shape[0] for name, data in tensors(report.file).items()
+            if name.endswith("lora_a") for shape in [data.shape]} == {1}  # fmt: skip

@@ -226,6 +226,13 @@ def fresh(folder: Path) -> Path:
     return chosen
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON values to a file, whole or not at all."""
+    from errata.store.files import write_atomically
+
+    write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
+
+
 def check_free(folder: Path, marker: str, force: bool) -> None:
     """Refuse an output folder before the work rather than after it.
 

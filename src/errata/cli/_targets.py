@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli._options import ModelOptions, typed
+from errata.cli._output import note
 from errata.errors import ConfigError, ModelError, PatchError
 from errata.untrusted import read_object
 
@@ -118,7 +119,13 @@ def adapter_and_model(folder: Path, model: ModelOptions) -> tuple[Patch, LM]:
     if not given(model) and not (isinstance(named, str) and named):
         raise ConfigError(f"{folder} names no base model", "Add --model NAME")
     lm = load_base(model, named, config.get("revision"), folder)
-    return from_lora(lm, folder), lm
+    patch = from_lora(lm, folder)
+    if given(model) and isinstance(named, str) and named and not patch.edits:
+        # nothing but its name says what it was trained on: another model of that shape fits as well
+        own, theirs = (name.rstrip("/").rpartition("/")[2].lower() for name in (lm.name, named))
+        if own != theirs:
+            note(f"{folder} says it is for {named}; it is read for {lm.name}")
+    return patch, lm
 
 
 def _gguf_and_model(source: Path, model: ModelOptions) -> tuple[Patch, LM]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from errata.cli import _facts, _output, _summary, _targets, _views
 from errata.cli._completion import data_names
+from errata.cli._endpoint import EndpointOptions, Wanted, edits_of, verify_served
 from errata.cli._gates import (
     check_gates,
     check_limits,
@@ -33,7 +33,7 @@ from errata.cli._options import (
 from errata.errors import ConfigError, ErrataError, PatchError
 
 if TYPE_CHECKING:
-    from errata.case import Case
+    from errata.case import Case, Edit
     from errata.data import LoadedData
     from errata.model.lm import LM
     from errata.patch import Patch
@@ -46,6 +46,7 @@ EXAMPLES = (
     " --fail-under locality=0.9",
     "errata verify rome-france --require --fail-over neighbours=0.1 --fail-over sentences=0.05",
     "errata verify rome-france --cases counterfact:counterfact.json --limit 100 --json",
+    "errata verify rome-france --endpoint http://localhost:8000/v1 --served-model rome-france",
 )
 VERIFIED = "verified.json"
 """What the last check of a patch found; in its folder."""
@@ -82,6 +83,7 @@ def verify(
     model: ModelOptions,
     gate: GateOptions,
     chat: ChatOptions,
+    server: EndpointOptions,
     cases: Cases = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first N cases.")] = None,
@@ -113,8 +115,10 @@ def verify(
     """Check a finished patch: are its facts there, do they generalise, did anything else move?
 
     Names every question that fails, with what was expected and what the model says instead. The
-    edits inside each case are asked for, not carried out.
+    edits inside each case are asked for, not carried out. With --endpoint they are asked of a
+    running server, and no model is loaded here.
     """
+    server.check()
     gates = parse_gates(gate.fail_under)
     limits = parse_limits(gate.fail_over, gate.neighbours)
     chat.check()
@@ -127,9 +131,19 @@ def verify(
         data = load_cases(cases, split, limit, skip_bad=skip_bad)
         _summary.say_notes(data)
         check_names(gates, data.cases)
+    if server.endpoint is not None:
+        edits, recorded = edits_of(patch, optional=data is not None)
+        data = _own(edits, patch) if data is None else data
+        check_names(gates, data.cases)
+        wanted = Wanted(gates, limits, gate.require)
+        around = recorded if gate.neighbours else None
+        verify_served(
+            patch, data.name, data.cases, around, server, wanted, chat, json, out
+        )  # fmt: skip
+        return
     loaded, lm = _targets.patch_and_model(patch, model)
     if data is None:
-        data = _own(loaded, patch)
+        data = _own(loaded.edits, patch)
         check_names(gates, data.cases)
     from errata.api import FixedPatch
     from errata.evaluation import evaluate
@@ -150,7 +164,7 @@ def verify(
             "that another case edits"
         )
     if out is not None:
-        _write(out / "results.json", {"counts": checked.counts, "results": found})
+        _output.write_json(out / "results.json", {"counts": checked.counts, "results": found})
     if record:
         _record(checked)
     if json:
@@ -226,7 +240,7 @@ def _around(lm: LM, patch: Patch) -> Report:
         return replace(patch, results=(), aftermath=surroundings(lm, patch)).report
 
 
-def _own(patch: Patch, folder: Path) -> LoadedData:
+def _own(edits: Sequence[Edit], folder: Path) -> LoadedData:
     """Return the edits of a patch as cases; of one prompt only what it was last given.
 
     Raises:
@@ -235,10 +249,10 @@ def _own(patch: Patch, folder: Path) -> LoadedData:
     from errata.case import Case
     from errata.data import LoadedData
 
-    if not patch.edits:
+    if not edits:
         raise PatchError(f"{folder} names no edits to check", "Give questions: --cases FILE")
-    last = {edit.question: edit for edit in patch.edits}
-    earlier = len(patch.edits) - len(last)
+    last = {edit.question: edit for edit in edits}
+    earlier = len(edits) - len(last)
     if earlier:
         _output.note(
             f"{_output.counted(earlier, 'edit')} left out: a later edit of the patch answers the "
@@ -273,13 +287,6 @@ def _record(checked: _Checked) -> None:
         "rates": {name: value for name, value in metrics_of(summary).items() if value is not None},
     }
     try:
-        _write(folder / VERIFIED, document)
+        _output.write_json(folder / VERIFIED, document)
     except ErrataError as error:
         _output.note(f"the result is not kept: {error.message}")
-
-
-def _write(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
-    from errata.store.files import write_atomically
-
-    text = jsonlib.dumps(document, ensure_ascii=False, indent=1) + "\n"
-    write_atomically(path, text.encode())

@@ -111,15 +111,35 @@ def patch_of(
     return patch
 
 
-def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
-    """Give a patch the edits that the record of its export names, and the model it is for."""
+def recorded_patch(record: Mapping[str, Any], source: Path) -> Patch:
+    """Return the edits that the record of an export names, and what was asked of them.
+
+    It changes nothing: what is known of it can be read without a model.
+
+    Raises:
+        PatchError: If the record cannot be read.
+    """
+    edits = _edits(record, source)
+    results = record.get("results") or ()
+    aftermath = record.get("aftermath") or {}
+    if len(results) not in (0, len(edits)) or not isinstance(aftermath, dict):
+        raise PatchError(f"{source}: what errata.json tells of the edits cannot be read")
+    return Patch(edits=edits, results=tuple(results), aftermath=aftermath)
+
+
+def _edits(record: Mapping[str, Any], source: Path) -> tuple[Edit, ...]:
     try:
-        edits = tuple(Edit(**entry) for entry in record["edits"])
+        return tuple(Edit(**entry) for entry in record["edits"])
     except (TypeError, ValueError, DataError) as error:
         raise PatchError(
-            f"{folder}: the edits in errata.json cannot be read: {error}",
+            f"{source}: the edits in errata.json cannot be read: {error}",
             "Export again, or remove the file.",
         ) from None
+
+
+def _recorded(patch: Patch, record: Mapping[str, Any], folder: Path) -> Patch:
+    """Give a patch the edits that the record of its export names, and the model it is for."""
+    edits = _edits(record, folder)
     base = Identity.recorded(record)
     known = {} if base is None else base.record()
     if known and record.get("model"):

@@ -168,7 +168,7 @@ def _command(patch: Patch) -> str | None:
     if len(patch.edits) > 1:
         words += ["--edits", "edits.jsonl"]
     else:
-        edit = patch.edits[0]
+        edit = next(iter(patch.edits))
         words += ["--prompt", edit.prompt, "--target", edit.target]
         words += ["--subject", edit.subject] if edit.subject else []
         words += ["--chat", edit.chat] if edit.chat != "off" else []
