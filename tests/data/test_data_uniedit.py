@@ -444,3 +444,13 @@ def test_a_snapshot_of_the_hub_is_read(tmp_path, monkeypatch):
     assert [case.id for case in load_cases("uniedit", "test/physics").cases] == ["physics-1"]
     assert seen["repository"] == "qizhou/UniEdit"
     assert seen["repo_type"] == "dataset"
+
+
+def test_relations_collide_if_asked_to(tmp_path):
+    """An invented answer shares no entity with a question about the true one."""
+    far = fact("Chad", "capital", "Bamako")
+    true = locality_of("Peru", "capital", "Cusco")  # EDIT says another capital of Peru
+    write(tmp_path, {"0": record(locality=true, edit=far), "1": record(edit=EDIT)})
+    for how, left in (("published", [True, True]), ("relation", [False, True])):
+        cases = load_cases(f"uniedit:{tmp_path}", options={"collide": how}).cases
+        assert [bool(case.of("locality")) for case in cases] == left

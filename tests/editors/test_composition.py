@@ -67,8 +67,8 @@ def check(lm: LM, first: Patch, both: Patch) -> None:
     assert torch.equal(answers(lm, Patch()), before)
 
 
-def test_there_are_five() -> None:
-    assert sorted(MODULES) == ["grace", "ike", "lemoe", "serac", "t_patcher"]
+def test_there_are_six() -> None:
+    assert sorted(MODULES) == ["grace", "ibke-retrieval", "ike", "lemoe", "serac", "t_patcher"]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

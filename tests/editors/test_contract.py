@@ -17,7 +17,7 @@ from errata.testing import EditorContract
 
 NAMES = [name for name, entry in editors.all.items() if entry.is_own]
 
-WITHOUT_ADDRESS = {"none", "ibke"}
+WITHOUT_ADDRESS = {"none", "ibke", "ibke-retrieval"}
 """Editors without a paper, or whose paper has no public address."""
 
 WITHOUT_TRAINING = {"none", "ike"}

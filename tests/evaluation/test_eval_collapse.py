@@ -104,13 +104,35 @@ def test_trained_editors_collapse_in_sequences_and_are_told(
     """REPORTS 19: perplexity 12 to 271,804 after thirty edits, and not a word."""
     monkeypatch.chdir(tmp_path)
     words = ["eval", "--editor", name, "--data", "world", "--limit", "30", "--no-save"]
+    words += ["--set", "joint=sum"]
     done = CliRunner().invoke(app, [*words, "--regime", "sequential:30"], prog_name="errata")
     assert done.exit_code == 0
     assert "the model collapsed (after " in done.stdout
-    cases = load_cases("world", limit=6)
-    found = evaluate(errata.load("pocket"), name, cases, regime="sequential:6", bootstrap=0)
-    assert found.summary["collapse"]["collapsed"] == 1
-    assert found.summary["collapse"]["collapsed_after"] <= 6
+    cases, lm = load_cases("world", limit=8), errata.load("pocket")
+
+    def run(**more):
+        return evaluate(lm, name, cases, regime="sequential:8", bootstrap=0, joint="sum", **more)
+
+    found = run(stop_when="never").summary
+    assert found["collapse"]["collapsed"] == 1
+    assert found["collapse"]["collapsed_after"] <= 8
+    assert found["failed"] == 0
+    stopped = run()
+    assert stopped.summary["failed"] > 0  # nobody has to ask for it
+    assert stopped.records[-1]["watched"]["stopped"]["when"] == "perplexity=10x"
+
+
+@pytest.mark.parametrize("name", ["ibke", "mend"])
+def test_trained_editors_that_solve_for_all_edits_do_not_collapse(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = load_cases("world", limit=30, seed=0, options={"collide": "relation"})
+    found = evaluate(errata.load("pocket"), name, cases, regime="sequential:30", bootstrap=0)
+    assert found.summary["collapse"]["collapsed"] == 0
+    assert found.records[-1]["watched"]["points"][-1]["perplexity_ratio"] < 1.5
+    assert found.summary["reliability"] > 0.85
+    assert found.summary["locality"] > 0.9
+    assert "not made for" not in caplog.text
 
 
 def test_editors_made_for_it_do_not(caplog: pytest.LogCaptureFixture) -> None:

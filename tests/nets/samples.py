@@ -41,9 +41,9 @@ SMALL: dict[str, Any] = {
 LEARNING = [
     name
     for name, entry in editors.entries.items()
-    if entry.is_own and "training" in entry.facts["needs"]
+    if entry.is_own and "training" in entry.facts["needs"] and name != "ibke-retrieval"
 ]
-"""Editors with networks of whatever kind."""
+"""Editors with networks of whatever kind; `ibke-retrieval` uses those of `ibke`."""
 
 TRAINED = [name for name in LEARNING if editors.entry(name).facts["weights"]]
 """Those whose networks write an update of weights."""

@@ -157,3 +157,12 @@ def collision_keys(fact: Record) -> tuple[Key, ...]:
     value = json.dumps(fact.get("tail_entity.value"), sort_keys=True, ensure_ascii=False)
     datatype = fact.text("tail_entity.datatype")
     return ((head, fact.text("property.id"), f"{datatype}:{value}"),)
+
+
+def relation_keys(fact: Record) -> tuple[Key, ...]:
+    """Return the keys of `collision_keys`, and one under which head and relation have to agree.
+
+    An edit that invents an answer shares no tail with a question about the true one.
+    """
+    asked = (fact.text("head_entity.id"), fact.text("property.id"))
+    return (*collision_keys(fact), ("relation", *asked))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from pydantic import Field
 
@@ -80,6 +81,12 @@ class UniEditOptions(Settings):
         None,
         description="leave out locality questions that build on a fact which some case edits;"
         " by default in every split but train",
+    )
+    collide: Literal["published", "relation"] = Field(
+        "published",
+        description="which facts collide: published: the same two entities, or the same value;"
+        " relation: also the same head and relation, whatever the answers: a question about a"
+        " fact that another case makes false. Matters where many edits meet in one model",
     )
 
 
@@ -174,6 +181,9 @@ class UniEdit(Dataset):
         """Map one record: the edit, its generality questions, its locality questions."""
         name = f"{record.group}-{record.key}"
         edit = record.at("edit")
+        keys_of = criteria.collision_keys
+        if self.options.collide == "relation":
+            keys_of = criteria.relation_keys
         probes: list[Probe] = []
         for question in record.numbered("generality"):
             flags = criteria.generality_flags(question)
@@ -185,14 +195,14 @@ class UniEdit(Dataset):
             # hops of a locality question are never edited, so the probe carries none
             probes.append(_probe(question, "locality", "uni_loc", flags, ()))
             facts = criteria.hops(question)
-            keys.append(tuple(key for fact in facts for key in criteria.collision_keys(fact)))
+            keys.append(tuple(key for fact in facts for key in keys_of(fact)))
             kinds.append(question.optional_text("loc_type"))
         meta = {
             "domain": record.group,
             "sector": sector_of(record.group),
             "relation": edit.text("property.id"),
             "loc_type": kinds,
-            "edit_keys": criteria.collision_keys(edit),
+            "edit_keys": keys_of(edit),
             "locality_keys": keys,
         }
         prompt = edit.text("prompt")

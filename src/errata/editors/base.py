@@ -183,6 +183,11 @@ class Editor(ABC):
         return self.edit(lm, [edits], after=after)[0]
 
     @property
+    def lasts(self) -> bool:
+        """Whether its edits, as it is set, bear others after them; else sequences warn and stop."""
+        return self.sequential
+
+    @property
     def edits_experts(self) -> bool:
         """Whether it edits single experts of a mixture; most methods need one FFN for all tokens.
 

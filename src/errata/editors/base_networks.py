@@ -43,12 +43,14 @@ class NetworkEditor(Editor):
     Attributes:
         defaults: Settings of the training loop that suit this editor.
         at_edit_time: Settings that may differ from those a network was trained with.
+        trained_as: Editor whose networks it uses, if it has none of its own kind.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("training",)
     Config: ClassVar[type[NetworkConfig]] = NetworkConfig
     defaults: ClassVar[Mapping[str, Any]] = {}
     at_edit_time: ClassVar[tuple[str, ...]] = ("weights",)
+    trained_as: ClassVar[str | None] = None
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__(config)
@@ -124,8 +126,9 @@ class NetworkEditor(Editor):
                     "Make an editor per model.",
                 )
             return self._network
-        folder = weights.find(self.name, self.settings.weights, lm.name)
-        card = weights.read_card(folder, self.name, lm)
+        trained_as = self.trained_as or self.name
+        folder = weights.find(trained_as, self.settings.weights, lm.name)
+        card = weights.read_card(folder, trained_as, lm)
         self.config = self._merged(card["settings"], str(folder))
         with torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
             network = self.build(self.sites(lm), lm)
@@ -143,7 +146,8 @@ class NetworkEditor(Editor):
                 raise ConfigError(
                     f"{key}={mine[key]!r} was asked for, but the networks in {where} were trained "
                     f"with {key}={trained[key]!r}",
-                    f"Leave {key} out, or train networks of your own: errata train {self.name}",
+                    f"Leave {key} out, or train networks of your own: errata train "
+                    f"{self.trained_as or self.name}",
                 )
         kept = {key: mine[key] for key in self.at_edit_time if key in given}
         return settings_from(self.Config, {**trained, **kept}, where=f"the networks in {where}")
@@ -185,6 +189,11 @@ def trainable(
             f"{name} has nothing to train; it edits as it is", f"Trained: {', '.join(able)}"
         )
     editor = get_editor(name, overrides=overrides, as_published=as_published, model=model)
+    if isinstance(editor, NetworkEditor) and editor.trained_as is not None:
+        raise ConfigError(
+            f"{name} uses networks of {editor.trained_as} and has none of its own to train",
+            f"Train those: errata train {editor.trained_as} --model {model} …",
+        )
     weights = getattr(editor.config, "weights", None)
     if weights is not None:
         raise ConfigError(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from errata.case import Edit
+from errata.editors.base_ridge import RidgeConfig, RidgeEditor
 from errata.editors.base_trained import TrainedConfig, TrainedEditor
 from errata.model.lm import LM
 from errata.model.spec import Site
@@ -24,7 +25,7 @@ from errata.nets.update import FactorNetwork, Term, Update
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 
 
-class IbkeConfig(TrainedConfig):
+class BottleneckConfig(TrainedConfig):
     """Settings of IBKE's networks; `bottleneck` and `scaling` are the paper's ablations."""
 
     d_m: int = Field(default=1024, ge=1, description="Width of latents and attention")
@@ -81,6 +82,10 @@ class IbkeConfig(TrainedConfig):
     )
 
 
+class IbkeConfig(BottleneckConfig, RidgeConfig):
+    """Settings of IBKE: of its networks, and of how several edits are joined."""
+
+
 class _Pool(nn.Module):
     """Compresses the factors of an edit to `rank` pairs, each a weighted sum over its tokens."""
 
@@ -132,7 +137,7 @@ class Bottleneck(nn.Module):
         whole: Width of the signals of all matrices side by side.
     """
 
-    def __init__(self, config: IbkeConfig, d_in: int, d_out: int, whole: int) -> None:
+    def __init__(self, config: BottleneckConfig, d_in: int, d_out: int, whole: int) -> None:
         super().__init__()
         self.config = config
         width, d = d_in + d_out, config.d_m
@@ -232,7 +237,7 @@ def divergence(
 class IbkeNetwork(FactorNetwork):
     """One bottleneck per edited matrix."""
 
-    def __init__(self, config: IbkeConfig, sites: Sequence[tuple[int, Site]]) -> None:
+    def __init__(self, config: BottleneckConfig, sites: Sequence[tuple[int, Site]]) -> None:
         super().__init__()
         self.config = config
         widths = [site.d_in + site.d_out for _, site in sites]
@@ -295,18 +300,10 @@ class IbkeNetwork(FactorNetwork):
         ]
 
 
-class Ibke(TrainedEditor):
-    """Information bottleneck knowledge editor: gradient factors, compressed, reshaped, rescaled."""
+class BottleneckEditor(TrainedEditor):
+    """What editors with IBKE's networks share."""
 
-    name: ClassVar[str] = "ibke"
-    title: ClassVar[str] = "IBKE"
-    paper: ClassVar[str] = "Information Bottleneck Knowledge Editor"
-    needs: ClassVar[tuple[str, ...]] = ("training",)
-    weights: ClassVar[bool] = True
-    batch: ClassVar[str] = "joint"
-    sequence: ClassVar[str] = "adds"
-    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
-    Config: ClassVar[type[IbkeConfig]] = IbkeConfig
+    Config: ClassVar[type[BottleneckConfig]] = BottleneckConfig
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt2-xl": {"layers": (15, 16, 17), "norm": "running", "d_m": 1024},
         "gpt-j-6b": {"layers": (6, 7, 8), "norm": "running", "d_m": 1024},
@@ -323,10 +320,25 @@ class Ibke(TrainedEditor):
 
     def also(self, edit: Edit) -> list[Edit]:
         """Return the request turned round, if the settings say so."""
-        assert isinstance(self.config, IbkeConfig)
+        assert isinstance(self.config, BottleneckConfig)
         return mirrors(edit) if self.config.mirror else []
 
     def build(self, sites: Sequence[tuple[int, Site]], lm: LM) -> IbkeNetwork:
         """Return untrained networks for these matrices."""
-        assert isinstance(self.config, IbkeConfig)
+        assert isinstance(self.config, BottleneckConfig)
         return IbkeNetwork(self.config, sites)
+
+
+class Ibke(RidgeEditor, BottleneckEditor):
+    """Information bottleneck knowledge editor: gradient factors, compressed, reshaped, rescaled."""
+
+    name: ClassVar[str] = "ibke"
+    title: ClassVar[str] = "IBKE"
+    paper: ClassVar[str] = "Information Bottleneck Knowledge Editor"
+    needs: ClassVar[tuple[str, ...]] = ("training",)
+    weights: ClassVar[bool] = True
+    batch: ClassVar[str] = "joint"
+    sequence: ClassVar[str] = "adds"
+    sequential: ClassVar[bool] = True
+    exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
+    Config: ClassVar[type[IbkeConfig]] = IbkeConfig

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from errata.case import Edit
-from errata.editors.base_trained import Matrices, TrainedConfig, TrainedEditor
+from errata.editors.base_ridge import RidgeConfig, RidgeEditor
+from errata.editors.base_trained import Matrices
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.nets.capture import Signals
@@ -21,7 +22,7 @@ from errata.nets.rates import EditRates, RateSpace
 from errata.nets.update import FactorNetwork, Term, Update
 
 
-class MendConfig(TrainedConfig):
+class MendConfig(RidgeConfig):
     """Settings of MEND's networks; the defaults are those published."""
 
     matrices: Matrices = Field(
@@ -151,7 +152,7 @@ class MendNetwork(FactorNetwork):
         return Update(tuple(terms), signals.groups)
 
 
-class Mend(TrainedEditor):
+class Mend(RidgeEditor):
     """Model editor networks: gradient factors transformed token by token."""
 
     name: ClassVar[str] = "mend"
@@ -161,6 +162,7 @@ class Mend(TrainedEditor):
     weights: ClassVar[bool] = True
     batch: ClassVar[str] = "joint"
     sequence: ClassVar[str] = "adds"
+    sequential: ClassVar[bool] = True
     exports: ClassVar[tuple[str, ...]] = ("lora", "merged")
     Config: ClassVar[type[MendConfig]] = MendConfig
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {

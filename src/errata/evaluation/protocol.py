@@ -135,8 +135,9 @@ class Protocol(Settings):
     stop_when: str | None = _field(
         None,
         "Stop a sequence when the perplexity of general sentences is N times that of the unedited "
-        "model; its other cases count as failed",
-        panel=_LONG, metavar="perplexity=Nx",
+        "model; its other cases count as failed. Default: 10 times for editors that are not made "
+        "for sequences, else never",
+        panel=_LONG, metavar="perplexity=Nx|never",
     )  # fmt: skip
     drop_partial: bool = _field(False, "Leave out a last batch or sequence below N")
     keep_collisions: bool = _field(False, "Keep questions about facts that another case edits")

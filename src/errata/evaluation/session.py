@@ -25,8 +25,8 @@ from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
 from errata.evaluation.sequence import Checkpoints, SideBySide, joined
 from errata.evaluation.tracking import Tracker, spread
-from errata.inspection.collapse import Watch, unfit
-from errata.inspection.limits import due
+from errata.inspection.collapse import Watch, stops, unfit
+from errata.inspection.limits import due, parse_limit
 from errata.patch import Patch
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class Session:
         self.before: dict[tuple[str, int], Before] = {}
         self.free: wild.Free | None = None
         self.laps: dict[str, float] = {}
-        self.watch = Watch(lm, protocol.limit, log.warning)
+        self.stop_when = stops(editor, protocol.stop_when)
+        self.watch = Watch(lm, parse_limit(self.stop_when), log.warning)
 
     def prepare(self, cases: Sequence[Case], pending: Sequence[Sequence[Case]]) -> None:
         """Tokenise all questions, ask the unedited model, and let the editor get ready."""
@@ -325,7 +326,7 @@ class Session:
 
     def _watch(self, sequences: SideBySide, live: Sequence[int]) -> None:
         """Measure what the sequences do to general sentences, and stop those that do too much."""
-        limit = self.protocol.limit
+        limit = self.watch.limit
         for i in live:
             steps = len(sequences.steps[i])
             if steps < 2 or not due(sequences.step, steps, limit is not None):
@@ -334,8 +335,8 @@ class Session:
             with self.clock("track"):
                 points = sequences.watched[i]["points"]
                 if self.watch.look(sequences.patches[i], edits, points):
-                    assert self.protocol.stop_when is not None
-                    sequences.stop(i, self.protocol.stop_when)
+                    assert self.stop_when is not None
+                    sequences.stop(i, self.stop_when)
 
     def _first_answers(self, items: Sequence[tuple[Case, Patch | None]]) -> list[list[float]]:
         if not items:

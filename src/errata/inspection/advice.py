@@ -74,10 +74,10 @@ def advice(
         in_turn: Whether they were made one after another.
     """
     found = [*_of_text(edit, result)]
-    if in_turn and not editor.sequential:
+    if in_turn and not editor.lasts:
         found.append("all edits together, as it is made for that: --regime joint")
     found += _of_settings(lm, editor)
-    if group > 1 and editor.batch == "joint" and editor.sequential and not in_turn:
+    if group > 1 and editor.batch == "joint" and editor.lasts and not in_turn:
         found.append("one after another instead of together: --regime sequential")
     return [*found, *_others(editor, edit)]
 

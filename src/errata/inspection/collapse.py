@@ -87,9 +87,19 @@ class Watch:
 
 def unfit(editor: Editor) -> str | None:
     """Return what there is to say at the first step of a sequence; None if the editor is fit."""
-    if editor.sequential:
+    if editor.lasts:
         return None
+    if editor.sequential:
+        return (
+            f"{editor.name} adds its edits up as it is set, which destroys a model within ten: "
+            "leave out joint=sum, and they are solved for together"
+        )
     return (
         f"{editor.name} is not made for edits one after another: its updates are made for the "
         "unedited model. Give all edits to one call, or take another editor"
     )
+
+
+def stops(editor: Editor, asked: str | None) -> str | None:
+    """Return when a sequence is to stop: as asked, else at a collapse if the editor is not fit."""
+    return asked if asked is not None or editor.lasts else f"perplexity={COLLAPSED:g}x"

@@ -17,21 +17,27 @@ from typing import Any
 from errata.errors import ConfigError
 
 EXAMPLE = "perplexity=2x"
+NEVER = "never"
+"""As a limit: a sequence goes on, whatever it does to the model."""
 
 
 def parse_limit(text: str | None) -> float | None:
     """Read `perplexity=2x`: the largest perplexity relative to the unedited model; None for None.
+
+    `never` is read as a limit that nothing exceeds.
 
     Raises:
         ConfigError: If it is not of that form, or not above 1.
     """
     if text is None:
         return None
+    if text.strip() == NEVER:
+        return math.inf
     found = re.fullmatch(r"perplexity=(\d+(?:\.\d+)?)x?", text.strip())
     if found is None or not float(found[1]) > 1:
         raise ConfigError(
             f"stop_when {text!r}: expected perplexity=Nx, N times that of the unedited model, N "
-            "above 1",
+            f"above 1, or {NEVER}",
             f"Example: {EXAMPLE}",
         )
     return float(found[1])

@@ -11,7 +11,7 @@ from errata.case import Edit
 from errata.config import did_you_mean, parse_overrides
 from errata.editors import editors, get_editor
 from errata.errors import ConfigError, EditError, ErrataError
-from errata.inspection.collapse import Watch, unfit
+from errata.inspection.collapse import Watch, stops, unfit
 from errata.inspection.limits import due, first_over, parse_limit, times, worst
 from errata.inspection.look import look
 from errata.patch.report import Report
@@ -63,7 +63,8 @@ def make(
         after: The patch that they build on.
         regime: `joint` or `sequential`.
         stop_when: A sequence stops where the perplexity of general sentences has risen that far,
-            and what was made up to the last good measurement is kept.
+            and what was made up to the last good measurement is kept. Default: at ten times, for
+            editors that are not made for sequences; `never`: not at all.
         progress: Called with (done, total) between edits that are made one after another.
 
     Returns:
@@ -74,6 +75,7 @@ def make(
     """
     if regime == "joint" or len(requests) == 1:
         return editor.edit_one(lm, requests, after), None
+    stop_when = stops(editor, stop_when)
     limit = parse_limit(stop_when)
     watch = Watch(lm, limit, log.warning)
     told = unfit(editor)

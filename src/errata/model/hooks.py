@@ -45,6 +45,7 @@ class Installed:
         at: The (row, position) pairs whose logits it computes; None: all.
         depth: How many times everything has been lifted.
         applied: How many patches are applied in place: the weights are not the model's own.
+        written: By id, the parameters that these have written to, and their own values.
     """
 
     stack: Stack | None = None
@@ -53,6 +54,7 @@ class Installed:
     at: Tensor | None = None
     depth: int = 0
     applied: int = 0
+    written: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
 
     @property
     def nothing(self) -> bool:
@@ -68,6 +70,18 @@ class Installed:
             yield
         finally:
             vars(self).update(earlier)
+
+    @contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """Put the parameters' own values in place for a pass, whatever patches wrote there."""
+        written = [(parameter, parameter.data) for parameter, _ in self.written.values()]
+        try:
+            for parameter, own in self.written.values():
+                parameter.data = own
+            yield
+        finally:
+            for parameter, value in written:
+                parameter.data = value
 
 
 _on: WeakKeyDictionary[nn.Module, Installed] = WeakKeyDictionary()

@@ -79,6 +79,8 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 saved.append((parameter, parameter.detach().clone()))
                 dtype = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(dtype) + delta.to(dtype))
+        own = {id(parameter): (parameter, value) for parameter, value in saved}
+        stack.enter_context(lm.installed.running(written=own | lm.installed.written))
         if standing:
             stack.enter_context(hooked(lm, *beside_hooks(lm, standing)))
         for _, change, network in parts.networks:

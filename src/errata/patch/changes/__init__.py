@@ -3,6 +3,7 @@
 from errata.patch.changes.base import Change
 from errata.patch.changes.kinds import change_kind, change_of, module_kind, route_kind
 from errata.patch.changes.module import Module, Shift, Where
+from errata.patch.changes.retrieved import Retrieved
 from errata.patch.changes.ridge import Ridge
 from errata.patch.changes.weights import Dense, LowRank
 from errata.patch.changes.whole import Context, Route, Router
@@ -13,6 +14,7 @@ __all__ = [
     "Dense",
     "LowRank",
     "Module",
+    "Retrieved",
     "Ridge",
     "Route",
     "Router",

@@ -1,0 +1,304 @@
+"""Updates that are kept apart, of which a row gets those of the nearest request, or none.
+
+```
+ prompt of a row ──▶ unedited model ──▶ hidden state of one block at the prompt's last token
+                                              │ cosine with the key of every stored request
+                                              ▼
+                             nearest and near enough: y += x Aᵀ Bᵀ at every matrix of that request
+                             else: nothing, the row keeps the bits of the model
+```
+
+The state is read off a pass of its own, in which no patch is at work, in hooks or in weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from errata.errors import PatchError
+from errata.model.hooks import bare
+from errata.model.passes import capture, module_at, wide
+from errata.model.tokens import Row
+from errata.patch.changes.base import Change, building
+from errata.patch.changes.kinds import change_kind
+from errata.patch.changes.module import Module
+from errata.patch.changes.weights import LowRank
+
+if TYPE_CHECKING:
+    from errata.model.lm import LM
+    from errata.model.passes import Pass
+    from errata.patch.parts import Parts
+
+VERSION = 1
+SAME = 1 - 1e-5
+"""Cosine from which two keys are of one prompt: the later request takes the earlier one's place."""
+
+REMEMBERED = 2**16
+"""Prompts whose state is kept with a model: it is the same under all patches."""
+
+Text = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The updates of N requests at one matrix, one behind the other.
+
+    Attributes:
+        B: `[d_out, R]`.
+        A: `[R, d_in]`.
+        ends: `[N]`, where the factors of each request end.
+    """
+
+    B: Float[Tensor, "d_out R"]
+    A: Float[Tensor, "R d_in"]
+    ends: Int[Tensor, " N"]
+
+    def of(self, number: int) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
+        """Return the factors of one request."""
+        start = int(self.ends[number - 1]) if number else 0
+        part = slice(start, int(self.ends[number]))
+        return self.B[:, part], self.A[part]
+
+    def kept(self, numbers: Sequence[int]) -> Store:
+        """Return those of some requests, in that order."""
+        pairs = [self.of(number) for number in numbers]
+        return Store.joined([LowRank("", B, A) for B, A in pairs], self)
+
+    @classmethod
+    def joined(cls, changes: Sequence[LowRank], like: Store | None = None) -> Store:
+        """Return the store of one low-rank change per request."""
+        if not changes and like is not None:
+            return cls(like.B[:, :0], like.A[:0], like.ends[:0])
+        sizes = torch.tensor([change.rank for change in changes])
+        return cls(
+            torch.cat([change.B for change in changes], 1),
+            torch.cat([change.A for change in changes], 0),
+            sizes.cumsum(0),
+        )
+
+    def behind(self, other: Store) -> Store:
+        """Return `other`'s requests and then these."""
+        first = int(other.ends[-1]) if len(other.ends) else 0
+        return Store(
+            torch.cat([other.B, self.B.to(other.B)], 1),
+            torch.cat([other.A, self.A.to(other.A)]),
+            torch.cat([other.ends, self.ends + first]),
+        )
+
+
+@change_kind("retrieved")
+@dataclass(frozen=True, eq=False, repr=False)
+class Retrieved(Change):
+    """Low-rank updates of several requests; a row runs under those of the request it is about.
+
+    Attributes:
+        keys: `[N, d]` of length one, float32 at least: the state of each request's prompt.
+        stores: By matrix.
+        threshold: Cosine from which a request is near enough.
+        block: Whose output is the state.
+        path: Empty: it acts on several modules.
+    """
+
+    kind: ClassVar[str] = "retrieved"
+    keys: Float[Tensor, "N d"]
+    stores: Mapping[str, Store]
+    threshold: float
+    block: int
+    path: ClassVar[str] = ""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"the memory of {len(self):,} updates"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is saved in the tensor file."""
+        named = {"keys": self.keys}
+        for number, store in enumerate(self.stores.values()):
+            named |= {f"{name}.{number}": getattr(store, name) for name in ("A", "B", "ends")}
+        return named
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is saved in the JSON file."""
+        return {
+            "kind": self.kind, "version": VERSION, "paths": list(self.stores),
+            "threshold": self.threshold, "block": self.block,
+        }  # fmt: skip
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Retrieved:
+        """Return the change that was saved.
+
+        Raises:
+            PatchError: If another version of errata wrote it, or something does not fit.
+        """
+        if entry.get("version") != VERSION:
+            raise PatchError(
+                f"a memory of updates of version {entry.get('version')}; this errata reads "
+                f"version {VERSION}",
+                "Make the patch again from its edits, or install the errata that made it.",
+            )
+        with building("the memory of updates"):
+            keys = tensors["keys"]
+            stores = {
+                str(path): Store(*(tensors[f"{name}.{number}"] for name in ("B", "A", "ends")))
+                for number, path in enumerate(entry["paths"])
+            }
+            change = cls(keys, stores, float(entry["threshold"]), int(entry["block"]))
+            for store in stores.values():
+                whole = int(store.ends[-1]) if len(store.ends) else 0
+                if len(store.ends) != len(keys) or not whole == len(store.A) == store.B.shape[1]:
+                    raise ValueError("its tensors are of different requests")
+        return change
+
+    def check(self, lm: LM) -> None:
+        """Refuse a model without these matrices, or of another width.
+
+        Raises:
+            PatchError: Says what does not fit.
+        """
+        for path, store in self.stores.items():
+            LowRank(path, store.B, store.A).check(lm)
+        if not 0 <= self.block < lm.n_layers or self.keys.shape[1] != lm.embedding.shape[1]:
+            raise PatchError(
+                f"{self.label} compares {self.keys.shape[1]} numbers of block {self.block}; "
+                f"{lm.name} has {lm.n_layers} blocks of width {lm.embedding.shape[1]}",
+                "The patch is for another model.",
+            )
+
+    def install(self, parts: Parts, group: int) -> None:
+        """Add one network per matrix; they share what they look up."""
+        lookup = Lookup(parts.lm, self)
+        for path, store in self.stores.items():
+            place = Module(path, self.kind, {}, {}, "both")
+            parts.add_network(group, place, Chosen(lookup, store))
+
+    # ------------------------------------------------------------------ growing
+
+    def grown(self, more: Retrieved) -> Retrieved:
+        """Return both memories as one; a later request of a prompt takes the earlier one's place.
+
+        Raises:
+            PatchError: If they compare other states or change other matrices.
+        """
+        if self.block != more.block or list(self.stores) != list(more.stores):
+            raise PatchError(
+                f"{self.label} is about other matrices or another block than the new updates",
+                "Edit with the settings and networks that its patch.json names.",
+            )
+        near = self.keys.to(more.keys) @ more.keys.T
+        stays = (near < SAME).all(1).nonzero()[:, 0].tolist()
+        keys, stores = self.keys, dict(self.stores)
+        if len(stays) < len(self):
+            keys = keys[stays]
+            stores = {path: store.kept(stays) for path, store in stores.items()}
+        return Retrieved(
+            torch.cat([keys.to(more.keys), more.keys]),
+            {path: more.stores[path].behind(store) for path, store in stores.items()},
+            more.threshold,
+            more.block,
+        )
+
+
+# ---------------------------------------------------------------------- at work
+
+
+@torch.no_grad()
+def states_of(lm: LM, block: int, texts: Sequence[Text]) -> Float[Tensor, "n d"]:
+    """Return the direction of the unedited model's state at the last token of each text."""
+    last = [len(text) - 1 for text in texts]
+    rows = [Row(text, (at,), (), len(text)) for text, at in zip(texts, last, strict=True)]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    with lm.installed.unwritten(), bare(lm.model):
+        module = module_at(lm, block, "block")
+        for batch in lm.batches(rows):
+            _, (hidden,) = capture(lm, batch, outputs=[module])
+            for line, i in enumerate(batch.index):
+                found[i] = wide(hidden[line, last[i]]).clone()
+    return nn.functional.normalize(torch.stack(found), dim=-1)
+
+
+class Lookup:
+    """Which request each row is about.
+
+    Args:
+        lm: The model.
+        change: The requests' keys, and how they are compared.
+    """
+
+    def __init__(self, lm: LM, change: Retrieved) -> None:
+        self.lm, self.block, self.threshold = lm, change.block, change.threshold
+        self.keys = change.keys.to(lm.device)
+        self.found: dict[Text, int] = {}
+
+    def of(self, seen: Pass) -> list[int]:
+        """Return the number of each row's request, -1 where none is near enough."""
+        texts = seen.tokens(prompt_only=True)
+        if len(self.found) > REMEMBERED:
+            self.found = {}
+        fresh = sorted({text for text in texts if text not in self.found}, key=len)
+        if fresh:
+            self.found.update(zip(fresh, self.nearest(self._states(fresh)), strict=True))
+        return [self.found[text] for text in texts]
+
+    def nearest(self, states: Float[Tensor, "n d"]) -> list[int]:
+        """Return the number of the nearest key of each state, -1 where none is near enough."""
+        if not len(self.keys):
+            return [-1] * len(states)
+        best, number = (states.to(self.keys) @ self.keys.T).max(1)
+        return torch.where(best >= self.threshold, number, -1).tolist()
+
+    def _states(self, texts: Sequence[Text]) -> Float[Tensor, "n d"]:
+        """Return states; they are kept with the model, whose own they are under any patch."""
+        lm = self.lm
+        if any(not text for text in texts):
+            raise PatchError(
+                "a row without any token of a prompt cannot be compared with edits",
+                "Give the prompt, at least one token.",
+            )
+        kept: dict[tuple[int, Text], Tensor] = lm.once("states of prompts", dict)
+        missing = [text for text in texts if (self.block, text) not in kept]
+        if len(kept) + len(missing) > REMEMBERED:
+            kept.clear()
+            missing = list(texts)
+        if missing:
+            made = states_of(lm, self.block, missing)
+            kept.update(((self.block, text), s) for text, s in zip(missing, made, strict=True))
+        return torch.stack([kept[self.block, text] for text in texts])
+
+
+class Chosen(nn.Module):
+    """Adds to a matrix' output what the request of each row wants.
+
+    Args:
+        lookup: Says which request that is.
+        store: The updates at this matrix.
+    """
+
+    sees_pass = True
+
+    def __init__(self, lookup: Lookup, store: Store) -> None:
+        super().__init__()
+        self.lookup, self.store = lookup, store
+
+    def forward(
+        self, x: Float[Tensor, "B T d_in"], y: Float[Tensor, "B T d_out"], seen: Pass
+    ) -> Float[Tensor, "B T d_out"]:
+        """Return the output; rows about no request keep their bits."""
+        numbers = self.lookup.of(seen)
+        for number in sorted(set(numbers) - {-1}):
+            rows = torch.tensor([i for i, n in enumerate(numbers) if n == number], device=x.device)
+            B, A = (factor.to(x.device) for factor in self.store.of(number))
+            kind = torch.promote_types(wide(x).dtype, A.dtype)
+            extra = x[rows].to(kind) @ A.to(kind).T @ B.to(kind).T
+            y = y.index_copy(0, rows, (y[rows].to(kind) + extra).to(y.dtype))
+        return y
