@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from errata.cli import _output
-from errata.cli._options import ForceFlag, JsonFlag
+from errata.cli._options import ForceFlag, JsonFlag, expand
 from errata.config import did_you_mean
 from errata.errors import ConfigError
 
@@ -24,6 +25,29 @@ _TABLE, _STATISTICS = "Tables", "Statistics"
 FORMATS = ("markdown", "latex", "csv")
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """What rates are means of, and how their intervals are drawn."""
+
+    f1: Annotated[
+        str | None,
+        typer.Option(
+            "--f1",
+            metavar="DATA,…",
+            help="Data sets that count for F1; default: all but zsRE.",
+            rich_help_panel=_STATISTICS,
+        ),
+    ] = None
+    bootstrap: Annotated[
+        int,
+        typer.Option(min=0, help="Resamples for intervals.", rich_help_panel=_STATISTICS),
+    ] = 1000
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the resampling.", rich_help_panel=_STATISTICS)
+    ] = 0
+
+
+@expand
 def report(
     runs: Annotated[
         list[Path],
@@ -79,22 +103,7 @@ def report(
             rich_help_panel=_TABLE,
         ),
     ] = None,
-    f1: Annotated[
-        str | None,
-        typer.Option(
-            "--f1",
-            metavar="DATA,…",
-            help="Data sets that count for F1; default: all but zsRE.",
-            rich_help_panel=_STATISTICS,
-        ),
-    ] = None,
-    bootstrap: Annotated[
-        int,
-        typer.Option(min=0, help="Resamples for intervals.", rich_help_panel=_STATISTICS),
-    ] = 1000,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the resampling.", rich_help_panel=_STATISTICS)
-    ] = 0,
+    statistics: Statistics = Statistics(),
     force: ForceFlag = False,
     json: JsonFlag = False,
 ) -> None:
@@ -110,8 +119,8 @@ def report(
 
     with _output.status("reading runs"):
         made = reporting.report(
-            runs, within=within, f1=_words(f1), intervals=intervals, metrics=_words(metrics),
-            bootstrap=bootstrap, seed=seed,
+            runs, within=within, intervals=intervals, metrics=_words(metrics),
+            f1=_words(statistics.f1), bootstrap=statistics.bootstrap, seed=statistics.seed,
         )  # fmt: skip
         written = [] if out is None else made.save(out, force=force)
     if html is not None:
@@ -121,16 +130,15 @@ def report(
         return
     if made.missing:
         _output.note(f"missing: {told(made.missing)}")
+    console = _output.out()
     if html is not None:
-        _output.out().print(f"{html}: open it in a browser", soft_wrap=True)
-    if out is None and html is not None:
-        return
-    if out is None:
+        console.print(f"{html}: open it in a browser", soft_wrap=True)
+    elif out is None:
         sys.stdout.write(made.text(form, _output.asked_width()))
+    if out is None:
         return
     if not figure.available():
         _output.note("no figure: it needs matplotlib, pip install 'errata[report]'")
-    console = _output.out()
     names = ", ".join(path.name for path in written if path.parent == out)
     console.print(f"{out}/: {names}", soft_wrap=True)
 

@@ -133,11 +133,9 @@ def evaluate(
             done |= {record["id"]: record for record in records}
             show(0)
         records = [done[case.id] for unit in units for case in unit]
-        asked = sum(len(case.probes) for case in data.cases)
         header = {
             **stamp, "notes": list(notes), "top_k": chosen.top_k,
-            "skipped": len(kept) - total,
-            "collisions": asked - sum(len(case.probes) for case in kept),
+            "skipped": len(kept) - total, "collisions": _asked(data.cases) - _asked(kept),
             **({"tracked": measures.told()} if measures.tracker is not None else {}),
         }  # fmt: skip
         with nullcontext() if folder is None else counting([folder.path]):
@@ -147,6 +145,10 @@ def evaluate(
             folder.finish(summary)
             folder.drop_checkpoint()
     return Result(summary, records, Path(out) if out is not None else None, notes)
+
+
+def _asked(cases: Sequence[Case]) -> int:
+    return sum(len(case.probes) for case in cases)
 
 
 # ---------------------------------------------------------------------- what is asked for

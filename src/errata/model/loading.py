@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -177,7 +178,7 @@ def load(
         weights |= {"device_map": spread, "offload_folder": str(_offload_folder(model))}
     if ready is not None:
         ready()
-    try:
+    with _understood(model, gguf_file, source):
         if gguf_file is None and spread is None and _quantiser(source, options) is not None:
             weights["device_map"] = {"": str(where)}  # cannot be moved afterwards
         network, told = read(
@@ -185,6 +186,33 @@ def load(
         )
         tokenizer = read(AutoTokenizer, source, weights=False, **options)
         tokenizer("The capital", truncation=False, verbose=False)  # some damage shows only here
+    _refuse_gaps(model, told)
+    if gguf_file is not None:
+        gguf.plain(network)
+    if spread is None and not getattr(network, "is_quantized", False):
+        network.to(where)
+    lm = LM(
+        network,
+        tokenizer,
+        name=model,
+        revision=revision,
+        max_tokens=max_tokens,
+        sites=sites,
+        compute=compute,
+    )
+    lm.check_finite()
+    return lm
+
+
+@contextmanager
+def _understood(model: str, gguf_file: str | None, source: str) -> Iterator[None]:
+    """Say in a sentence what reading a model has raised.
+
+    Raises:
+        ModelError: Names the model, and the reason as far as it is known.
+    """
+    try:
+        yield
     except (ErrataError, MemoryError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -207,22 +235,6 @@ def load(
             f"cannot load model {model!r}: {reason(error)}",
             "Its configuration or tokenizer is damaged, or of another release; fetch it again.",
         ) from error
-    _refuse_gaps(model, told)
-    if gguf_file is not None:
-        gguf.plain(network)
-    if spread is None and not getattr(network, "is_quantized", False):
-        network.to(where)
-    lm = LM(
-        network,
-        tokenizer,
-        name=model,
-        revision=revision,
-        max_tokens=max_tokens,
-        sites=sites,
-        compute=compute,
-    )
-    lm.check_finite()
-    return lm
 
 
 def _quantiser(source: str, options: Mapping[str, Any]) -> str | None:
