@@ -102,10 +102,9 @@ class Row:
         return text + (f", {failed} failed" if failed else "")
 
     def seconds(self) -> str:
-        """Wall seconds of editing, per edit."""
-        edits = sum(record["edits"] for record in self.good)
-        spent = sum(record["seconds"].get("edit", 0.0) for record in self.records)
-        return f"{spent / edits:.1f}" if edits and spent else "–"
+        """Return the CPU seconds of a record in its first cell, questions included."""
+        spent = self.results[0].get("cpu_each")
+        return "–" if spent is None else f"{spent:.1f}"
 
     def bytes_each(self) -> str:
         """Kilobytes of a patch, per edit."""

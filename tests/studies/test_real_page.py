@@ -109,7 +109,7 @@ def made(scores: list[float]) -> Row:
         for i, score in enumerate(scores)
     ]  # fmt: skip
     cell = plan.Cell("x_0", "single", "rome", limit=9)
-    return Row((cell,), ({"records": records},))
+    return Row((cell,), ({"records": records, "cpu_each": 0.46},))
 
 
 def test_rates_and_paired_differences() -> None:
