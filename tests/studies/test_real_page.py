@@ -166,3 +166,13 @@ def test_every_cell_can_be_asked(tmp_path: Any) -> None:
     abilities = [cell for cell in plan.everything() if cell.part == "ability"]
     assert {cell.protocol["after"] for cell in abilities} - {None} <= sequences
     assert {*plan.TASKS} <= {*task_names()}
+
+
+def test_heat_maps_are_drawn(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    from studies.real.figure import draw
+
+    effects = {kind: [[0.1, None], [0.2, 0.3]] for kind in ("hidden", "ffn")}
+    found = {"model": "smollm2", "roles": ["subject", "last"], "effects": effects, "window": 2}
+    draw([found, {**found, "model": "gemma3"}], tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
