@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,26 @@ def rows_of(part: str, model: str = "", data: str = "") -> list[Row]:
         cells = sorted(cells, key=lambda cell: cell.first)
         results = tuple(result for cell in cells if (result := read(cell.name)) is not None)
         if results:
+            check_settings(results)
             found.append(Row(tuple(cells), results))
     return found
+
+
+def check_settings(results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to join cells that defaults of different versions have made.
+
+    Raises:
+        ValueError: Names the cells and the setting.
+    """
+    for one, other in pairwise(results):
+        both = one["config"].keys() & other["config"].keys()
+        differ = sorted(key for key in both if one["config"][key] != other["config"][key])
+        if differ or one["blocks"] != other["blocks"]:
+            names = " and ".join(result["cell"]["name"] for result in (one, other))
+            raise ValueError(
+                f"{names} are one row of the page and differ in {differ or 'their blocks'}: give "
+                "the settings in studies/real/plan.py, remove one result and run it again"
+            )
 
 
 def row_named(name: str) -> Row | None:
