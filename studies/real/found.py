@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,9 @@ class Row:
         return text + (f", {failed} failed" if failed else "")
 
     def seconds(self) -> str:
-        """Wall seconds of editing, per edit."""
-        edits = sum(record["edits"] for record in self.good)
-        spent = sum(record["seconds"].get("edit", 0.0) for record in self.records)
-        return f"{spent / edits:.1f}" if edits and spent else "–"
+        """Return the CPU seconds of a record in its first cell, questions included."""
+        spent = self.results[0].get("cpu_each")
+        return "–" if spent is None else f"{spent:.1f}"
 
     def bytes_each(self) -> str:
         """Kilobytes of a patch, per edit."""
@@ -189,8 +189,26 @@ def rows_of(part: str, model: str = "", data: str = "") -> list[Row]:
         cells = sorted(cells, key=lambda cell: cell.first)
         results = tuple(result for cell in cells if (result := read(cell.name)) is not None)
         if results:
+            check_settings(results)
             found.append(Row(tuple(cells), results))
     return found
+
+
+def check_settings(results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to join cells that defaults of different versions have made.
+
+    Raises:
+        ValueError: Names the cells and the setting.
+    """
+    for one, other in pairwise(results):
+        both = one["config"].keys() & other["config"].keys()
+        differ = sorted(key for key in both if one["config"][key] != other["config"][key])
+        if differ or one["blocks"] != other["blocks"]:
+            names = " and ".join(result["cell"]["name"] for result in (one, other))
+            raise ValueError(
+                f"{names} are one row of the page and differ in {differ or 'their blocks'}: give "
+                "the settings in studies/real/plan.py, remove one result and run it again"
+            )
 
 
 def row_named(name: str) -> Row | None:

@@ -63,7 +63,7 @@ def _single(rows: Sequence[Row]) -> str:
     for row, rates in zip(rows, every, strict=True):
         cells = [rates.text(key) for key in shown]
         body.append([row.title, row.counted, *cells, row.seconds(), row.bytes_each()])
-    head = ["editor", "n", *(SCORES[key] for key in shown), "s / edit", "kB / edit"]
+    head = ["editor", "n", *(SCORES[key] for key in shown), "CPU-s / record", "kB / edit"]
     return table(head, body)
 
 
@@ -116,7 +116,7 @@ def sequence_table() -> str:
     if not body:
         return ""
     head = ["editor", "n", "Rel", "Gen, top 5", "Loc, top 5", "top 1", "ES", "PS", "NS",
-            "perplexity", "s / edit"]  # fmt: skip
+            "perplexity", "CPU-s / record"]  # fmt: skip
     return table(head, body)
 
 
@@ -245,7 +245,17 @@ def search_table() -> str:
         shown = ("reliability", "generality_top1", "locality_top1", "NS", "S")
         before = rates.text("before.NS")
         body.append([row.title, row.counted, *map(rates.text, shown), before, row.seconds()])
-    head = ["editor", "n", "Rel", "Gen, top 1", "Loc, top 1", "NS", "S", "NS unedited", "s / edit"]
+    head = [
+        "editor",
+        "n",
+        "Rel",
+        "Gen, top 1",
+        "Loc, top 1",
+        "NS",
+        "S",
+        "NS unedited",
+        "CPU-s / record",
+    ]
     return table(head, body) if body else ""
 
 

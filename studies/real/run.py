@@ -98,6 +98,7 @@ class Study:
             return
         lm, out = self.lm(cell), self.places.runs / cell.name
         protocol = {"bootstrap": 0, **self.places.filled(cell.protocol)}
+        before, began = _recorded(out), time.process_time()
         data = load_cases(self.places.filled(DATA[cell.data]), limit=cell.first + cell.limit)
         data = replace(data, cases=data.cases[cell.first :])
         errata.evaluate(
@@ -105,6 +106,11 @@ class Study:
             protocol=protocol, out=out, resume=out.exists(), progress=_keeper(out),
         )  # fmt: skip
         self.keep(cell)
+        made = _recorded(out) - before
+        result = read(cell.name)
+        if made and result is not None:
+            spent = (time.process_time() - began) / made
+            write(cell.name, {**result, "cpu_each": round(spent, 2)})
 
     def _editor(self, cell: Cell) -> Editor:
         return get_editor(cell.editor, self.places.filled(cell.settings), model=cell.model)
@@ -164,6 +170,11 @@ class Study:
             "once": _once(run),
             "records": [compact(record, tokenizer) for record in run.records],
         }
+
+
+def _recorded(folder: Path) -> int:
+    """Return the number of records in a run folder."""
+    return len(load_run(folder).records) if (folder / "config.json").is_file() else 0
 
 
 def _keeper(folder: Path) -> Callable[[int, int], None]:

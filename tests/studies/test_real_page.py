@@ -9,7 +9,7 @@ import pytest
 from studies.common import results
 from studies.real import page, plan, run, text
 from studies.real.compact import compact, without_quotes
-from studies.real.found import Rates, Row, difference, rows_of, steps
+from studies.real.found import Rates, Row, check_settings, difference, rows_of, steps
 from studies.real.run import RESULTS, read
 
 from errata.editors import get_editor
@@ -109,7 +109,7 @@ def made(scores: list[float]) -> Row:
         for i, score in enumerate(scores)
     ]  # fmt: skip
     cell = plan.Cell("x_0", "single", "rome", limit=9)
-    return Row((cell,), ({"records": records},))
+    return Row((cell,), ({"records": records, "cpu_each": 0.46},))
 
 
 def test_rates_and_paired_differences() -> None:
@@ -166,3 +166,24 @@ def test_every_cell_can_be_asked(tmp_path: Any) -> None:
     abilities = [cell for cell in plan.everything() if cell.part == "ability"]
     assert {cell.protocol["after"] for cell in abilities} - {None} <= sequences
     assert {*plan.TASKS} <= {*task_names()}
+
+
+def test_heat_maps_are_drawn(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    from studies.real.figure import draw
+
+    effects = {kind: [[0.1, None], [0.2, 0.3]] for kind in ("hidden", "ffn")}
+    found = {"model": "smollm2", "roles": ["subject", "last"], "effects": effects, "window": 2}
+    draw([found, {**found, "model": "gemma3"}], tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cells_of_other_settings_are_not_joined() -> None:
+    def result(name: str, blocks: list[int], **config: Any) -> dict[str, Any]:
+        return {"cell": {"name": name}, "blocks": blocks, "config": config}
+
+    first = result("a_0", [3], clamp=4.0)
+    check_settings([first, result("a_30", [3], clamp=4.0, later=1)])
+    for other in (result("a_30", [3], clamp=0.75), result("a_30", [4], clamp=4.0)):
+        with pytest.raises(ValueError, match=r"a_0 and a_30 are one row"):
+            check_settings([first, other])
