@@ -175,7 +175,8 @@ def vllm(tmp_path: Path, base: str, adapter: Path) -> Iterator[str]:
 
     # `vllm serve` asks for the version of a package `vllm`; that of the CPU build has another name
     command: list[str | Path] = [
-        program, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        program, "-m", "vllm.entrypoints.openai.api_server", "--model", base,
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4",
         "--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"tokyo={adapter}",
     ]  # fmt: skip
