@@ -303,8 +303,8 @@ def _show(
     left = [one for one in served.answers if one.ok is None and one.error is None]
     if left:
         _output.note(
-            f"{_output.counted(len(left), 'question')} not judged: what the unedited model says is not "
-            "known (--endpoint-base)"
+            f"{_output.counted(len(left), 'question')} not judged: what the unedited model says "
+            "is not known (--endpoint-base)"
         )
     for reason, count in _reasons(served.unasked).items():
         console.print(Text(f"{_output.counted(count, 'question')} not answered: {reason}"))
