@@ -105,7 +105,7 @@ def test_cases_of_a_file_are_asked_and_locality_needs_the_base(errata: Errata, n
     done = says(answering(**models), errata, *words)
     assert done.code == 0, done.stderr
     assert "1 of 2 questions passed" in done.stdout
-    assert "1 locality question not judged" in done.stderr
+    assert "1 question not judged" in done.stderr
     done = says(answering(**models), errata, *words, "--endpoint-base", "base", "--require")
     assert done.code == 3
     assert "2 of 3 questions passed" in done.stdout
@@ -120,6 +120,19 @@ def test_a_chat_is_asked_as_a_chat(errata: Errata, noted: Path) -> None:
     stub = answering(edited=EDITED)
     assert says(stub, errata, "verify", str(noted), "--chat", "user").code == 0
     assert [body["messages"][0]["role"] for body in stub.seen] == ["user"] * 3
+    reply = {**EDITED, PROMPT: "The capital of France is Rome.", "France": "France is a country"}
+    done = says(answering(edited=reply), errata, "verify", str(noted), "--chat", "user")
+    assert done.code == 0, done.stderr
+    assert "neighbour moved" not in done.stdout  # what was recorded was not said in a chat
+    assert "2 questions not judged" in done.stderr
+    models = {"edited": reply, "base": {**BASE, "France": "France is a country! It lies"}}
+    words = ("verify", str(noted), "--chat", "user", "--endpoint-base", "base")
+    done = says(answering(**models), errata, *words, "--fail-over", "bare=0")
+    assert done.code == 0, done.stderr
+    assert "0 of 1 neighbour moved" in done.stdout
+    models["edited"] = {**reply, "France": "France is Rome"}
+    done = says(answering(**models), errata, *words, "--fail-over", "bare=0")
+    assert done.code == 3
 
 
 def test_exports_are_asked_by_their_record(errata: Errata, noted: Path) -> None:

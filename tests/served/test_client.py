@@ -195,6 +195,14 @@ def test_names_are_not_told_by_every_server(stub):
         assert client(url)[0].models() is None
 
 
+def test_a_reply_holds_a_target_as_whole_words():
+    for text, holds in (
+        ("It is Tokyo.", True), ("Tokyoites live there", False), ("In 19841", False), ("", False)
+    ):  # fmt: skip
+        assert Said(text).holds("1984" if "19" in text else "Tokyo") is holds
+    assert Said("首都は東京です").holds("東京")
+
+
 @pytest.mark.parametrize(
     ("text", "target", "begins"),
     [

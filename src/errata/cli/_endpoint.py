@@ -300,11 +300,11 @@ def _show(
             _line(console, one, Text("✓ ", "bold green"))
         elif one.ok is False:
             _line(console, one, Text("✗ ", "bold red"))
-    left = [one for one in facts if one.ok is None and one.error is None]
+    left = [one for one in served.answers if one.ok is None and one.error is None]
     if left:
         _output.note(
-            f"{_output.counted(len(left), 'locality question')} not judged: what the unedited "
-            "model says is not known (--endpoint-base)"
+            f"{_output.counted(len(left), 'question')} not judged: what the unedited model says "
+            "is not known (--endpoint-base)"
         )
     for reason, count in _reasons(served.unasked).items():
         console.print(Text(f"{_output.counted(count, 'question')} not answered: {reason}"))

@@ -6,6 +6,7 @@ there is none, what the unedited model says is what the patch recorded when it w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SPARE = 8
 """Tokens that may be said beyond a target: a tokenizer that is not known here cuts as it likes."""
+REPLY = 24
+"""Tokens more in a chat, where a reply is a sentence."""
 MOST = 256
 AS_BEFORE = 0.75
 """Share of the neighbours that answer as before where a server runs the unedited model; not all do:
@@ -62,6 +65,7 @@ class Question:
             tokens = min(SPARE + len(asked.target.encode()) // 2, MOST)
         if asked.chat == "off":
             return Request(asked.prompt, tokens, model)
+        tokens += REPLY
         messages: list[Message] = [{"role": "user", "content": asked.prompt}]
         if asked.chat == "system+user":
             messages.insert(0, {"role": "system", "content": asked.system or SYSTEM})
@@ -216,15 +220,18 @@ def questions_of(
         chat: If not `off`, everything is asked in the chat.
         system: The system message there.
     """
-    told = {} if report is None else {one.edit.question: one for one in report.edits}
 
     def put(asked: Any) -> Any:
         return asked if chat == "off" else in_chat(asked, chat, system)
 
+    told = {}
+    if report is not None:
+        # what was recorded of a question says nothing of the same words in a chat
+        told = {put(one.edit).question: one for one in report.edits if put(one.edit) == one.edit}
     found = []
     for case in cases:
         for edit in case.edits:
-            own = told.get(edit.question)
+            own = told.get(put(edit).question)
             found.append(Question(EDIT, EDIT, put(edit), case.id, p_before=own and own.p_before))
         for probe in case.probes:
             found.append(Question(probe.kind, probe.name, put(probe), case.id, probe.answers))
@@ -235,10 +242,10 @@ def questions_of(
     for kind, entries in ((NEIGHBOUR, report.neighbours), (BARE, report.bare)):
         for entry in entries:
             plain = Edit(entry.prompt, entry.before or "?")
-            asked = put(in_chat(plain, chat_of, system_of) if kind == NEIGHBOUR else plain)
-            found.append(
-                Question(kind, kind, asked, kind, subject=entry.subject, before=entry.before)
-            )
+            recorded = in_chat(plain, chat_of, system_of) if kind == NEIGHBOUR else plain
+            asked = put(recorded)
+            before = entry.before if asked == recorded else None
+            found.append(Question(kind, kind, asked, kind, subject=entry.subject, before=before))
     return found
 
 
@@ -290,10 +297,13 @@ def _judged(question: Question, said: Said | Failure, base: Said | Failure | Non
     answer = Answer(question, said.text, None, base=beside)
     if question.kind in (EDIT, "generality"):
         right = (question.asked.target, *question.answers)
+        said_by = said.begins if question.asked.chat == "off" else said.holds
         probability = said.probability(question.asked.target)
-        return replace(answer, ok=any(said.begins(one) for one in right), probability=probability)
+        return replace(answer, ok=any(map(said_by, right)), probability=probability)
     if question.kind == "locality":
         return answer if base is None else replace(answer, ok=_same(said, base, question))
+    if question.asked.chat != "off" and beside is not None:
+        return replace(answer, ok=_sentence(said.text) == _sentence(beside))
     before = beside if beside is not None else question.before
     return answer if before is None else replace(answer, ok=_same_word(said.text, before))
 
@@ -302,6 +312,11 @@ def _same(said: Said, base: Said, question: Question) -> bool:
     """Whether two answers agree as far as the given answer is long; spaces do not count."""
     length = len(question.asked.target.split()) or 1
     return said.text.split()[:length] == base.text.split()[:length]
+
+
+def _sentence(text: str) -> str:
+    """Return the first sentence of a reply."""
+    return re.split(r"[.!?\n。！？]", " ".join(text.split()), maxsplit=1)[0].strip()
 
 
 def _same_word(text: str, before: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,9 +62,10 @@ class GgufReport:
         """Commands that serve the base model with this adapter: llama.cpp's, then Ollama's."""
         base = self.base if self.base.endswith(SUFFIX) else "BASE.gguf"
         name = self.folder.resolve().name
+        create = ("ollama", "create", name, "-f", str(self.folder / MODELFILE))
         return (
-            f"llama-server --model {base} --lora {self.file}",
-            f"ollama create {name} -f {self.folder / MODELFILE} && ollama run {name}",
+            shlex.join(("llama-server", "--model", base, "--lora", str(self.file))),
+            f"{shlex.join(create)} && {shlex.join(('ollama', 'run', name))}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,13 @@ class Said:
         behind = said[len(wanted) : len(wanted) + 1]
         inside = wanted[-1:].isalnum() and behind.isalnum()
         return said.startswith(wanted) and not (inside and (wanted[-1] + behind).isascii())
+
+    def holds(self, target: str) -> bool:
+        """Whether a target stands anywhere in the answer, as whole words."""
+        wanted = target.strip()
+        ends = [r"(?<![A-Za-z0-9])" if wanted[0].isascii() and wanted[0].isalnum() else ""]
+        ends += [r"(?![A-Za-z0-9])" if wanted[-1].isascii() and wanted[-1].isalnum() else ""]
+        return re.search(re.escape(wanted).join(ends), self.text) is not None
 
     def probability(self, target: str) -> float | None:
         """Return the probability of a target; None where the server's answer does not tell it.
