@@ -90,6 +90,7 @@ def make(texts_file: str, demos_file: str) -> Callable[..., Editor]:
             "moments_text": texts_file,
             "memory_text": texts_file,
             "demos": demos_file,
+            "encoder": "own",
         }
         chosen = {key: value for key, value in quick.items() if key in known}
         editor = get_editor(name, {**chosen, **settings})

@@ -20,7 +20,7 @@ NAMES = [name for name, entry in editors.all.items() if entry.is_own]
 WITHOUT_ADDRESS = {"none", "ibke"}
 """Editors without a paper, or whose paper has no public address."""
 
-WITHOUT_TRAINING = {"none", "ike"}
+WITHOUT_TRAINING = {"none", "ike", "rag"}
 """Editors that leave it to the model what becomes of an edit; a random one does not read."""
 
 
