@@ -91,6 +91,8 @@ def make(texts_file: str, demos_file: str) -> Callable[..., Editor]:
             "moments_text": texts_file,
             "memory_text": texts_file,
             "demos": demos_file,
+            "encoder": "own",
+            "host_settings": ("layers=1", "steps=6", "lr=0.05"),
         }
         chosen = {key: value for key, value in quick.items() if key in known}
         editor = get_editor(name, {**chosen, **settings})

@@ -37,8 +37,8 @@ PLAIN = replace(EDIT, chat="off")
 SAME = 1e-12
 """Relative. Equal tokens give equal bits, but of what is computed once and then read from the cache
 (AlphaEdit: 1.2e-15)."""
-BY_TEXT = {"ike", "ke", "grace", "lemoe"}
-"""These also read the text of an edit: as a context, as a condition, as a seed (two)."""
+BY_TEXT = {"ike", "rag", "ke", "grace", "lemoe", "wise", "memoir", "erase"}
+"""These also read the text of an edit: as a context (two), as a condition, as a seed."""
 NAMES = [name for name, entry in editors.all.items() if entry.is_own and "+" not in name]
 
 

@@ -27,7 +27,7 @@ MODULES = [
     if entry.is_own and not entry.facts["weights"] and name != "none"
 ]
 WEIGHTS = ["ft", "rome", "mend"]
-NEVER = {"serac": {"threshold": 1e6}}
+NEVER = {"serac": {"threshold": 1e6}, "rag": {"threshold": 2.0}}
 """Settings under which the earlier patch leaves answers to the later one: on a random model a
 router takes every question."""
 CLOSE = 1e-9

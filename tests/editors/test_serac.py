@@ -302,7 +302,7 @@ def test_a_memory_of_another_version_or_router_is_refused(lm: LM) -> None:
         made.edit_one(lm, EDITS[1:2], after=other)
     with pytest.raises(PatchError, match="route_on=prompt"):
         editor(lm, route_on="target_leak").edit_one(lm, EDITS[1:2], after=patch)
-    with pytest.raises(PatchError, match="2 routes"):
+    with pytest.raises(PatchError, match="2 memories"):
         made.edit_one(lm, EDITS[2:3], after=patch + made.edit_one(lm, EDITS[1:2]))
 
 

@@ -225,8 +225,9 @@ def test_a_text_that_grows_is_routed_by_its_prompt(tiny: Tiny, make: Make) -> No
             with torch.no_grad():
                 ids = (*ids, int(lm.logits(lm.batch([row], [0]), at)[0].argmax()))
         assert lm.text(ids[len(lm.prompt_of(EDITS[0]).ids) :]).startswith(text)
+        model: Any = lm.model
         with pytest.raises(PatchError, match="use_cache=False"):
-            lm.model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)
+            model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)
 
 
 def test_the_open_memory_is_asked_first_then_the_others_by_distance() -> None:

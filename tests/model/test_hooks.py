@@ -21,9 +21,9 @@ from errata.api import FixedPatch
 from errata.case import Case, Edit, Probe
 from errata.errors import PatchError, SpecError
 from errata.locate.rows import ffn_adds_to_block
-from errata.model.hooks import after, bare, hooked, installed_on
+from errata.model.hooks import after, bare, hooked, installed_on, nested
 from errata.model.lm import LM
-from errata.model.passes import Pass
+from errata.model.passes import Pass, capture, reuse_below
 from errata.model.spec import find_spec
 from errata.nets.ffn import ffn_form
 from errata.patch import Context, Dense, LowRank, Module, Patch, Route, module_kind, route_kind
@@ -280,3 +280,41 @@ def test_things_are_made_once_and_kept_with_their_owner() -> None:
     del owner
     gc.collect()
     assert kept() is None
+
+
+def test_a_pass_inside_a_pass_meets_only_what_lasts() -> None:
+    """Hooks of patches are at work in it; those of the outer pass, and the skipping, are not."""
+    lm = LM(TINY["llama"](), tiny_tokenizer(), name="tiny-llama")
+    met: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *given: met.append(name)
+
+    rows = [lm.row(prompt) for prompt in PROMPTS]
+    batch, one = lm.batch(rows, range(2)), lm.batch(rows, [1])
+    with torch.no_grad():
+        alone = lm.run(one).logits
+        _, (hidden,) = capture(lm, batch, outputs=[lm.module(lm.spec.blocks[0])])
+    module = lm.module(PROJECTION)
+    inside: list[Tensor] = []
+
+    def ask(*given: Any) -> None:
+        if not inside:
+            met.append("asks")
+            with nested(lm.model):
+                inside.append(lm.logits(one, torch.tensor([[0, len(rows[1].ids) - 1]]))[0])
+
+    with (
+        torch.no_grad(),
+        hooked(lm, after(module, note("lasts")), lasting=True),
+        hooked(lm, after(module, note("passes"))),
+        reuse_below(lm, 0, hidden),
+        hooked(lm, after(lm.model, ask)),
+    ):
+        outer = lm.logits(batch, torch.tensor([[0, 1]]))
+    assert met == ["lasts", "passes", "asks", "lasts"]
+    # the head multiplies one position instead of all, in float32
+    torch.testing.assert_close(inside[0], alone[0, len(rows[1].ids) - 1], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        expected = lm.run(batch).logits[0, 1]
+    torch.testing.assert_close(outer[0], expected, rtol=1e-5, atol=1e-5)

@@ -52,9 +52,9 @@ class ContextSettings(Settings):
     contexts: str | tuple[str, ...] = Field(
         default="rome",
         description="Texts in front of the prompt: a recipe sampled from the unedited model "
-        "(rome: 21 contexts, easyedit: 21, uniedit and wise: 11, memit: 6, bare: the prompt alone) "
-        "or a list of templates that end in {}; with +chat (rome+chat) also in the model's chat, "
-        "so that the edit holds there too, and chat alone stands for the default with +chat",
+        "(rome, easyedit: 21 contexts, uniedit, wise: 11, memit: 6, bare: only the prompt) or a "
+        "list of templates that end in {}; with +chat (rome+chat) also in the model's chat, so "
+        "that the edit holds there too, and chat alone stands for the default with +chat",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sampled contexts")
     sink_prefix: Literal["auto", "off"] = Field(

@@ -10,6 +10,7 @@
     1  lm.probe()         trial passes over the model are made before the first hook is there
     2  f and g work at the present depth only
  bare(model)              depth + 1: everything that was installed is silent until it is left
+ nested(model)            a pass inside a pass: only hooks that last (of patches) are at work
 ```
 
 Every hook of errata goes through `hooked`. So no trial pass (where are the blocks? does a cached
@@ -46,6 +47,7 @@ class Installed:
         depth: How many times everything has been lifted.
         applied: How many patches are applied in place: the weights are not the model's own.
         written: By id, the parameters that these have written to, and their own values.
+        nested: How many passes the one that runs is inside of.
     """
 
     stack: Stack | None = None
@@ -55,11 +57,17 @@ class Installed:
     depth: int = 0
     applied: int = 0
     written: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
+    nested: int = 0
 
     @property
     def nothing(self) -> bool:
         """Whether what the model says is its own: no patch is active on it."""
         return self.stack is None and not self.around_model and not self.applied
+
+    @property
+    def inside(self) -> tuple[int, int]:
+        """Tells a pass from one inside it, and from one for which everything was lifted."""
+        return self.depth, self.nested
 
     @contextmanager
     def running(self, **known: Any) -> Iterator[None]:
@@ -105,6 +113,17 @@ def bare(model: nn.Module) -> Iterator[None]:
             setattr(installed, name.name, getattr(lifted, name.name))
 
 
+@contextmanager
+def nested(model: nn.Module) -> Iterator[None]:
+    """Run passes from inside a pass: patches are at work, what belongs to the outer pass is not.
+
+    Routes are not either: one of them asks.
+    """
+    installed = installed_on(model)
+    with installed.running(nested=installed.nested + 1, batch=None, at=None):
+        yield
+
+
 class Hook(NamedTuple):
     """A function that is called in front of a module or behind it, as torch calls hooks."""
 
@@ -125,8 +144,11 @@ def after(module: nn.Module, call: Callable[..., Any], *, with_kwargs: bool = Fa
 
 
 @contextmanager
-def hooked(lm: LM, *hooks: Hook) -> Iterator[None]:
+def hooked(lm: LM, *hooks: Hook, lasting: bool = False) -> Iterator[None]:
     """Hook modules of the model inside a `with` block; all hooks of errata are installed here.
+
+    Hooks of patches last: they are at work in passes inside a pass as well. Others belong to the
+    pass that they were installed for.
 
     Where the model lies on several devices, hooks see their tensors on the device of the token ids,
     where errata's own are, and what they return goes to the device of their module.
@@ -135,7 +157,7 @@ def hooked(lm: LM, *hooks: Hook) -> Iterator[None]:
     with ExitStack() as handles:
         for hook in hooks:
             call = _at_home(hook.call, lm.device) if lm.spread else hook.call
-            call = _at_depth(lm.installed, call)
+            call = _at_depth(lm.installed, call, lasting)
             put = hook.module.register_forward_hook
             if hook.ahead:
                 put = hook.module.register_forward_pre_hook
@@ -176,7 +198,12 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _at_depth(installed: Installed, call: Callable[..., Any]) -> Callable[..., Any]:
+def _at_depth(installed: Installed, call: Callable[..., Any], lasting: bool) -> Callable[..., Any]:
     """Let a hook work only while nothing lifts it; to torch None means that nothing changes."""
-    depth = installed.depth
-    return lambda *given: call(*given) if installed.depth == depth else None
+    depth, nested = installed.depth, installed.nested
+
+    def called(*given: Any) -> Any:
+        here = installed.depth == depth and (lasting or installed.nested == nested)
+        return call(*given) if here else None
+
+    return called

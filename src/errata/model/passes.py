@@ -18,8 +18,7 @@ restricted by a hook in front of the head, and prefixes are kept in the model's 
  head     gather_logits(lm, at): the (row, position) pairs [N, 2] → logits [1, N, V]
 ```
 
-Rows, prefixes and batches carry the patch that each row runs under, so every function here works
-under an active stack as it does without one.
+Rows, prefixes and batches carry the patch that each row runs under, also under a stack.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from errata.model.tokens import Batch, Row, make_batch, positions_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-
 
 Place = Literal["ffn", "attn", "block"]
 """Where a value is read or moved: output of the FFN or attention projection, or of the block."""
@@ -70,12 +68,14 @@ class Pass:
         prompts: `[B]`, how many tokens of each row are its prompt; all of them if whoever runs the
             model did not say.
         at: `[N, 2]`, the (row, column) pairs whose logits are computed; None: all of them.
+        patches: `[B]`, each row's patch in the active stack, -1: none; None: nobody said.
     """
 
     ids: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
     prompts: Int[Tensor, " B"]
     at: Int[Tensor, "N 2"] | None = None
+    patches: Int[Tensor, " B"] | None = None
 
     @property
     def prompt_mask(self) -> Bool[Tensor, "B T"]:
@@ -90,7 +90,8 @@ class Pass:
             number[index] = torch.arange(len(index), device=at.device)
             moved = number[at[:, 0]]
             at = torch.stack([moved, at[:, 1]], 1)[moved >= 0]
-        return Pass(self.ids[index], self.mask[index], self.prompts[index], at)
+        own = None if self.patches is None else self.patches[index]
+        return Pass(self.ids[index], self.mask[index], self.prompts[index], at, own)
 
     def tokens(self, *, prompt_only: bool = False) -> list[tuple[int, ...]]:
         """Return the real tokens of each row, or those of its prompt."""
@@ -119,23 +120,27 @@ def gather_logits(lm: LM, at: Int[Tensor, "N 2"]) -> Iterator[None]:
 def reuse_below(lm: LM, layer: int, hidden: Float[Tensor, "B T d"]) -> Iterator[None]:
     """Skip blocks 0…`layer`: block `layer` returns `hidden`, everything above runs as usual.
 
-    Exact when `hidden` is what the block would have returned (truncated forward, §16.2 of the
-    locate-then-edit notes). Forward hooks on block `layer` still fire and may change its output.
+    Exact when `hidden` is what the block would have returned. Forward hooks on block `layer` still
+    fire and may change its output.
     """
     blocks = [lm.module(path) for path in lm.spec.blocks[: layer + 1]]
     returns_tuple = lm.spec.block_returns_tuple
-
-    def skip(states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (states, None) if returns_tuple else states
-
-    def stand_in(states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden, None) if returns_tuple else hidden
-
     theirs = [vars(block).get("forward") for block in blocks]  # accelerate's, on several devices
+
+    def stand_in(number: int) -> Any:
+        own, inside = theirs[number] or blocks[number].forward, lm.installed.inside
+
+        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if lm.installed.inside != inside:  # other rows
+                return own(states, *args, **kwargs)
+            given = hidden if number == layer else states
+            return (given, None) if returns_tuple else given
+
+        return forward
+
     try:
-        for block in blocks[:-1]:
-            block.forward = skip
-        blocks[-1].forward = stand_in
+        for number, block in enumerate(blocks):
+            block.forward = stand_in(number)
         yield
     finally:
         for block, forward in zip(blocks, theirs, strict=True):
@@ -224,15 +229,13 @@ def make_prefix(
 ) -> Prefix:
     """Compute the keys and values of `rows[b].ids[:starts[b]]` for all rows in one forward pass.
 
-    The prefixes run right-padded (so no token ever attends to padding alone) and are then shifted
-    to the right; positions stay those of the original rows.
+    They run right-padded, so no token ever attends to padding alone, and are then shifted.
 
     Args:
         lm: The model.
         rows: The rows.
         starts: How many tokens of each.
-        shared: Prefix of one row that all rows begin with: it is not computed again. Each row has
-            to go on for a token at least.
+        shared: Prefix of one row that all rows begin with, and go on behind: not computed again.
     """
     from transformers import DynamicCache
 

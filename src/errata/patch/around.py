@@ -96,6 +96,7 @@ class AroundModel:
         self._prefix: Prefix | None = None
         self._hidden = False  # whether the cache of the pass that runs is not handed out
         self.seen: Pass | None = None
+        self._stacked = False
         limit = lm.max_length
         for ids in self.ids.values():
             if limit is not None and len(ids) >= limit:
@@ -133,11 +134,13 @@ class AroundModel:
         with ExitStack() as context:
             context.callback(self._left)
             around_model.append(self)
+            self._stacked = stacked
             context.enter_context(
                 hooked(
                     self.lm,
                     before(model, self._before, with_kwargs=True),
                     after(model, self._after, with_kwargs=True),
+                    lasting=True,
                 )
             )
             # the hooks are there already, and let rows through while there is no prefix
@@ -199,7 +202,8 @@ class AroundModel:
         # the tensor itself says whether the LM runs its batch, or somebody else calls the model
         if batch is not None and batch.input_ids is ids and batch.prompts:
             prompts = torch.tensor(batch.prompts, device=ids.device)
-        return Pass(ids, real, prompts, at)
+        patches = self._rows(len(ids)) if self._stacked else (-1,) * len(ids)
+        return Pass(ids, real, prompts, at, torch.tensor(patches, device=ids.device))
 
     def _insert(self, prefix: Prefix, inputs: dict[str, Any], behind: int) -> None:
         """Let every row continue behind its group's context."""
@@ -271,7 +275,7 @@ class AroundModel:
         seen, bare = self.seen, isinstance(output, tuple)
         if self._hidden:
             output = without_cache(output)
-        if not self._routes or seen is None:
+        if not self._routes or seen is None or self.lm.installed.nested:
             return output
         logits = output[0] if bare else output.logits
         rows = self._rows(len(seen.ids))

@@ -82,10 +82,10 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
         own = {id(parameter): (parameter, value) for parameter, value in saved}
         stack.enter_context(lm.installed.running(written=own | lm.installed.written))
         if standing:
-            stack.enter_context(hooked(lm, *beside_hooks(lm, standing)))
+            stack.enter_context(hooked(lm, *beside_hooks(lm, standing), lasting=True))
         for _, change, network in parts.networks:
             hook = _hook(module_of(lm, change.path), change, network, sources, around)
-            stack.enter_context(hooked(lm, hook))
+            stack.enter_context(hooked(lm, hook, lasting=True))
         read = [change.source for _, change, _ in parts.networks if change.source is not None]
         stack.enter_context(sources.watching(read))
         stack.enter_context(around.installed())

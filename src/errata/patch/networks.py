@@ -38,6 +38,7 @@ class Sources:
         return hooked(
             self.lm,
             *(before(module_of(self.lm, path), self._keep(path)) for path in dict.fromkeys(paths)),
+            lasting=True,
         )
 
     def _keep(self, path: str) -> Any:

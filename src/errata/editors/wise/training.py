@@ -17,7 +17,7 @@ from errata.editors.wise.sides import Margins, RouteOn
 from errata.model.hooks import after, hooked
 from errata.model.passes import capture, first, reuse_below, wide, with_first
 from errata.model.spec import Site
-from errata.model.tokens import Batch, Row, make_batch
+from errata.model.tokens import Batch, Row, bucket, make_batch
 from errata.progress import tracked
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class Asked:
             for row in edits
         ]  # fmt: skip
         return cls((*whole, irrelevant))
+
+    @property
+    def prompts(self) -> list[Row]:
+        """The edit's rows up to where the answer begins."""
+        return [
+            Row(row.ids[: row.prompt_length], (0,), (), row.prompt_length, patch=row.patch)
+            for row in self.rows[:-1]
+        ]
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class SidePass:
         asked: Rows of each group, as many of each.
         recipe: How copies are moved.
         activation: Function that outputs are compared behind.
+        columns: What each group's copy reads of the matrix' input; None: all of it.
     """
 
     def __init__(
@@ -112,7 +121,9 @@ class SidePass:
         asked: Sequence[Asked],
         recipe: Recipe,
         activation: Activation,
+        columns: Float[Tensor, "G f"] | None = None,
     ) -> None:
+        self.columns = columns
         self.lm, self.layer, self.recipe, self.activation = lm, layer, recipe, activation
         self.module = lm.module(site.path)
         self.each = len(asked[0].rows)
@@ -162,6 +173,8 @@ class SidePass:
             rows = wide(y).reshape(len(self.batch), -1, y.shape[-1])
             x = args[0].reshape(len(self.batch), -1, args[0].shape[-1]).to(deltas.dtype)
             groups = x.reshape(len(deltas), -1, x.shape[-1])
+            if self.columns is not None:
+                groups = groups * self.columns[:, None]
             term = torch.bmm(groups, deltas.transpose(1, 2)).view(rows.shape)
             rows = rows.to(term.dtype)
             kept["size"] = self.activation(rows.detach()).norm(dim=-1)
@@ -294,3 +307,15 @@ def _laid_out(lm: LM, rows: Sequence[Row], *, left: bool) -> tuple[Batch, list[i
     mask = torch.stack([own.roll(by) for own, by in zip(batch.attention_mask, shift, strict=True)])
     # no prompts: they are not where a patch would look for them
     return Batch(ids, mask, batch.position_ids, batch.index, (), batch.patches), shift
+
+
+def chunks(lm: LM, asked: Sequence[Asked], most: int) -> list[list[int]]:
+    """Split edits, so that their rows make one forward pass each."""
+    rows = [max(one.rows, key=lambda row: len(row.ids)) for one in asked]
+    width = len(asked[0].rows)
+    budget = max(1, lm.max_tokens // width)
+    return [
+        index[start : start + most]
+        for index in bucket(rows, budget, range(len(rows)))
+        for start in range(0, len(index), most)
+    ]
