@@ -128,6 +128,7 @@ def verify(
         _summary.say_notes(data)
         check_names(gates, data.cases)
     loaded, lm = _targets.patch_and_model(patch, model)
+    _targets.check_answers(loaded, lm)
     if data is None:
         data = _own(loaded, patch)
         check_names(gates, data.cases)

@@ -23,7 +23,7 @@ from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
 from errata.patch.card import files_of, record_of
 from errata.patch.changes import Change
-from errata.patch.changes.base import KEEP, Merge
+from errata.patch.changes.base import KEEP, Merge, fitting
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
 from errata.patch.places import beside, is_transposed
@@ -225,7 +225,10 @@ def to_merged(lm: LM, patch: Patch, folder: str | Path, *, force: bool = False) 
             )
     patch.check(lm)
     _refuse_stored(lm, weights, built_in is not None)
-    model_of = None if built_in is None else built_in[0](lm, built_in[1])
+    model_of = None
+    if built_in is not None:
+        with fitting(built_in[1][0].label):
+            model_of = built_in[0](lm, built_in[1])
     with _written(folder, force) as beside:
         with replace(patch, changes=weights).applied(lm), quiet_transformers():
             (lm.model if model_of is None else model_of(lm)).save_pretrained(beside)
