@@ -259,7 +259,7 @@ def check_template(text: str, where: str) -> None:
 @contextmanager
 def templates() -> Iterator[None]:
     """Render the harness's templates with limits in a `with` block, unless files are trusted."""
-    utils = import_module("lm_eval.utils")
+    utils: Any = import_module("lm_eval.utils")
     if _trusted.get():
         yield
         return

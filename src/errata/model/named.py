@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from errata.errors import ModelError
 from errata.model import gguf
@@ -130,7 +131,7 @@ def _convert(file: Path, folder: Path) -> None:
     from errata.model.compat import dequantised, quiet_transformers
     from errata.model.pretrained import read
 
-    of = {"source": str(file.parent), "gguf_file": file.name}
+    of: dict[str, Any] = {"source": str(file.parent), "gguf_file": file.name}
     with quiet_transformers():
         network = read(AutoModelForCausalLM, dtype=torch.float32, **dequantised(), **of)
         gguf.plain(network).save_pretrained(folder)

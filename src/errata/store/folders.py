@@ -155,8 +155,9 @@ def _put(new: Path, folder: Path, force: bool, owned: Collection[str] | None, wh
 
 def _take_over(old: Path, folder: Path, owned: Collection[str] | None) -> None:
     """Move what is not errata's from the old folder to the new one, then remove the old one."""
-    for entry in () if owned is None else old.iterdir():
-        if entry.name not in owned and not (folder / entry.name).exists():
+    kept = [] if owned is None else [entry for entry in old.iterdir() if entry.name not in owned]
+    for entry in kept:
+        if not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
     shutil.rmtree(old, ignore_errors=True)
 
