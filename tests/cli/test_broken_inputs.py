@@ -197,6 +197,17 @@ def test_broken_patches(errata: Errata, patch: Path, name: str, command: str) ->
     assert not Path("new").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [("verify", "patch"), ("export", "patch", "--to", "merged", "--out", "new")]
+)
+def test_a_patch_whose_answers_are_no_numbers(
+    errata: Errata, patch: Path, words: tuple[str, ...]
+) -> None:
+    tensors(poison(1e38))(patch)
+    said_and_failed(errata, "NaN or infinity in the place of probabilities", *words)
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize("name", ["half json", "wrong checksum", "edit as text", "NaN", "a list"])
 @pytest.mark.parametrize(
     "words",

@@ -103,7 +103,8 @@ def _fault(words: list[str]) -> tuple[str, str | None]:
         return str(done.exit_code), f"exit code {done.exit_code}"
     if done.exit_code in (1, 2) and not done.stderr.strip():
         return str(done.exit_code), "says nothing"
-    if done.exit_code == 0 and "--json" in words:
+    asked = any(w == "--json" and words[i - 1] not in ("-o", "--out") for i, w in enumerate(words))
+    if done.exit_code == 0 and asked:
         try:
             json.loads(done.stdout, parse_constant=_no_number)
         except ValueError as wrong:

@@ -134,6 +134,7 @@ def export(
     loaded, lm = _targets.patch_and_model(patch, model)
     if loaded.is_empty:
         raise PatchError(f"{patch} changes nothing; there is nothing to export")
+    _targets.check_answers(loaded, lm)
     if dry_run:
         document = {"dry_run": True, "to": to.value, "out": str(out), **_views.facts(loaded)}
         if json:

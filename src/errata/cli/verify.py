@@ -142,6 +142,7 @@ def verify(
         )  # fmt: skip
         return
     loaded, lm = _targets.patch_and_model(patch, model)
+    _targets.check_answers(loaded, lm)
     if data is None:
         data = _own(loaded.edits, patch)
         check_names(gates, data.cases)

@@ -22,7 +22,7 @@ from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
 from errata.patch.card import files_of, record_of
 from errata.patch.changes import Change
-from errata.patch.changes.base import KEEP, Merge
+from errata.patch.changes.base import KEEP, Merge, fitting
 from errata.patch.factored import base_of, factored, lost_at, of_base
 from errata.patch.factored import low_rank_svd as low_rank_svd
 from errata.patch.folder import pack
@@ -190,7 +190,10 @@ def to_merged(
             )
     patch.check(lm)
     _refuse_stored(lm, weights, built_in is not None)
-    model_of = None if built_in is None else built_in[0](lm, built_in[1])
+    model_of = None
+    if built_in is not None:
+        with fitting(built_in[1][0].label):
+            model_of = built_in[0](lm, built_in[1])
     with _written(folder, force) as beside:
         with replace(patch, changes=weights).applied(lm), quiet_transformers():
             made = lm.model if model_of is None else model_of(lm)

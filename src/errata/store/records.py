@@ -61,7 +61,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = parse(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "id" in record else None
+    return record if isinstance(record, dict) and isinstance(record.get("id"), str | int) else None
 
 
 def mend_records(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from errata.errors import ModelError
 from errata.model.passes import capture, wide
 from errata.model.pretrained import damage, read
 from errata.nets.packaged import PACKAGED, packaged_folder
