@@ -27,6 +27,7 @@ from errata.editors.base import (
     resolve_layer,
     under,
 )
+from errata.editors.contradictions import refuse_earlier
 from errata.editors.ultraedit.settings import LEAST_ROWS, Blocks, UltraEditConfig
 from errata.editors.ultraedit.signals import (
     Signal,
@@ -313,6 +314,8 @@ class UltraEdit(Editor):
                 "Leave out warmup and compat.",
             )
         mine = {change.path: change for change in own_changes(old, self.name)}
+        held = {name for change in mine.values() for name in change.holds}
+        refuse_earlier(old.edits, group, held, config.conflicts)
         names = [edit_key(edit) for edit in group]
         changes: list[Change] = []
         for number, (_, site) in enumerate(sites):
