@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,33 @@ def test_free_of_order_beside_another_patch(tiny: Tiny, make: Make) -> None:
 def test_free_of_order_has_no_warm_up(tiny: Tiny, make: Make) -> None:
     with pytest.raises(ConfigError, match="no warm-up"):
         make("ultraedit", **FREE, warmup="stats").edit_one(tiny("gpt2"), EDITS)
+
+
+@pytest.mark.parametrize("name", ["ultraedit", "rome+simie"])
+def test_free_of_order_contradictions_are_named(name: str, tiny: Tiny, make: Make) -> None:
+    """Across turns as within one: no edit wins, so both would be spoilt without a word."""
+    lm = tiny("gpt2")
+    how = FREE if name == "ultraedit" else {"layer": 1}
+    editor = make(name, **how)
+    patch = editor.edit_one(lm, EDITS[:2])
+    others = [replace(edit, target="Oslo") for edit in EDITS[:2]]
+    with pytest.raises(EditError) as caught:
+        editor.edit_one(lm, [EDITS[2], *others], patch)
+    assert caught.value.edits == tuple(others)
+    for word in ("2 of 3 edits", repr(EDITS[0].prompt), repr(EDITS[1].target), "'Oslo'"):
+        assert word in caught.value.message
+    make(name, **how, conflicts="keep").edit_one(lm, others, patch).check_finite()
+    editor.edit_one(lm, others, patch.without(1, 2)).check_finite()
+
+
+def test_contradictions_among_ten_thousand_are_found_in_one_pass() -> None:
+    edits = [Edit(f"The capital of {n} is", f"town {n}") for n in range(10_000)]
+    bad = [replace(edits[n], target="Rome") for n in range(0, 10_000, 1000)]
+    with pytest.raises(EditError) as caught:
+        UltraEdit().check_together([*edits, *bad])
+    assert caught.value.edits == tuple(bad)
+    assert "10 of 10010 edits" in caught.value.message
+    assert "and 5 more" in caught.value.message
 
 
 # ---------------------------------------------------------------------- matrices

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from errata.case import Edit
 from errata.errors import EditError
+from errata.patch.removal import edit_key
+
+SHOWN = 5  # contradictions that a message names
 
 
-def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
-    """Return the first two edits of a group that ask for different answers to one prompt.
+def contradictions(group: Sequence[Edit], by_subject: bool = False) -> list[tuple[Edit, Edit]]:
+    """Return each edit of a group that answers a prompt otherwise than an earlier one, and that.
+
+    One pass, however many edits.
 
     Args:
         group: The edits.
         by_subject: Whether the same prompt about another subject is another question.
     """
     seen: dict[tuple[object, str | None], Edit] = {}
+    found = []
     for edit in group:
         first = seen.setdefault((edit.question, edit.subject if by_subject else None), edit)
         if first.target.strip() != edit.target.strip():
-            return first, edit
-    return None
+            found.append((first, edit))
+    return found
+
+
+def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
+    """Return the first two edits of a group that ask for different answers to one prompt."""
+    return next(iter(contradictions(group, by_subject)), None)
 
 
 def refuse_conflicts(
     group: Sequence[Edit], by_subject: bool = False, instead: str | None = None
 ) -> None:
-    """Refuse two edits that ask for different answers to one prompt.
+    """Refuse edits that ask for different answers to one prompt.
 
     Args:
         group: The edits.
@@ -34,18 +45,59 @@ def refuse_conflicts(
         instead: Value of the setting `conflicts` that carries them out.
 
     Raises:
-        EditError: Names both; `edits` holds the later one.
+        EditError: Names them; `edits` holds the later one of each pair.
     """
-    found = contradiction(group, by_subject)
-    if found is None:
+    found = contradictions(group, by_subject)
+    if not found:
         return
-    first, edit = found
     hint = "Leave one out, or edit them one after the other (the later wins): --regime sequential"
     if instead is not None:
         hint += f"; or: --set conflicts={instead}"
-    raise EditError(
+    first, edit = found[0]
+    message = (
         f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
-        f"by {edit.target!r}",
-        hint,
-        edits=(edit,),
+        f"by {edit.target!r}"
     )
+    if len(found) > 1:
+        message = f"{len(found)} of {len(group)} edits conflict with earlier ones: {_named(found)}"
+    raise EditError(message, hint, edits=tuple(edit for _, edit in found))
+
+
+def refuse_earlier(
+    earlier: Sequence[Edit], group: Sequence[Edit], held: Collection[str], conflicts: str
+) -> None:
+    """Refuse edits that contradict those which a patch free of order holds.
+
+    There the later edit does not win: both are solved for together, and spoil each other.
+
+    Args:
+        earlier: Edits of the patch.
+        group: Edits to be added.
+        held: Keys of those that are solved for together.
+        conflicts: The setting; `keep` lets them pass.
+
+    Raises:
+        EditError: Names them; `edits` holds those to be added.
+    """
+    if conflicts == "keep" or not held:
+        return
+    own = [edit for edit in earlier if edit_key(edit) in held]
+    added = {id(edit) for edit in group}
+    found = [pair for pair in contradictions([*own, *group]) if id(pair[1]) in added]
+    if found:
+        raise EditError(
+            f"{len(found)} of {len(group)} edits conflict with edits of the earlier patch: "
+            f"{_named(found)}",
+            "Take the earlier ones out (errata remove, errata replace): free of order the later "
+            "edit does not win. Or: --set conflicts=keep",
+            edits=tuple(edit for _, edit in found),
+        )
+
+
+def _named(found: Sequence[tuple[Edit, Edit]]) -> str:
+    named = [
+        f"{edit.prompt!r} by {first.target!r} and by {edit.target!r}"
+        for first, edit in found[:SHOWN]
+    ]
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(named) + more

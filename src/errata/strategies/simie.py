@@ -22,6 +22,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.config import Settings
 from errata.editors.base_located import LocateEditor
+from errata.editors.contradictions import refuse_earlier
 from errata.model.lm import LM
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row
@@ -103,6 +104,8 @@ class SimIE(Strategy, LocateEditor):
         """Solve for the edits of an earlier patch and these together."""
         settings = cast("SimieSettings", self.config)
         mine = {change.path: change for change in self._own(old)}
+        held = {name for change in mine.values() for name in change.holds}
+        refuse_earlier(old.edits, group, held, getattr(self.config, "conflicts", "refuse"))
         changes: list[Change] = []
         for path in dict.fromkeys(path for own in rows for path in own):
             added = [own[path] for own in rows if path in own]

@@ -27,6 +27,7 @@ from errata.editors.base import (
     resolve_layer,
     under,
 )
+from errata.editors.contradictions import refuse_earlier
 from errata.editors.ultraedit.settings import LEAST_ROWS, Blocks, UltraEditConfig
 from errata.editors.ultraedit.signals import (
     Signal,
@@ -88,7 +89,9 @@ class UltraEdit(Editor):
         "qwen2.5-7b": _published(None, range(18, 27), range(18, 27)),
     }
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        # lr on a grid, 100 facts of WikiBigEdit in one turn: docs/methods.md
+        # lr on a grid of tens and thirds; 60 facts of the world's validation part in one turn
+        "pocket": {"layers": (5,), "lr": 2e-3},
+        # the same, 100 facts of WikiBigEdit in one turn: docs/methods.md
         "smollm2": {"lr": 1e-3},
     }
     config: UltraEditConfig
@@ -313,6 +316,8 @@ class UltraEdit(Editor):
                 "Leave out warmup and compat.",
             )
         mine = {change.path: change for change in own_changes(old, self.name)}
+        held = {name for change in mine.values() for name in change.holds}
+        refuse_earlier(old.edits, group, held, config.conflicts)
         names = [edit_key(edit) for edit in group]
         changes: list[Change] = []
         for number, (_, site) in enumerate(sites):
