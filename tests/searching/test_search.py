@@ -81,6 +81,7 @@ def weak(monkeypatch: pytest.MonkeyPatch) -> None:
     from errata.editors.memit import Memit
 
     monkeypatch.setattr(Memit, "presets", {})
+    monkeypatch.setattr(Memit, "small", {})
 
 
 def test_a_search_finds_what_was_planted(
@@ -208,6 +209,21 @@ def test_given_settings_are_kept_and_another_search(
     assert one.id != two.id
     assert "clamp" not in two.settings
     assert all("clamp" not in each.settings for each in two.tried)
+
+
+def test_another_rule_of_thumb_is_another_search(
+    pocket: LM, stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errata.editors.memit import Memit
+
+    stand(planted)
+    one = errata.tune(pocket, "memit", minutes=6)
+    monkeypatch.setattr(Memit, "presets", {"pocket": {"layers": (2,), "contexts": "bare"}})
+    made = stand(planted)
+    two = errata.tune(pocket, "memit", minutes=6)
+    assert one.id != two.id
+    assert made.calls  # nothing of the first is taken for the second
+    assert two.rule["layers"] == (2,)
 
 
 def test_bad_requests(pocket: LM, tmp_path: Path) -> None:

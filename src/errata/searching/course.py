@@ -58,6 +58,20 @@ CHUNK = 4
 """Facts that are edited side by side, and lost if the process is killed."""
 
 
+def base_of(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the editor knows by the model's shape, where nothing was published or given."""
+    rule = {} if given.known_settings(lm) else given.rule_by_shape(lm)[1]
+    fields = type(given.config).model_fields
+    return {name: value for name, value in rule.items() if name in fields and name not in fixed}
+
+
+def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
+    """Return all settings of the rule of thumb, its blocks as numbers: what outcomes depend on."""
+    values = {**base_of(lm, given, fixed), **fixed}
+    editor: Any = get_editor(given.name, values, model=lm.name)
+    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm))]
+
+
 class Course:
     """One search.
 
@@ -84,10 +98,7 @@ class Course:
         self.lm, self.given, self.fixed, self.deal = lm, given, fixed, dealt
         self.store, self.seconds, self.progress = store, seconds, progress
         self.earlier, self.started = store.seconds, time.perf_counter()
-        origin, rule = given.rule_by_shape(lm) if not given.known_settings(lm) else ("", {})
-        fields = type(given.config).model_fields
-        self.base = {k: v for k, v in rule.items() if k in fields and k not in fixed}
-        self.rule_origin = origin
+        self.base = base_of(lm, given, fixed)
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
         self.scorer = Scorer(lm)
