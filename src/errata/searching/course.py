@@ -204,7 +204,11 @@ class Course:
         held, count = self._plan(pace, self.prepared + pace * len(first))
         reserve = 2 * len(held) * pace
         candidates: list[dict[str, Any]] = []
+        seen: list[dict[str, Any]] = []
         for made in self.space.candidates(seed):
+            if self.whole(made) in seen:
+                continue  # the same, said otherwise
+            seen.append(self.whole(made))
             candidates.append(made)
             if len(candidates) == count:
                 break
