@@ -278,3 +278,22 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
     assert patch.meta["settings_from"].startswith("tuned for ft on 4 facts")
     assert patch.meta["config"]["lr"] == found.settings["lr"]
     assert patch.meta["config"]["steps"] == get_editor("ft", model="pocket").config.steps  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["rome", "r_rome", "emmet", "pmet", "alphaedit", "memit+blue"])
+def test_every_editor_can_be_searched(
+    pocket: LM, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(searching, "RUNGS", (1, 2))
+    monkeypatch.setattr(searching, "HELD", 2)
+    monkeypatch.setattr(searching, "LEAST_HELD", 1)
+    monkeypatch.setattr(searching, "MOST", 3)
+    monkeypatch.setattr(searching, "_PERFECT", -9.0)  # no neighbours of the best
+    before = pocket.fingerprint
+    found = errata.tune(pocket, name, minutes=30, steps=4, moments_samples=200)
+    assert pocket.fingerprint == before
+    assert found.candidates == 3
+    assert found.held.failed == 0
+    kept = found_for(pocket, name)
+    assert kept is not None
+    assert kept.editor == name
