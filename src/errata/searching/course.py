@@ -98,6 +98,7 @@ class Course:
         self.lm, self.given, self.fixed, self.deal = lm, given, fixed, dealt
         self.store, self.seconds, self.progress = store, seconds, progress
         self.earlier, self.started = store.seconds, time.perf_counter()
+        self.pace, self.slower = 0.0, 1.0
         self.base = base_of(lm, given, fixed)
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
@@ -145,7 +146,7 @@ class Course:
         missing = [trial for trial in trials if self.store.get(settings, trial, free) is None]
         editor = None
         for start in range(0, len(missing), CHUNK):
-            if reserve is not None and self.left() < reserve:
+            if reserve is not None and self.left() < self.slower * reserve:
                 return None
             part = missing[start : start + CHUNK]
             editor = editor or self.editor(settings)
@@ -155,6 +156,8 @@ class Course:
                 log.warning("%s: %s; these settings are left out", shown(settings), error.message)
                 return None
             self.store.add(settings, part, outcomes)
+            if self.pace:  # a machine that others use, too, may have become slower
+                self.slower = max(1.0, outcomes[0].seconds / self.pace)
         found = [self.store.get(settings, trial, free) for trial in trials]
         return Stats.of([one for one in found if one is not None])
 
@@ -200,7 +203,7 @@ class Course:
                 "warnings)"
             )
         self._look({})
-        pace = base.seconds
+        self.pace = pace = base.seconds
         held, count = self._plan(pace, self.prepared + pace * len(first))
         reserve = 2 * len(held) * pace
         candidates: list[dict[str, Any]] = []
@@ -295,7 +298,7 @@ class Course:
                     continue
                 self.say(f"beside the best: {shown(settings)}")
                 small = self.stats(settings, facts[: RUNGS[1]], reserve=reserve)
-                if small is None and self.left() < reserve:
+                if small is None and self.left() < self.slower * reserve:
                     return best
                 self._look(settings)
                 same = self.stats(best, facts[: RUNGS[1]])
