@@ -29,6 +29,18 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `errata tune` found on this machine is for its user; tests have caches of their own."""
+    from errata.editors import fitting
+    from errata.store.files import cache_root
+
+    nowhere = Path("/nowhere")
+    monkeypatch.setattr(
+        fitting, "cache_root", lambda: cache_root() if os.environ.get("ERRATA_CACHE") else nowhere
+    )
+
+
 @cache
 def build(name: str, dtype: str = "float32", bos: bool = False) -> LM:
     """Return a tiny random model; shared, since nothing may change it."""

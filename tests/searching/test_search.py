@@ -81,6 +81,7 @@ def weak(monkeypatch: pytest.MonkeyPatch) -> None:
     from errata.editors.memit import Memit
 
     monkeypatch.setattr(Memit, "presets", {})
+    monkeypatch.setattr(Memit, "small", {})
 
 
 def test_a_search_finds_what_was_planted(
@@ -210,6 +211,21 @@ def test_given_settings_are_kept_and_another_search(
     assert all("clamp" not in each.settings for each in two.tried)
 
 
+def test_another_rule_of_thumb_is_another_search(
+    pocket: LM, stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errata.editors.memit import Memit
+
+    stand(planted)
+    one = errata.tune(pocket, "memit", minutes=6)
+    monkeypatch.setattr(Memit, "presets", {"pocket": {"layers": (2,), "contexts": "bare"}})
+    made = stand(planted)
+    two = errata.tune(pocket, "memit", minutes=6)
+    assert one.id != two.id
+    assert made.calls  # nothing of the first is taken for the second
+    assert two.rule["layers"] == (2,)
+
+
 def test_bad_requests(pocket: LM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown editor"):
         errata.tune(pocket, "memitt")
@@ -262,3 +278,22 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
     assert patch.meta["settings_from"].startswith("tuned for ft on 4 facts")
     assert patch.meta["config"]["lr"] == found.settings["lr"]
     assert patch.meta["config"]["steps"] == get_editor("ft", model="pocket").config.steps  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["rome", "r_rome", "emmet", "pmet", "alphaedit", "memit+blue"])
+def test_every_editor_can_be_searched(
+    pocket: LM, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(searching, "RUNGS", (1, 2))
+    monkeypatch.setattr(searching, "HELD", 2)
+    monkeypatch.setattr(searching, "LEAST_HELD", 1)
+    monkeypatch.setattr(searching, "MOST", 3)
+    monkeypatch.setattr(searching, "_PERFECT", -9.0)  # no neighbours of the best
+    before = pocket.fingerprint
+    found = errata.tune(pocket, name, minutes=30, steps=4, moments_samples=200)
+    assert pocket.fingerprint == before
+    assert found.candidates == 3
+    assert found.held.failed == 0
+    kept = found_for(pocket, name)
+    assert kept is not None
+    assert kept.editor == name

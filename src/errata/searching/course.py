@@ -58,6 +58,20 @@ CHUNK = 4
 """Facts that are edited side by side, and lost if the process is killed."""
 
 
+def base_of(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the editor knows by the model's shape, where nothing was published or given."""
+    rule = {} if given.known_settings(lm) else given.rule_by_shape(lm)[1]
+    fields = type(given.config).model_fields
+    return {name: value for name, value in rule.items() if name in fields and name not in fixed}
+
+
+def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
+    """Return all settings of the rule of thumb, its blocks as numbers: what outcomes depend on."""
+    values = {**base_of(lm, given, fixed), **fixed}
+    editor: Any = get_editor(given.name, values, model=lm.name)
+    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm))]
+
+
 class Course:
     """One search.
 
@@ -84,10 +98,8 @@ class Course:
         self.lm, self.given, self.fixed, self.deal = lm, given, fixed, dealt
         self.store, self.seconds, self.progress = store, seconds, progress
         self.earlier, self.started = store.seconds, time.perf_counter()
-        origin, rule = given.rule_by_shape(lm) if not given.known_settings(lm) else ("", {})
-        fields = type(given.config).model_fields
-        self.base = {k: v for k, v in rule.items() if k in fields and k not in fixed}
-        self.rule_origin = origin
+        self.pace, self.slower = 0.0, 1.0
+        self.base = base_of(lm, given, fixed)
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
         self.scorer = Scorer(lm)
@@ -134,7 +146,7 @@ class Course:
         missing = [trial for trial in trials if self.store.get(settings, trial, free) is None]
         editor = None
         for start in range(0, len(missing), CHUNK):
-            if reserve is not None and self.left() < reserve:
+            if reserve is not None and self.left() < self.slower * reserve:
                 return None
             part = missing[start : start + CHUNK]
             editor = editor or self.editor(settings)
@@ -144,6 +156,8 @@ class Course:
                 log.warning("%s: %s; these settings are left out", shown(settings), error.message)
                 return None
             self.store.add(settings, part, outcomes)
+            if self.pace:  # a machine that others use, too, may have become slower
+                self.slower = max(1.0, outcomes[0].seconds / self.pace)
         found = [self.store.get(settings, trial, free) for trial in trials]
         return Stats.of([one for one in found if one is not None])
 
@@ -189,11 +203,15 @@ class Course:
                 "warnings)"
             )
         self._look({})
-        pace = base.seconds
+        self.pace = pace = base.seconds
         held, count = self._plan(pace, self.prepared + pace * len(first))
         reserve = 2 * len(held) * pace
         candidates: list[dict[str, Any]] = []
+        seen: list[dict[str, Any]] = []
         for made in self.space.candidates(seed):
+            if self.whole(made) in seen:
+                continue  # the same, said otherwise
+            seen.append(self.whole(made))
             candidates.append(made)
             if len(candidates) == count:
                 break
@@ -280,7 +298,7 @@ class Course:
                     continue
                 self.say(f"beside the best: {shown(settings)}")
                 small = self.stats(settings, facts[: RUNGS[1]], reserve=reserve)
-                if small is None and self.left() < reserve:
+                if small is None and self.left() < self.slower * reserve:
                     return best
                 self._look(settings)
                 same = self.stats(best, facts[: RUNGS[1]])

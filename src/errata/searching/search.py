@@ -65,7 +65,8 @@ def search(
     dealt = deal(lm, relations, name, search=course.RUNGS[-1], held=course.HELD, seed=seed)
     folder = folder_of(lm) / "trials"
     dtype = str(lm.dtype).removeprefix("torch.")
-    key = digest(FORMAT, editor, fixed, dealt.id, dtype, seed)
+    basis = course.stands_on(lm, given, fixed)
+    key = digest(FORMAT, editor, sorted(fixed), basis, dealt.id, dtype, seed)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{editor}-{key}.jsonl"
     try:
