@@ -99,6 +99,8 @@ class RidgeEditor(TrainedEditor):
     Config: ClassVar[type[RidgeConfig]] = RidgeConfig
     at_edit_time: ClassVar[tuple[str, ...]] = (*TrainedEditor.at_edit_time, *AT_EDIT_TIME)
 
+    untrained: ClassVar[tuple[str, ...]] = (*TrainedEditor.untrained, *AT_EDIT_TIME)
+
     @property
     def settings(self) -> RidgeConfig:
         """The settings, typed."""
