@@ -114,6 +114,7 @@ results: $(READY)
 	@$(BIN)/python -m studies.pocket page
 	@$(BIN)/python -m studies.locate page
 	@$(BIN)/python -m studies.table2 page
+	@$(BIN)/python -m studies.sequences page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build
