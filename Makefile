@@ -136,6 +136,7 @@ results: $(READY)
 	@$(BIN)/python -m studies.locate page
 	@$(BIN)/python -m studies.table2 page
 	@$(BIN)/python -m studies.real page
+	@$(BIN)/python -m studies.sequences page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

@@ -9,7 +9,8 @@ from benchmarks import _common as common
 
 SCRIPTS = (
     "startup", "evaluation", "rome_edit", "memit_edit", "training", "trained_edit", "moments",
-    "solves", "sequences", "memory_editors", "serac_lookup", "memory", "trained_memory", "bf16",
+    "solves", "sequences", "memory_editors", "serac_lookup",
+    "retrieval_lookup", "memory", "trained_memory", "bf16",
 )  # fmt: skip
 
 

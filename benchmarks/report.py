@@ -18,6 +18,7 @@ TITLES = {
     "sequences": "Long sequences",
     "memory_editors": "Editors beside the weights",
     "serac_lookup": "Lookup in a memory of edits",
+    "retrieval_lookup": "Lookup among updates kept apart",
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",

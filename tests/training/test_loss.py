@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,3 +230,29 @@ def test_hops_settings() -> None:
     plain = groups(lm, generality="rephrase")
     assert {len(g.gens) for g in plain} == {1}
     assert {len(g.edits) for g in plain} == {1}
+
+
+def test_what_is_kept_in_files_is_what_is_kept_in_memory(tmp_path: Path) -> None:
+    lm = model("float32")
+    of, network = groups(lm)[:4], strong(lm)
+    kept = objective(lm, of)
+    sites = kept.prepared.sites
+    filed = Prepared(lm, sites, of, 0.0, None, 1.0, tmp_path / "files")
+    assert len(list((tmp_path / "files").iterdir())) >= 2
+    stored = Objective(lm, filed, TrainConfig())
+    left, right = gradients(kept, network, of), gradients(stored, network, of)
+    assert left[0] == right[0]
+    assert all(torch.equal(value, right[1][name]) for name, value in left[1].items())
+    assert not Prepared(lm, sites, of, 0.0, None, 1e-9, tmp_path / "none").base
+
+
+def test_answers_said_again_are_those_of_the_model() -> None:
+    """From the states behind the last block, against a plain pass over the whole row."""
+    lm = model("float64")
+    of = groups(lm)[:4]
+    rows = [row for group in of for row in group.locs]
+    found = objective(lm, of).prepared.answers_of(rows)
+    for row, said in zip(rows, found, strict=True):
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, list(row.positions)]
+        torch.testing.assert_close(said, logits.log_softmax(-1), rtol=0, atol=EXACT)

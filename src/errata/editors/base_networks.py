@@ -43,6 +43,7 @@ class NetworkEditor(Editor):
     Attributes:
         defaults: Settings of the training loop that suit this editor.
         at_edit_time: Settings that may differ from those a network was trained with.
+        untrained: Settings that training has nothing to do with: a run goes on under others.
         trained_as: Editor whose networks it uses, if it has none of its own kind.
     """
 
@@ -50,6 +51,7 @@ class NetworkEditor(Editor):
     Config: ClassVar[type[NetworkConfig]] = NetworkConfig
     defaults: ClassVar[Mapping[str, Any]] = {}
     at_edit_time: ClassVar[tuple[str, ...]] = ("weights",)
+    untrained: ClassVar[tuple[str, ...]] = ("weights", "scale")
     trained_as: ClassVar[str | None] = None
 
     def __init__(self, config: NetworkConfig | None = None) -> None:

@@ -10,7 +10,7 @@
 ```
 
 The first few edits keep the updates that the networks wrote, bit for bit, added up as in training:
-up to three, the sum is the better write. The patch says of them no more than their requests; the
+of two, the sum is the better write. The patch says of them no more than their requests; the
 edit after them makes them again, and all are solved for.
 """
 
@@ -52,7 +52,7 @@ class RidgeConfig(TrainedConfig):
         "the unedited model; sum: added up, as published, which destroys a model within ten edits",
     )
     joint_from: int = Field(
-        default=4, ge=2,
+        default=3, ge=2,
         description="Edits from which the ridge is solved; fewer are added up, as in training",
     )  # fmt: skip
     joint_weight: float = Field(
@@ -98,6 +98,8 @@ class RidgeEditor(TrainedEditor):
 
     Config: ClassVar[type[RidgeConfig]] = RidgeConfig
     at_edit_time: ClassVar[tuple[str, ...]] = (*TrainedEditor.at_edit_time, *AT_EDIT_TIME)
+
+    untrained: ClassVar[tuple[str, ...]] = (*TrainedEditor.untrained, *AT_EDIT_TIME)
 
     @property
     def settings(self) -> RidgeConfig:

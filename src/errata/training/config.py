@@ -72,6 +72,11 @@ class TrainConfig(Settings):
     memory_gb: float = Field(
         default=4.0, ge=0, description="For keeping what does not change; beyond it: recomputed"
     )
+    disk_gb: float = Field(
+        default=0.0, ge=0,
+        description="For keeping it in files of the run folder, if `memory_gb` is too little; they "
+        "are removed at the end",
+    )  # fmt: skip
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="Of the networks; the model's type is --dtype"
     )

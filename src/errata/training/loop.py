@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.training.trainable import Trainable
 
-BEST = "best"
-NOT_COMPARED = {"tracker", "log_every", "save_every", "memory_gb"}
+BEST, FILES = "best", "prepared"
+NOT_COMPARED = {"tracker", "log_every", "save_every", "memory_gb", "disk_gb"}
 """Settings that may change when a run is resumed: they do not change what is learnt."""
 
 Report = Callable[[str, int, int], None]
@@ -106,7 +107,7 @@ class Trainer:
             sizes, config.batch * config.merge, config.seed, config.augment_share
         )
         self.sites = editor.sites(lm)
-        settings = editor.settings.model_dump(mode="json", exclude={"weights", "scale"})
+        settings = editor.settings.model_dump(mode="json", exclude=set(editor.untrained))
         self.facts: dict[str, Any] = {
             "editor": editor.name,
             "model": lm.name,
@@ -133,6 +134,8 @@ class Trainer:
                 if not resume:
                     _clear(self.out)
             self.accelerator.wait_for_everyone()
+            shutil.rmtree(self.out / FILES, ignore_errors=True)  # of a run that was killed
+            context.callback(shutil.rmtree, self.out / FILES, ignore_errors=True)
             self._set_up()
             progress = self._start(resume)
             log = Log(self.out, progress.step) if main else None
@@ -154,6 +157,7 @@ class Trainer:
         self.prepared = self._prepared or Prepared(
             self.lm, self.sites, [*self.groups, *self.validation], config.memory_gb,
             lambda done, total: self.report("preparing", done, total),
+            config.disk_gb, self.out / FILES,
         )  # fmt: skip
         self.objective = self.editor.objective(self.lm, self.prepared, config)
         torch.manual_seed(config.seed)

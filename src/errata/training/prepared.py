@@ -4,11 +4,18 @@ Hidden states below the lowest edited block, gradient factors of the edits and t
 model's answers do not depend on the networks. If they fit the memory budget they are computed in
 fixed batches before training starts, so that a resumed run sees the same bits; otherwise they are
 computed anew at every step, each of them once.
+
+Answers are kept as the states behind the last block, from which the model's own head says them
+again: a vocabulary is a hundred times as wide as a state. What memory has no room for may be kept
+in files, which the system reads as they are wanted.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.model.passes import capture as capture_outputs
-from errata.model.passes import module_at, wide
+from errata.model.passes import module_at, reuse_below, wide
 from errata.model.spec import Site
-from errata.model.tokens import Batch, Row, bucket, positions_of
+from errata.model.tokens import Batch, Row, bucket
 from errata.nets.capture import Factors, Signals, capture
 from errata.training.groups import Group
 
@@ -38,23 +45,35 @@ class _Ragged:
     Args:
         lengths: Number of tokens of each row.
         like: Gives width, type and device.
+        folder: Where a file is made that holds them; None: they are held in memory.
     """
 
-    def __init__(self, lengths: Sequence[int], like: Tensor) -> None:
+    def __init__(self, lengths: Sequence[int], like: Tensor, folder: Path | None = None) -> None:
         self.lengths = list(lengths)
         starts = torch.tensor([0, *self.lengths]).cumsum(0)
         self.starts: list[int] = starts[:-1].tolist()
-        self.flat = like.new_empty(int(starts[-1]), like.shape[-1])
+        shape = (int(starts[-1]), like.shape[-1])
+        self._home = like.device
+        if folder is None:
+            self.flat = like.new_empty(shape)
+            return
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            pass
+        flat = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=like.dtype)
+        self.flat = flat.view(shape)
 
     def put(self, i: int, value: Float[Tensor, "n d"]) -> None:
         """Fill in one row."""
         self.flat[self.starts[i] : self.starts[i] + self.lengths[i]] = value
 
-    def get(self, i: int) -> Tensor:
-        return self.flat[self.starts[i] : self.starts[i] + self.lengths[i]]
+    def get(self, i: int) -> Float[Tensor, "n d"]:
+        """Return one row."""
+        return self.flat[self.starts[i] : self.starts[i] + self.lengths[i]].to(self._home)
 
     def padded(self, index: Sequence[int], length: int) -> Float[Tensor, "N length d"]:
-        out = self.flat.new_zeros(len(index), length, self.flat.shape[-1])
+        """Return some rows, padded on the right with zeros."""
+        width = self.flat.shape[-1]
+        out = self.flat.new_zeros(len(index), length, width, device=self._home)
         for at, i in enumerate(index):
             out[at, : self.lengths[i]] = self.get(i)
         return out
@@ -67,8 +86,10 @@ class Prepared:
         lm: The frozen model.
         sites: Edited matrices; none: only the unedited model's answers are prepared.
         groups: Training groups.
-        memory_gb: Budget for keeping results; nothing is kept if they would need more.
+        memory_gb: Budget for keeping results in memory.
         progress: Called with (done, total) while they are computed.
+        disk_gb: Budget for keeping them in files; nothing is kept if they would need more.
+        folder: Where these files are made; they can be removed with it.
     """
 
     def __init__(
@@ -78,6 +99,8 @@ class Prepared:
         groups: Sequence[Group],
         memory_gb: float = 4.0,
         progress: Callable[[int, int], None] | None = None,
+        disk_gb: float = 0.0,
+        folder: Path | None = None,
     ) -> None:
         self.lm, self.sites = lm, list(sites)
         self.lowest = min((layer for layer, _ in sites), default=0)
@@ -85,8 +108,14 @@ class Prepared:
         self.number: dict[tuple[int, ...], int] = {}
         self.signals: dict[Row, int] = {}
         self.factors: list[tuple[_Ragged, _Ragged]] = []
-        self.base: dict[Row, Tensor] = {}
-        if groups and _bytes(lm, sites, groups, self.lowest) <= memory_gb * 1e9:
+        self.base: dict[Row, int] = {}
+        self.states: _Ragged | None = None
+        self.folder: Path | None = None
+        need = _bytes(lm, sites, groups, self.lowest) if groups else 0
+        if need > memory_gb * 1e9 and folder is not None and need <= disk_gb * 1e9:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.folder = folder
+        if groups and (self.folder is not None or need <= memory_gb * 1e9):
             self._fill(groups, _fixed, progress or (lambda done, total: None))
 
     # ------------------------------------------------------------------ computed once
@@ -104,7 +133,7 @@ class Prepared:
             for index in split(rows):
                 out = self._compute_below(self.lm.batch(rows, index))
                 if self.hidden is None:
-                    self.hidden = _Ragged([len(row.ids) for row in rows], out)
+                    self.hidden = _Ragged([len(row.ids) for row in rows], out, self.folder)
                 for at, i in enumerate(index):
                     self.hidden.put(i, out[at, : len(rows[i].ids)])
                 done += len(index)
@@ -117,7 +146,11 @@ class Prepared:
             if not self.factors:
                 keep = self.lm.dtype
                 self.factors = [
-                    (_Ragged(lengths, f.h.to(keep)), _Ragged(lengths, f.u)) for f in made
+                    (
+                        _Ragged(lengths, f.h.to(keep), self.folder),
+                        _Ragged(lengths, f.u, self.folder),
+                    )
+                    for f in made
                 ]
             for (hs, us), f in zip(self.factors, made, strict=True):
                 for at, i in enumerate(index):
@@ -127,11 +160,14 @@ class Prepared:
             progress(done, jobs)
         self.signals = {row: i for i, row in enumerate(edits)}
         for index in split(locs):
-            some = [locs[i] for i in index]
-            for row, logprobs in zip(some, self._answers(some), strict=True):
-                self.base[row] = logprobs
+            for i, state in zip(index, self._last([locs[i] for i in index]), strict=True):
+                if self.states is None:
+                    sizes = [len(row.positions) for row in locs]
+                    self.states = _Ragged(sizes, state, self.folder)
+                self.states.put(i, state)
             done += len(index)
             progress(done, jobs)
+        self.base = {row: i for i, row in enumerate(locs)}
 
     def _edit_rows(self, groups: Sequence[Group]) -> list[Row]:
         """Return the requests whose factors are wanted: none where no matrix is edited."""
@@ -156,17 +192,27 @@ class Prepared:
         return self.hidden.padded(known, batch.input_ids.shape[1])
 
     @torch.no_grad()
-    def _answers(self, rows: Sequence[Row]) -> list[Float[Tensor, "n V"]]:
+    def _last(self, rows: Sequence[Row]) -> list[Float[Tensor, "n d"]]:
+        """Return what the last block puts out at the supervised positions of each row."""
         found: list[Tensor] = [torch.empty(0)] * len(rows)
+        last = module_at(self.lm, self.lm.n_layers - 1, "block")
         for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
             batch = self.lm.batch(rows, index)
             with self.below(rows, batch):
-                at = positions_of(rows, index, self.lm.device)
-                logprobs = wide(self.lm.logits(batch, at)).log_softmax(-1)
-            sizes = [len(rows[i].positions) for i in index]
-            for i, piece in zip(index, logprobs.split(sizes), strict=True):
-                found[i] = piece
+                _, (hidden,) = capture_outputs(self.lm, batch, outputs=[last])
+            for line, i in enumerate(index):
+                found[i] = hidden[line, list(rows[i].positions)]
         return found
+
+    @torch.no_grad()
+    def _said(self, states: Float[Tensor, "N d"]) -> Float[Tensor, "N V"]:
+        """Return log-probabilities after such states: the model's own code behind its blocks."""
+        count, home = len(states), self.lm.device
+        ones = torch.ones(count, 1, dtype=torch.long, device=home)
+        batch = Batch(ones * self.lm.pad_id, ones, ones - 1, tuple(range(count)))
+        at = torch.stack([torch.arange(count, device=home), ones[:, 0] - 1], 1)
+        with reuse_below(self.lm, self.lm.n_layers - 1, states[:, None]):
+            return wide(self.lm.logits(batch, at)).log_softmax(-1)
 
     # ------------------------------------------------------------------ used at every step
 
@@ -195,10 +241,6 @@ class Prepared:
 
     def below(self, rows: Sequence[Row], batch: Batch):
         """Return a context in which the blocks below the lowest edited one are skipped."""
-        from contextlib import nullcontext
-
-        from errata.model.passes import reuse_below
-
         if not self.lowest:
             return nullcontext()
         return reuse_below(self.lm, self.lowest - 1, self._lookup(rows, batch))
@@ -225,9 +267,15 @@ class Prepared:
 
     def answers_of(self, rows: Sequence[Row]) -> list[Float[Tensor, "n V"]]:
         """Return the unedited model's log-probabilities at the supervised positions of each row."""
-        missing = [row for row in rows if row not in self.base]
-        fresh = dict(zip(missing, self._answers(missing), strict=True)) if missing else {}
-        return [self.base[row] if row in self.base else fresh[row] for row in rows]
+        if not rows:
+            return []
+        missing = list(dict.fromkeys(row for row in rows if row not in self.base))
+        fresh = dict(zip(missing, self._last(missing), strict=True)) if missing else {}
+        states = [
+            fresh[row] if self.states is None or row in fresh else self.states.get(self.base[row])
+            for row in rows
+        ]
+        return list(self._said(torch.cat(states)).split([len(state) for state in states]))
 
 
 def _fixed(rows: Sequence[Row]) -> Iterable[list[int]]:
@@ -248,4 +296,4 @@ def _bytes(lm: LM, sites: Sequence[tuple[int, Site]], groups: Sequence[Group], l
     per_token = sum(site.d_in * half + site.d_out * full for _, site in sites)
     total += sum(len(row.ids) for row in edits) * per_token
     locs = {row for g in groups for row in g.locs}
-    return total + sum(len(row.positions) for row in locs) * lm.embedding.shape[0] * full
+    return total + sum(len(row.positions) for row in locs) * width * half

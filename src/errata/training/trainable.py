@@ -23,6 +23,8 @@ class Trainable(Protocol):
     """Name of the editor, written beside the networks."""
     defaults: ClassVar[Mapping[str, Any]]
     """Settings of the loop that suit it; a mapping in it holds those for one model."""
+    untrained: ClassVar[tuple[str, ...]]
+    """Settings that training has nothing to do with."""
 
     @property
     def settings(self) -> BaseModel:

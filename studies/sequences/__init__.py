@@ -1,0 +1,1 @@
+"""Many edits in one model: trained editors joined in three ways, and direct editors beside them."""
