@@ -17,6 +17,7 @@ from torch import Tensor
 
 from errata.errors import ConfigError, ErrataError, PatchError
 from errata.model.compat import quiet_transformers
+from errata.model.pretrained import read
 from errata.model.stored import quantised_in
 from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
 from errata.patch.adapter import from_lora as from_lora
@@ -230,7 +231,7 @@ def _stored_in(lm: LM) -> torch.dtype:
     """Return the type of the base model's own files, as its configuration tells it."""
     from transformers import AutoConfig
 
-    told = AutoConfig.from_pretrained(base_of(lm), revision=lm.revision).dtype
+    told = read(AutoConfig, base_of(lm), weights=False, revision=lm.revision).dtype
     return told if isinstance(told, torch.dtype) else lm.dtype
 
 
