@@ -67,6 +67,7 @@ def close(patch: Patch, expected: dict[str, Tensor]) -> None:
 def test_the_answer_ends(tiny: Tiny, make: Make) -> None:
     lm = tiny("gpt2")
     end = lm.tokenizer.eos_token_id
+    assert isinstance(end, int)
     patch = make("ft", layers=(1,), lr=0.01, steps=3, stop="eos").edit_one(lm, EDITS[:2])
     close(patch, by_torch(lm, [lm.site(1).weight], [EDITS[:2]] * 3, end=end))
     row = with_end(lm, lm.row_of(EDITS[0]))
