@@ -13,7 +13,7 @@ import errata
 SOURCE = Path(errata.__file__).parent
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
-MODULES = {"lm-eval": "lm_eval", "huggingface-hub": "huggingface_hub"}
+MODULES = {"pyyaml": "yaml", "lm-eval": "lm_eval", "huggingface-hub": "huggingface_hub"}
 """Import names that differ from the name of the distribution."""
 
 THROUGH_OTHERS = {
