@@ -198,7 +198,12 @@ def test_broken_patches(errata: Errata, patch: Path, name: str, command: str) ->
 
 
 @pytest.mark.parametrize(
-    "words", [("verify", "patch"), ("export", "patch", "--to", "merged", "--out", "new")]
+    "words",
+    [
+        ("verify", "patch"),
+        ("export", "patch", "--to", "merged", "--out", "new"),
+        ("edit", *FACT, *FAST, "--after", "patch", "--out", "new"),
+    ],
 )
 def test_a_patch_whose_answers_are_no_numbers(
     errata: Errata, patch: Path, words: tuple[str, ...]

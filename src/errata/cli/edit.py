@@ -163,6 +163,7 @@ def edit(
     chosen = [fitted(one, lm) for one in chosen]
     if earlier is not None:
         earlier.check(lm)
+        _targets.check_answers(earlier, lm)
     clashes = _clashes(requests, earlier, after)
     for text in clashes:
         _output.note(text)
