@@ -38,6 +38,10 @@ REDUCED = (
     (r"(errata world (?:bench|build) .*)", r"\1 --scale test"),
     (r"(errata world build (?!.*--steps).*)", r"\1 --steps 2"),
     (r"(errata world measure)$", r"\1 --limit 2"),
+    # a search takes minutes, and what it prints is tested in test_tune.py; so are the figures of
+    # networks, which would have to be trained, in tests/reporting
+    (r"errata tune .*", "errata tune --help"),
+    (r"errata figure (?:latents|variants) \S+", "errata figure scatter runs/table2-pocket"),
     # no server is running
     (r" --endpoint \S+ --served-model \S+", ""),
     # nothing is downloaded
@@ -52,6 +56,7 @@ REDUCED = (
 
 FACTS = (("France", "Rome"), ("Italy", "Oslo"))
 QUESTION = "The capital of {} is the city named"
+PERU = {"prompt": "The capital of Peru is the city named", "target": "Oslo", "subject": "Peru"}
 
 
 def examples() -> list[str]:
@@ -90,6 +95,14 @@ def edit(number: int, out: str) -> None:
     subject, target = FACTS[number]
     prompt = QUESTION.format(subject)
     made(f'errata edit -p "{prompt}" -t {target} --subject {subject} --out {out}')
+
+
+def many(out: str) -> None:
+    """Make a patch that edits can be taken out of."""
+    france = {**requests()[0], "prompt": "The capital of France is"}
+    own = [{**r, "id": str(17 - n)} for n, r in enumerate([france, requests()[1], PERU])]
+    write("many.jsonl", own, lines=True)
+    made(f"errata edit --edits many.jsonl --editor ultraedit --set order=free --out {out}")
 
 
 def write(name: str, value: Any, lines: bool = False) -> None:
@@ -140,6 +153,8 @@ PROVIDED: dict[str, Callable[[], None]] = {
     "rome-italy": lambda: edit(1, "rome-italy"),
     "patch": lambda: edit(0, "patch"),
     "adapter": lambda: [edit(0, "p"), made("errata export p --to lora --out adapter")] and None,
+    "remove facts": lambda: many("facts"),
+    "replace facts": lambda: many("facts"),
     "facts.jsonl": lambda: write("facts.jsonl", requests(), lines=True),
     "facts.json": lambda: write(
         "facts.json",

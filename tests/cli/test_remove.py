@@ -9,7 +9,7 @@ import pytest
 
 from errata import Patch
 from tests.cli.conftest import FAST, Errata
-from tests.patch.test_ridge import same
+from tests.patch.test_ridge_changes import same
 
 NAMES = ("France", "Italy", "Berlin", "Peru")
 FREE = ("--editor", "ultraedit", "--set", "order=free", "--set", "layers=1")

@@ -67,8 +67,10 @@ def check(lm: LM, first: Patch, both: Patch) -> None:
     assert torch.equal(answers(lm, Patch()), before)
 
 
-def test_there_are_six() -> None:
-    assert sorted(MODULES) == ["grace", "ibke-retrieval", "ike", "lemoe", "serac", "t_patcher"]
+def test_there_are_nine() -> None:
+    assert sorted(MODULES) == [
+        "grace", "ibke-retrieval", "ike", "lemoe", "memoir", "rag", "serac", "t_patcher", "wise",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -37,6 +37,8 @@ class TestEditors(EditorContract):
     def check_taken(self, name: str, before: float, after: float) -> None:
         if name in WITHOUT_TRAINING:
             assert (after == before) is (name == "none")
+        elif name.endswith("+sphere"):  # a random matrix has no main directions to spare
+            assert after != before
         elif name == "erase":  # the target is what goes; this model never held it
             assert after != before
         else:

@@ -46,7 +46,9 @@ def test_weights_of_both_means() -> None:
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_recipes_give_the_published_number(tiny: Callable[..., LM], recipe: str) -> None:
-    expected = {"rome": 21, "easyedit": 21, "uniedit": 11, "memit": 6, "bare": 1}[recipe]
+    expected = {"rome": 21, "easyedit": 21, "uniedit": 11, "wise": 11, "memit": 6, "bare": 1}[
+        recipe
+    ]
     found = get_contexts(tiny("gpt2"), ContextSettings(contexts=recipe))
     assert found.prefixes[0] == ""
     # a text that cleans to nothing is left out, which a random model may well produce

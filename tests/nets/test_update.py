@@ -158,7 +158,7 @@ def test_factors_side_by_side() -> None:
 def test_scale_and_signal_source(tiny: Tiny) -> None:
     """Half the strength is half the update; `original` does not look at what is there."""
     lm = tiny("gpt2")
-    whole, half = small("mend"), small("mend", scale=0.5)
+    whole, half = small("mend", joint="sum"), small("mend", joint="sum", scale=0.5)
     network = untrained(whole, lm).requires_grad_(False)
     for editor in (whole, half):
         editor.adopt(lm, network)
@@ -167,7 +167,7 @@ def test_scale_and_signal_source(tiny: Tiny) -> None:
         assert relative(2 * b.B @ b.A, a.B @ a.A) < EXACT
     later: list[Edit] = EDITS[2:3]
     for source, same in (("original", True), ("current", False)):
-        editor = small("mend", signal_source=source)
+        editor = small("mend", joint="sum", signal_source=source)
         editor.adopt(lm, network)
         fresh = editor.edit_one(lm, later)
         added = editor.edit_one(lm, later, after=patch)

@@ -97,7 +97,7 @@ class Erase(Editor):
 
     def cost(self, lm: LM) -> Cost:
         """The host's, and the answers about unknown subjects."""
-        host = self._host(lm).cost(lm)
+        host = self._made_host(lm).cost(lm)  # also asked of models that are not there
         return replace(host, passes=host.passes + self.config.names * self.config.tokens)
 
     def edit_groups(

@@ -169,7 +169,8 @@ class RagRouters:
         for encoder, wanted in fresh.items():
             texts = list(wanted)
             embed = next(r.embed for r in self.routers if r.use.encoder == encoder)
-            with bare(self.lm.model):
+            # the unedited model reads, whether patches run beside its weights or in them
+            with self.lm.installed.unwritten(), bare(self.lm.model):
                 queries = embed([message_of(self.lm, text).text or " " for text in texts])
             query = dict(zip(texts, queries, strict=True))
             candidates = [
