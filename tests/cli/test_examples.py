@@ -38,6 +38,7 @@ REDUCED = (
     (r"(errata world (?:bench|build) .*)", r"\1 --scale test"),
     (r"(errata world build (?!.*--steps).*)", r"\1 --steps 2"),
     (r"(errata world measure)$", r"\1 --limit 2"),
+    (r"errata sheet init corrections", "errata sheet init new-corrections"),
     # no server is running
     (r" --endpoint \S+ --served-model \S+", ""),
     # nothing is downloaded
@@ -134,6 +135,11 @@ def pocket(name: str) -> None:
     Path(name).symlink_to(pocket_path(), target_is_directory=True)
 
 
+def sheet() -> None:
+    made("errata sheet init corrections")
+    made("errata sheet build corrections")
+
+
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDED: dict[str, Callable[[], None]] = {
     "rome-france": lambda: edit(0, "rome-france"),
@@ -152,6 +158,8 @@ PROVIDED: dict[str, Callable[[], None]] = {
     "my-pocket": lambda: pocket("my-pocket"),
     "recipes": lambda: shutil.copytree(ROOT / "recipes", "recipes") and None,
     "world-bench": lambda: made("errata world bench --scale test --out world-bench"),
+    "corrections": sheet,
+    "last-week": lambda: shutil.copytree("corrections/patch", "last-week") and None,
     "runs/table2-pocket": lambda: run("none", "table2-pocket"),
     "runs/rome": lambda: run("rome", "rome"),
     "runs/mend": lambda: run("mend", "mend"),

@@ -119,6 +119,15 @@ def test_days(errata: Errata, model: str, sheet: Path) -> None:
     assert (done.code, "no fact of" in done.stderr) == (1, True)
 
 
+def test_what_was_built_leaves_as_any_patch(errata: Errata, model: str, sheet: Path) -> None:
+    built(errata, model, sheet)
+    done = errata("export", sheet / "patch", "-m", model, "--to", "lora", "--out", "adapter")
+    assert done.code == 0, done.stderr
+    assert errata("verify", sheet / "patch", "-m", model, "--no-neighbours").code == 0
+    record = json.loads(Path("adapter/errata.json").read_text())
+    assert [edit["id"] for edit in record["edits"]] == ["france", "italy", "berlin"]
+
+
 def test_status(errata: Errata, model: str, sheet: Path) -> None:
     write_sheet(sheet, [fact("France"), fact("Italy", valid_until="2020-01-01")], toml())
     done = errata("sheet", "status", sheet, "-m", model)
@@ -153,6 +162,12 @@ def test_diff_of_builds(errata: Errata, model: str, sheet: Path) -> None:
         "1 changed; Germany moved", "~ france: target 'Rome' → 'Oslo'",
     ]  # fmt: skip
     assert "Germany as before" in errata("sheet", "diff", "new", "old").stdout
+    neighbours[0]["prompt"] = "The capital of Germany is the city of"  # the old one did not ask it
+    document["meta"]["sheet"]["facts"][0]["target"] = "Rome"
+    shutil.copytree("new", "other")
+    Path("other/patch.json").write_text(json.dumps(document))
+    said = errata("sheet", "diff", "old", "other").stdout
+    assert said == "the same facts; of what was not asked before, Germany moved\n"
     assert errata("sheet", "diff", "old", "old").stdout == "the same facts\n"
     found = errata("sheet", "diff", sheet, "new", "--json").json
     assert found["changed"] == {"france": {"target": {"before": "Rome", "after": "Oslo"}}}

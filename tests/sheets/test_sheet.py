@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -195,3 +196,15 @@ def test_difference_of_sheets(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a sheet nor a patch"):
         difference(one, tmp_path)
     assert toml()  # the head plays no part
+
+
+def test_the_sheet_of_the_documentation_can_be_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sheets.md").read_text(encoding="utf-8")
+    (head,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (lines,) = re.findall(r"```jsonl\n(.*?)```", text, re.DOTALL)
+    read = load_sheet(write_sheet(tmp_path / "s", lines.splitlines(), head))
+    assert len(read.facts) == 5
+    assert read.gates.neighbours == 0.3
+    assert [fact.id for fact in read.facts if fact.state(date(2026, 11, 27)) == "ended"] == [
+        "tanzania"
+    ]

@@ -25,7 +25,11 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Fact sheets: corrections under version control, built into one patch and checked.",
     epilog=_output.examples(
-        ("errata sheet init corrections", "errata sheet build sheet", "errata sheet check sheet")
+        (
+            "errata sheet init corrections",
+            "errata sheet build corrections",
+            "errata sheet check corrections",
+        )
     ),
 )
 
@@ -77,7 +81,10 @@ def init(
 
 @app.command(
     epilog=_output.examples(
-        ("errata sheet build sheet", "errata sheet build sheet --at 2027-01-01 --out next --json")
+        (
+            "errata sheet build corrections",
+            "errata sheet build corrections --at 2027-01-01 --out next --json",
+        )
     )
 )
 @expand
@@ -149,8 +156,9 @@ def _build(
 @app.command(
     epilog=_output.examples(
         (
-            "errata sheet check sheet",
-            "errata sheet check sheet --endpoint http://localhost:8000/v1 --served-model corrected",
+            "errata sheet check corrections",
+            "errata sheet check corrections --endpoint http://localhost:8000/v1"
+            " --served-model corrected",
         )
     )
 )
@@ -233,7 +241,9 @@ def _check_served(
 
 
 @app.command(
-    epilog=_output.examples(("errata sheet status sheet", "errata sheet status sheet --json"))
+    epilog=_output.examples(
+        ("errata sheet status corrections", "errata sheet status corrections --json")
+    )
 )
 @expand
 def status(
@@ -277,7 +287,10 @@ def status(
 
 @app.command(
     epilog=_output.examples(
-        ("errata sheet diff sheet/patch next", "errata sheet diff old-sheet sheet --json")
+        (
+            "errata sheet diff last-week corrections/patch",
+            "errata sheet diff last-week corrections/patch --json",
+        )
     )
 )
 def diff(
@@ -302,7 +315,7 @@ def diff(
     _sheet_views.difference(found)
 
 
-@app.command(epilog=_output.examples(("errata sheet remove sheet capital-of-italy",)))
+@app.command(epilog=_output.examples(("errata sheet remove corrections capital-of-italy",)))
 @expand
 def remove(
     model: ModelOptions,

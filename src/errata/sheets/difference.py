@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errata.data._records import thaw
 from errata.errors import ConfigError, PatchError
 from errata.sheets.sheet import TOML, load_sheet
 from errata.store.words import counted
+
+if TYPE_CHECKING:
+    from errata.patch.report import Neighbour
 
 OWN = ("editor", "tried")
 """What a build notes of a fact beside what the sheet says."""
@@ -28,8 +31,9 @@ class Difference:
         added: Facts that only the second has, by id.
         removed: Facts that only the first has.
         changed: Of a fact that both have: field -> what it was and what it is.
-        moved: Neighbours that moved under the second build and not under the first.
-        back: Neighbours that moved under the first build and not under the second.
+        moved: Neighbours that both builds asked, and that moved under the second alone.
+        back: Those that moved under the first alone.
+        beside: Neighbours that moved under the second build, and that the first did not ask.
         compared: Whether both are builds, so that what moved could be compared.
     """
 
@@ -38,7 +42,8 @@ class Difference:
     changed: Mapping[str, Mapping[str, tuple[Any, Any]]]
     moved: tuple[str, ...] = ()
     back: tuple[str, ...] = ()
-    compared: bool = field(default=False)
+    beside: tuple[str, ...] = ()
+    compared: bool = False
 
     def __str__(self) -> str:
         """Return it in words: `+3 facts, 1 changed; Germany moved`."""
@@ -54,12 +59,15 @@ class Difference:
             told.append(f"{_named(self.moved)} moved")
         if self.back:
             told.append(f"{_named(self.back)} as before the edits again")
+        if self.beside:
+            told.append(f"of what was not asked before, {_named(self.beside)} moved")
         return "; ".join(told)
 
     @property
     def nothing(self) -> bool:
         """Whether there is none."""
-        return not (self.added or self.removed or self.changed or self.moved or self.back)
+        facts = self.added or self.removed or self.changed
+        return not (facts or self.moved or self.back or self.beside)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -73,6 +81,7 @@ class Difference:
             },
             "moved": list(self.moved),
             "moved_no_more": list(self.back),
+            "moved_not_asked_before": list(self.beside),
             "neighbours_compared": self.compared,
         }
 
@@ -121,17 +130,26 @@ def difference(one: str | Path, two: str | Path) -> Difference:
         ConfigError: If one is neither.
         PatchError: If a patch was not built of a sheet.
     """
-    (first, moved_before), (second, moved_now) = _side(Path(one)), _side(Path(two))
+    (first, then), (second, now) = _side(Path(one)), _side(Path(two))
     found = _changes(first, second)
-    if moved_before is None or moved_now is None:
+    if then is None or now is None:
         return found
-    new = tuple(dict.fromkeys(v for k, v in moved_now.items() if k not in moved_before))
-    gone = tuple(dict.fromkeys(v for k, v in moved_before.items() if k not in moved_now))
-    return Difference(found.added, found.removed, found.changed, new, gone, True)
+    both = [prompt for prompt in now if prompt in then]
+    return replace(
+        found,
+        moved=_subjects(now[p] for p in both if now[p].moved and not then[p].moved),
+        back=_subjects(then[p] for p in both if then[p].moved and not now[p].moved),
+        beside=_subjects(one for p, one in now.items() if one.moved and p not in then),
+        compared=True,
+    )
 
 
-def _side(folder: Path) -> tuple[Facts, dict[str, str] | None]:
-    """Return the facts of a sheet or a build, and of a build which neighbours moved."""
+def _subjects(neighbours: Iterable[Neighbour]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.subject or one.prompt for one in neighbours))
+
+
+def _side(folder: Path) -> tuple[Facts, dict[str, Neighbour] | None]:
+    """Return the facts of a sheet or a build, and of a build the neighbours by their prompts."""
     if (folder / TOML).is_file():
         return told_of([fact.described() for fact in load_sheet(folder).facts]), None
     if not (folder / "patch.json").is_file():
@@ -145,5 +163,5 @@ def _side(folder: Path) -> tuple[Facts, dict[str, str] | None]:
     sheet = patch.meta.get("sheet")
     if sheet is None:
         raise PatchError(f"{folder} was not built of a sheet", "errata sheet build SHEET")
-    moved = {one.prompt: one.subject or one.prompt for one in patch.report.moved}
-    return told_of(thaw(sheet).get("facts") or ()), moved
+    around = {one.prompt: one for one in patch.report.neighbours}
+    return told_of(thaw(sheet).get("facts") or ()), around
