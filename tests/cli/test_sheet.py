@@ -66,6 +66,17 @@ def test_another_patch_is_not_replaced(
     assert tree(patch) == before
 
 
+@pytest.mark.parametrize("out", ["sheet", "sheet/facts"])
+def test_a_build_is_not_mixed_with_the_sheet(
+    errata: Errata, model: str, sheet: Path, out: str
+) -> None:
+    before = tree(sheet)
+    for words in (("build", sheet), ("remove", sheet, "italy")):
+        done = errata("sheet", *words, "-m", model, "--out", out, "--force")
+        assert (done.code, "is a folder of the sheet itself" in done.stderr) == (2, True)
+    assert tree(sheet) == before
+
+
 def test_show_tells_the_facts(errata: Errata, model: str, sheet: Path) -> None:
     lines = [fact("France", owner="geography", reason="as agreed"), fact("Italy")]
     write_sheet(sheet, lines, toml())

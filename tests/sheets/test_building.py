@@ -15,7 +15,7 @@ import errata
 from errata.errors import ConfigError, DataError, EditError, PatchError
 from errata.patch import Patch
 from errata.patch.changes import Dense
-from errata.sheets.building import build, editors_of
+from errata.sheets.building import build, editors_of, folder_of
 from tests.sheets.conftest import FAST, fact, toml
 
 if TYPE_CHECKING:
@@ -141,6 +141,19 @@ def test_only_what_the_edit_depends_on_counts(lm: LM, sheet: Make) -> None:
     from tests.conftest import build as tiny
 
     assert build(tiny("gpt2"), sheet([THREE[0]])).made == ("france",)
+
+
+def test_the_text_that_the_model_reads_counts(
+    lm: LM, sheet: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own,) = sheet([fact("France", chat="user")]).facts
+    chosen = editors_of(sheet([own.described()]))
+    folders = set()
+    for begin in ("", "Berlin "):  # another template of the same model
+        template = begin + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        monkeypatch.setattr(lm.tokenizer, "chat_template", template)
+        folders.add(folder_of(lm, chosen, own))
+    assert len(folders) == 2
 
 
 def test_what_is_damaged_is_edited_again(

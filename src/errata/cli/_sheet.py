@@ -71,8 +71,24 @@ def loaded_build(source: Path, folder: Path) -> Patch:
     return patch
 
 
-def may_replace(out: Path, force: bool) -> bool:
-    """Return whether what is there may be replaced: an earlier build may, another patch may not."""
+def may_replace(out: Path, folder: Path, force: bool) -> bool:
+    """Return whether what is there may be replaced: an earlier build may, another patch may not.
+
+    Args:
+        out: Where a build is to go.
+        folder: The sheet, which it must not be mixed with.
+        force: Whether anything there may be replaced.
+
+    Raises:
+        ConfigError: If it would lie among the files of the sheet.
+        RunError: If it is taken, or cannot be written.
+    """
+    from errata.sheets.sheet import FACTS
+
+    if out.resolve() in (folder.resolve(), (folder / FACTS).resolve()):
+        raise ConfigError(
+            f"--out {out} is a folder of the sheet itself", f"Choose another: --out {folder}/patch"
+        )
     if not force and (out / "patch.json").exists():
         from errata.patch import Patch
 

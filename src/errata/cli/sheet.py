@@ -122,7 +122,7 @@ def _build(
     from errata.sheets.building import build as build_sheet
     from errata.sheets.building import check_facts, editors_of
 
-    replaced = may_replace(out, force)
+    replaced = may_replace(out, sheet.folder, force)
     name = model.model if _targets.given(model) else sheet.config.model
     check_facts(facts, editors_of(sheet, name))  # before a model is loaded for nothing
     lm = load_base(sheet, model)
@@ -338,7 +338,7 @@ def remove(
     gone = sheet.find(fact)
     target = out or folder / "patch"
     if rebuild:
-        may_replace(target, force)
+        may_replace(target, folder, force)
         if not any(other.id != fact for other in sheet.valid()):
             raise DataError(
                 f"without {fact} no fact of {folder} is valid, and there is nothing to build",

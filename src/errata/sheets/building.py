@@ -164,12 +164,15 @@ def build(
 def folder_of(lm: LM, chosen: Sequence[Editor], fact: Fact) -> Path:
     """Return where the patch of one fact is kept: by all that it depends on, and no more."""
     edits = [{k: v for k, v in described(edit).items() if k != "id"} for edit in fact.edits]
+    # as the tokenizer and its chat template put them, which no fingerprint of weights covers
+    texts = [[row.ids, row.labels] for row in map(lm.row_of, fact.edits)]
     makers = [
         [editor.name, editor.config.model_dump(mode="json"), editor.made_of(lm), editor.sources(lm)]
         for editor in chosen
     ]
     model = [lm.name, lm.revision, lm.fingerprint, str(lm.dtype), lm.device.type, lm.roughly]
-    key = digest(FORMAT, __version__, torch.__version__, model, makers, edits)
+    sites = [site.path for site in lm.spec.ffn_out]
+    key = digest(FORMAT, __version__, torch.__version__, model, sites, makers, edits, texts)
     return cache_root() / "sheets" / key
 
 
