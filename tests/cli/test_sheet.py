@@ -77,6 +77,17 @@ def test_a_build_is_not_mixed_with_the_sheet(
     assert tree(sheet) == before
 
 
+def test_a_damaged_build_is_replaced_when_told_to(errata: Errata, model: str, sheet: Path) -> None:
+    built(errata, model, sheet)
+    path = sheet / "patch" / "patch.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    done = errata("sheet", "build", sheet, "-m", model)
+    assert (done.code, "--force" in done.stderr) == (1, True)
+    built(errata, model, sheet, "--force")
+    assert path.read_bytes() == whole
+
+
 def test_show_tells_the_facts(errata: Errata, model: str, sheet: Path) -> None:
     lines = [fact("France", owner="geography", reason="as agreed"), fact("Italy")]
     write_sheet(sheet, lines, toml())

@@ -179,13 +179,23 @@ def test_the_patch_names_its_sheet(lm: LM, sheet: Make, tmp_path: Path) -> None:
     assert built.state == {}
 
 
-def test_a_damaged_name_is_refused(lm: LM, sheet: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"id": 7}, r"meta\.sheet\.facts\[0\]\.id is 7"),
+        ({"id": "a", "prompt": 7}, r"meta\.sheet\.facts\[0\]\.prompt"),
+        ({"id": "a", "owner": ["x"]}, r"meta\.sheet\.facts\[0\]\.owner is a list of 1"),
+    ],
+)
+def test_a_damaged_name_is_refused(
+    lm: LM, sheet: Make, tmp_path: Path, entry: dict[str, Any], said: str
+) -> None:
     build(lm, sheet([THREE[0]])).patch.save(tmp_path / "p")
     path = tmp_path / "p" / "patch.json"
     document = json.loads(path.read_text(encoding="utf-8"))
-    document["meta"]["sheet"]["facts"] = [{"id": 7}]
+    document["meta"]["sheet"]["facts"] = [entry]
     path.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(PatchError, match=r"meta\.sheet\.facts\[0\]\.id is 7"):
+    with pytest.raises(PatchError, match=said):
         Patch.load(tmp_path / "p")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,8 @@ def may_replace(out: Path, folder: Path, force: bool) -> bool:
     if not force and (out / "patch.json").exists():
         from errata.patch import Patch
 
-        if Patch.load(out).meta.get("sheet") is not None:
-            return True
+        with suppress(PatchError):  # of what is damaged nobody knows what it was
+            if Patch.load(out).meta.get("sheet") is not None:
+                return True
     _output.check_free(out, "patch.json", force)
     return force

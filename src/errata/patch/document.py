@@ -15,6 +15,7 @@ class _Fact(Document):
     """A fact of the sheet that a patch was built of."""
 
     id: str
+    prompt: str | list[str] = ""
     target: str | None = None
     owner: str | None = None
     reason: str | None = None
