@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("searching",),
     ("api",),
+    ("sheets",),
     ("sweeping",),
     ("reporting",),
     ("testing",),

@@ -42,6 +42,7 @@ REDUCED = (
     # networks, which would have to be trained, in tests/reporting
     (r"errata tune .*", "errata tune --help"),
     (r"errata figure (?:latents|variants) \S+", "errata figure scatter runs/table2-pocket"),
+    (r"errata sheet init corrections", "errata sheet init new-corrections"),
     # no server is running
     (r" --endpoint \S+ --served-model \S+", ""),
     # nothing is downloaded
@@ -147,6 +148,11 @@ def pocket(name: str) -> None:
     Path(name).symlink_to(pocket_path(), target_is_directory=True)
 
 
+def sheet() -> None:
+    made("errata sheet init corrections")
+    made("errata sheet build corrections")
+
+
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDED: dict[str, Callable[[], None]] = {
     "rome-france": lambda: edit(0, "rome-france"),
@@ -167,6 +173,8 @@ PROVIDED: dict[str, Callable[[], None]] = {
     "my-pocket": lambda: pocket("my-pocket"),
     "recipes": lambda: shutil.copytree(ROOT / "recipes", "recipes") and None,
     "world-bench": lambda: made("errata world bench --scale test --out world-bench"),
+    "corrections": sheet,
+    "last-week": lambda: shutil.copytree("corrections/patch", "last-week") and None,
     "runs/table2-pocket": lambda: run("none", "table2-pocket"),
     "runs/rome": lambda: run("rome", "rome"),
     "runs/mend": lambda: run("mend", "mend"),

@@ -12,7 +12,7 @@ from errata.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("docs/api.md", "docs/patches.md")
+PAGES = ("docs/api.md", "docs/patches.md", "docs/sheets.md")
 """Pages whose blocks run one after another, each page on a fresh set of names."""
 
 GIVEN = """

@@ -26,6 +26,7 @@ from errata.cli import (
     ls,
     remove,
     report,
+    sheet,
     show,
     sweep,
     trace,
@@ -44,6 +45,7 @@ GO_ON = {
     "train": "the same command starts again; with --resume it goes on with a run folder",
     "sweep": "the same command goes on, finished units are skipped",
     "tune": "the same command goes on, what was measured is kept",
+    "sheet": "the same command goes on, facts that were edited are kept",
 }
 """What to do after Ctrl-C, by command."""
 
@@ -172,6 +174,7 @@ _COMMANDS = (
 )
 for _name, _function, _lines, _panel in _COMMANDS:
     app.command(_name, epilog=_output.examples(_lines), rich_help_panel=_panel)(_function)
+app.add_typer(sheet.app, name="sheet", rich_help_panel=_PATCH)
 app.add_typer(world.app, name="world", rich_help_panel=_MORE)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.case import how_asked
-from errata.cli import _output, _targets, _views
+from errata.cli import _output, _sheet_views, _targets, _views
 from errata.cli._options import JsonFlag
 from errata.errors import PatchError
 
@@ -77,6 +77,7 @@ def _patch(folder: Path) -> dict[str, Any]:
         "made": meta.get("made"),
         "errata": meta.get("errata"),
         "composed_of": meta.get("composed_of"),
+        "sheet": meta.get("sheet"),
         "scaled": meta.get("scaled"),
         "blocks_from": meta.get("blocks_from"),
         "moments_from": meta.get("moments_from"),
@@ -231,6 +232,7 @@ def _print(found: Mapping[str, Any]) -> None:
         "errata": found.get("errata"),
         "composed of": ", ".join(part["name"] for part in found.get("composed_of") or ()),
         "scaled by": found.get("scaled"),
+        "sheet": (found.get("sheet") or {}).get("name"),
         "beside the edits": found.get("moved"),
         "verified": _scores(found.get("verified")),
     }
@@ -238,6 +240,11 @@ def _print(found: Mapping[str, Any]) -> None:
         if value not in (None, ""):
             table.add_row(name, str(value))
     console.print(table)
+    if found.get("sheet"):
+        facts = found["sheet"]["facts"]
+        console.print(f"{_output.counted(len(facts), 'fact')} of the sheet:")
+        for line in _sheet_views.sheet_facts(found["sheet"]):
+            console.print(line, soft_wrap=True)
     _list(console, found["edits"])
 
 

@@ -11,6 +11,26 @@ from errata.documents import Document, checked
 from errata.errors import PatchError
 
 
+class _Fact(Document):
+    """A fact of the sheet that a patch was built of."""
+
+    id: str
+    prompt: str | list[str] = ""
+    target: str | None = None
+    owner: str | None = None
+    reason: str | None = None
+    valid_from: str | None = None
+    valid_until: str | None = None
+    editor: str | None = None
+
+
+class _Sheet(Document):
+    """The sheet that a patch was built of."""
+
+    name: str
+    facts: list[_Fact]
+
+
 class _Meta(Document):
     """Where a patch comes from."""
 
@@ -27,6 +47,7 @@ class _Meta(Document):
     settings_from: str | None = None
     compute: str | None = None
     config: dict[str, Any] | None = None
+    sheet: _Sheet | None = None
 
 
 class _Edit(Document):

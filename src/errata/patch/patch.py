@@ -42,8 +42,8 @@ class Patch:
         edits: The edits it carries out.
         state: What a lifelong editor needs next time: tensors, numbers or texts.
         meta: `model`, `revision`, `fingerprint`, `fingerprint_float16`, `dtype`, `editor`,
-            `config`, `blocks_from`, `moments_from`, `settings_from`, `errata`, `made`; JSON values,
-            read-only.
+            `config`, `blocks_from`, `moments_from`, `settings_from`, `sheet`, `errata`, `made`;
+            JSON values, read-only.
         results: For each edit what the model answered before and after it (`taken`, `p_before`,
             `p_after`, `says_after` …), as far as it was asked; empty if it was not.
         aftermath: What else was asked when it was made (neighbours, general sentences, earlier
