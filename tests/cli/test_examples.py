@@ -153,6 +153,10 @@ def sheet() -> None:
     made("errata sheet build corrections")
 
 
+def last_week() -> None:
+    shutil.copytree("corrections/patch", "last-week")
+
+
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDED: dict[str, Callable[[], None]] = {
     "rome-france": lambda: edit(0, "rome-france"),
@@ -174,7 +178,7 @@ PROVIDED: dict[str, Callable[[], None]] = {
     "recipes": lambda: shutil.copytree(ROOT / "recipes", "recipes") and None,
     "world-bench": lambda: made("errata world bench --scale test --out world-bench"),
     "corrections": sheet,
-    "last-week": lambda: shutil.copytree("corrections/patch", "last-week") and None,
+    "last-week": last_week,
     "runs/table2-pocket": lambda: run("none", "table2-pocket"),
     "runs/rome": lambda: run("rome", "rome"),
     "runs/mend": lambda: run("mend", "mend"),

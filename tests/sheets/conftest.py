@@ -11,7 +11,7 @@ import pytest
 
 from errata.sheets import Sheet, load_sheet
 
-FAST = {"mom2_adjustment": False, "steps": 2, "contexts": "bare"}
+FAST: dict[str, Any] = {"mom2_adjustment": False, "steps": 2, "contexts": "bare"}
 """Settings with which ROME needs no text."""
 
 Write = Callable[..., Path]

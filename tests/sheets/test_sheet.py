@@ -204,7 +204,7 @@ def test_the_sheet_of_the_documentation_can_be_read(tmp_path: Path) -> None:
     (lines,) = re.findall(r"```jsonl\n(.*?)```", text, re.DOTALL)
     read = load_sheet(write_sheet(tmp_path / "s", lines.splitlines(), head))
     assert len(read.facts) == 5
-    assert read.gates.neighbours == 0.3
+    assert read.gates.neighbours == 0.2
     assert [fact.id for fact in read.facts if fact.state(date(2026, 11, 27)) == "ended"] == [
         "tanzania"
     ]
