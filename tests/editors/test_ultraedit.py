@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.locate.samples import EDITS
-from tests.patch.test_ridge import same
+from tests.patch.test_ridge_changes import same
 from torch import Tensor
 
 from errata.case import Edit

@@ -101,7 +101,8 @@ def _fault(words: list[str]) -> tuple[str, str | None]:
         return "traceback", f"{type(error).__name__} at {at}: {str(error)[:200]!r}"
     if done.exit_code not in CODES:
         return str(done.exit_code), f"exit code {done.exit_code}"
-    if done.exit_code in (1, 2) and not done.stderr.strip():
+    helped = "Usage:" in done.stdout  # a group of commands without one prints its help
+    if done.exit_code in (1, 2) and not done.stderr.strip() and not helped:
         return str(done.exit_code), "says nothing"
     asked = any(w == "--json" and words[i - 1] not in ("-o", "--out") for i, w in enumerate(words))
     if done.exit_code == 0 and asked:

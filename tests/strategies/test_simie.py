@@ -11,7 +11,7 @@ import torch
 from tests.editors.conftest import *  # noqa: F403 -- the fixtures that build small editors
 from tests.editors.joint_samples import SETTINGS, Make, Tiny
 from tests.locate.samples import EDITS
-from tests.patch.test_ridge import same
+from tests.patch.test_ridge_changes import same
 from torch import Tensor
 
 from errata.editors.base import Editor
