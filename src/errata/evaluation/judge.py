@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from errata.errors import ConfigError, ErrataError, RunError
+from errata.served.client import AGAIN, open_here
 from errata.store.cache import digest, load_json, save_json
 from errata.store.files import cache_root
 
@@ -44,9 +45,6 @@ Reply with one letter: A for CORRECT, B for INCORRECT."""
 """Temperature 0; after Yang et al. 2025 (arXiv:2502.11177)."""
 
 FORMAT = 1
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-"""What a server says when the same question may be asked again."""
-
 LARGEST = 1 << 20
 """Most bytes of a reply that are read."""
 
@@ -178,7 +176,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         address = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with _OPENER.open(request, timeout=self.timeout) as response:
+        with open_here(request, self.timeout) as response:
             found = json.loads(response.read(LARGEST))
         try:
             content = found["choices"][0]["message"]["content"]
@@ -198,16 +196,6 @@ class Endpoint:
 _WORD = r"\b(A|B|CORRECT|INCORRECT)\b"
 _FIRST = re.compile(rf"\W*{_WORD}\W*?(?:$|[.:),\n])")
 _LAST = re.compile(rf"{_WORD}\W*$")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the key must not go where nobody named."""
-
-    def redirect_request(self, *args: Any, **named: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def read(reply: str) -> bool | None:

@@ -131,6 +131,14 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def open_here(request: urllib.request.Request, timeout: float) -> Any:
+    """Send a request to its own address and to no other."""
+    return _OPENER.open(request, timeout=timeout)
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
 class _Refused(Exception):
     """The server's answer to one request is an error.
 
@@ -158,7 +166,6 @@ class Client:
         self._sleep = sleep
         self._down = threading.Event()
         self._plain = threading.Event()
-        self._open = urllib.request.build_opener(_Stay).open
 
     def models(self) -> list[str] | None:
         """Return the names of the models there; None if the server does not tell.
@@ -265,7 +272,7 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, headers)
         try:
-            with self._open(request, timeout=self.endpoint.timeout) as reply:
+            with open_here(request, self.endpoint.timeout) as reply:
                 raw = reply.read(LARGEST + 1)
         except urllib.error.HTTPError as error:
             raise _refusal(url, error) from None
