@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errata.case import Case, Edit
 from errata.errors import EditError, ErrataError, ModelError, PatchError
@@ -15,6 +16,40 @@ if TYPE_CHECKING:
 
 
 Outcome = Patch | ErrataError
+
+Numbered = tuple[int, Sequence[Case]]
+"""A unit and its number."""
+
+
+class Waiting(NamedTuple):
+    """A case that is edited and not asked yet: its unit's number and patch."""
+
+    unit: int
+    case: Case
+    patch: Patch | None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Units after their edits, before their questions.
+
+    Attributes:
+        patches: Of each unit; None: nothing was edited.
+        failed: Why cases could not be edited.
+        also: What records say besides answers, by case.
+    """
+
+    patches: Sequence[Patch | None]
+    failed: Mapping[str, str]
+    also: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def cases(self, batch: Sequence[Numbered]) -> list[Waiting]:
+        """Return the cases of the units in order."""
+        return [
+            Waiting(number, case, patch)
+            for (number, unit), patch in zip(batch, self.patches, strict=True)
+            for case in unit
+        ]
 
 
 def edit_groups(
