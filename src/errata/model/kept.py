@@ -13,7 +13,7 @@ the same before and after the edit.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,14 @@ class Kept:
         budget: Most bytes.
         rows: Hidden states `[t, d]` of the real tokens of each row.
         held: Bytes in use.
+        filling: Whether passes are whole, and what they compute is kept; else they begin here.
     """
 
     block: int
     budget: int = BUDGET
     rows: dict[Hashable, Float[Tensor, "t d"]] = field(default_factory=dict)
     held: int = 0
+    filling: bool = False
 
     def put(
         self, names: Sequence[Hashable], lengths: Sequence[int], hidden: Float[Tensor, "B T d"]
@@ -104,3 +106,42 @@ def resuming(lm: LM, kept: Kept | None, names: Sequence[Hashable], batch: Batch)
         return
     with torch.no_grad(), reuse_below(lm, kept.block, hidden):
         yield
+
+
+def kept_or_resumed(
+    lm: LM, names: Sequence[Hashable], batch: Batch
+) -> AbstractContextManager[None]:
+    """Keep hidden states of the pass of a batch, or begin from them, as is installed on the model.
+
+    See `keeping` and `from_kept`.
+    """
+    kept = lm.installed.kept
+    if kept is None:
+        return nullcontext()
+    return putting(lm, kept, names, batch) if kept.filling else resuming(lm, kept, names, batch)
+
+
+@contextmanager
+def keeping(lm: LM, kept: Kept | None) -> Iterator[None]:
+    """Keep the hidden states of all rows that are scored inside a `with` block."""
+    if kept is None:
+        yield
+        return
+    kept.filling = True
+    try:
+        with lm.installed.running(kept=kept):
+            yield
+    finally:
+        kept.filling = False
+
+
+def from_kept(lm: LM, kept: Kept | None, changed: int | None) -> AbstractContextManager[None]:
+    """Let rows that are scored begin from kept hidden states, if no change reaches below them.
+
+    Args:
+        lm: The model.
+        kept: What was kept of it without a patch.
+        changed: The lowest block that is changed now; None: unknown.
+    """
+    fits = kept is not None and changed is not None and changed > kept.block
+    return lm.installed.running(kept=kept if fits else None)
