@@ -23,7 +23,7 @@ from errata.editors.base_located import Layers, LocateConfig, LocateEditor
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
-from errata.locate.keys import edit_keys
+from errata.locate.keys import Known, edit_keys
 from errata.locate.memory import KeyMemory
 from errata.locate.values import Adaptive, optimise_values
 from errata.model.lm import LM
@@ -31,6 +31,7 @@ from errata.model.passes import Place
 from errata.model.spec import Site
 from errata.patch import Change, LowRank, Patch
 from errata.patch.deltas import bounded
+from errata.patch.reach import first_changed
 from errata.tracing.trace import cached_choice
 
 Rule = Literal["linear", "sqrt", "direct"]
@@ -170,7 +171,7 @@ class JointEditor(LocateEditor):
     ) -> list[Patch]:
         """Find the wanted values of all groups, then solve block after block."""
         at = self.prepared(lm)
-        run = _Run(lm, groups, at.contexts, self.mean, self.places)
+        run = _Run(lm, groups, at.contexts, self.mean, self.places, before)
         memories = [self._recalled(patch, at.layers) for patch in before]
         changes: list[list[Change]] = [[] for _ in groups]
 
@@ -195,6 +196,7 @@ class JointEditor(LocateEditor):
                 try:
                     solved = self.change(lm, write)
                     changes[g].append(self.finished(lm, layer, solved, patches[g]))
+                    run.check(changes[g][-1], write.site)
                 except RowsError as error:
                     blamed = tuple(groups[g][row] for row in error.rows)
                     raise EditError(error.message, error.hint, edits=blamed) from None
@@ -224,7 +226,7 @@ class JointEditor(LocateEditor):
         states: list[dict[str, Tensor]] = [{} for _ in patches]
         if not self.remembers:
             return states
-        keys = run.all_keys(patches, layers)
+        keys = run.keys_afterwards(patches, layers)
         for g, rows in enumerate(run.rows):
             for layer in layers:
                 memory = memories[g][layer].add(keys[layer][rows])
@@ -243,7 +245,11 @@ class JointEditor(LocateEditor):
 
 
 class _Run:
-    """The edits of all groups side by side; each row is read under its own group's patch."""
+    """The edits of all groups side by side; each row is read under its own group's patch.
+
+    A pass begins at the block that was changed last, unless a patch is there that does not only
+    add to weights: such a one may look at what stands below.
+    """
 
     def __init__(
         self,
@@ -252,12 +258,20 @@ class _Run:
         contexts: Contexts,
         mean: Mean,
         places: tuple[Place, ...],
+        before: Sequence[Patch],
     ) -> None:
+        self.known = Known() if first_changed(lm, before) is not None else None
+        self.keys: dict[int, Tensor] = {}
         self.lm, self.contexts, self.places = lm, contexts, places
         self.mean: Mean = mean
         self.edits = [edit for group in groups for edit in group]
         ends = torch.tensor([len(group) for group in groups]).cumsum(0).tolist()
         self.rows = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
+
+    def check(self, change: Change, site: Site) -> None:
+        """Share nothing between passes any more if a block's change is not of its projection."""
+        if not str(change.parameter).startswith(f"{site.path}."):
+            self.known = None
 
     def _gather(
         self,
@@ -276,8 +290,11 @@ class _Run:
                 for g, patch in zip(numbers, places, strict=True)
                 for row in range(self.rows[g].start, self.rows[g].stop)
             ]
-            parts.append(read([self.edits[row] for row, _ in pairs], [p for _, p in pairs]))
-            order += [row for row, _ in pairs]
+            rows = [row for row, _ in pairs]
+            if self.known is not None:
+                self.known.of(rows)
+            parts.append(read([self.edits[row] for row in rows], [p for _, p in pairs]))
+            order += rows
         back = torch.tensor(order, device=self.lm.device).argsort()
         return [torch.cat(column)[back] for column in zip(*parts, strict=True)]
 
@@ -305,28 +322,42 @@ class _Run:
     ) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n d"]]:
         """Return mean keys at `layer`, and the present value of the bare prompts at `aim`."""
         block = self.places[0] == "block"
+        if self.known is not None:
+            self.known.next_block(layer)
 
         def both(edits: list[Edit], places: list[int]) -> Sequence[Tensor]:
             keys = edit_keys(
                 self.lm, edits, self.contexts, [layer], mean=self.mean,
-                hidden=block and aim == layer, patches=places,
+                hidden=block and aim == layer, patches=places, known=self.known,
             )[layer]  # fmt: skip
             aimed = keys
             if aim != layer:  # only the bare prompts have to go further
                 aimed = edit_keys(
-                    self.lm, edits, self.contexts.bare, [aim], hidden=block, patches=places
+                    self.lm,
+                    edits,
+                    self.contexts.bare,
+                    [aim],
+                    hidden=block,
+                    patches=places,
+                    known=self.known,
                 )[aim]
             value = aimed.hidden if block else aimed.value
             assert value is not None
             return keys.mean_key, value
 
-        keys, current = self._gather(patches, both)
-        return keys, current
+        self.keys[layer], current = self._gather(patches, both)
+        return self.keys[layer], current
 
-    def all_keys(
+    def keys_afterwards(
         self, patches: Sequence[Patch], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "n f"]]:
-        """Return mean keys at several blocks from one pass."""
+        """Return mean keys at all edited blocks as the edited model has them.
+
+        A key is what the edited projection is given, and so depends on changes of lower blocks
+        alone, which were made when it was read.
+        """
+        if self.known is not None:
+            return self.keys
         found = self._gather(
             patches,
             lambda edits, places: [

@@ -13,11 +13,13 @@ from errata.errors import ErrataError
 from errata.evaluation.metrics import mean_nll
 from errata.evaluation.questions import Question
 from errata.evaluation.regimes import chunks
+from errata.model.kept import Kept
 from errata.progress import watched
 from errata.store.cache import load_json, save_json
 from errata.store.files import cache_root
 
 if TYPE_CHECKING:
+    from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.model.tokens import Row
 
@@ -78,6 +80,17 @@ def ask_before(
         foil_nll = next(answers)[0] if question.foil is not None else None
         found[case, number] = Before(tuple(argmax), nll, foil_nll)
     return found
+
+
+def kept_below(editor: Editor, lm: LM) -> Kept | None:
+    """Return where hidden states of the unedited model are kept, for questions asked again.
+
+    In front of the lowest block that the editor says it changes: what stands below gives the same
+    under its patches. None: it does not say, or there is nothing below.
+    """
+    told = getattr(editor, "edited_layers", None)
+    lowest = 0 if told is None else min(told(lm), default=0)
+    return Kept(lowest - 1) if lowest > 0 else None
 
 
 def _answers(lm: LM, rows: Sequence[Row]) -> list[tuple[float | None, list[int]]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from errata.case import Case
 from errata.errors import EditError, ModelError
 from errata.evaluation import wild
-from errata.evaluation.before import Before, ask_before
+from errata.evaluation.before import Before, ask_before, kept_below
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import Edited, Numbered, Waiting, edit_cases
 from errata.evaluation.judge import Judge
@@ -27,6 +27,7 @@ from errata.evaluation.sequence import Checkpoints, SideBySide, joined
 from errata.evaluation.tracking import Tracker, spread
 from errata.inspection.collapse import Watch, stops, unfit
 from errata.inspection.limits import due, parse_limit
+from errata.model.kept import keeping
 from errata.patch import Patch
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Session:
         self.questions: dict[str, list[Question]] = {}
         self.broken: dict[str, str] = {}
         self.before: dict[tuple[str, int], Before] = {}
+        self.kept = kept_below(editor, lm)
         self.free: wild.Free | None = None
         self.laps: dict[str, float] = {}
         self.stop_when = stops(editor, protocol.stop_when)
@@ -115,7 +117,8 @@ class Session:
             except (EditError, ModelError) as error:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
-            self.before = ask_before(self.lm, self.questions)
+            with keeping(self.lm, self.kept):
+                self.before = ask_before(self.lm, self.questions)
             if self.protocol.answers == "wild":
                 form, most = self.protocol.form, self.protocol.new_tokens
                 said = wild.ask_before(self.lm, self.questions, form, most)
@@ -331,7 +334,7 @@ class Session:
 
     def _questioner(self) -> Questioner:
         return Questioner(
-            Scorer(self.lm, self.protocol.stack_size),
+            Scorer(self.lm, self.protocol.stack_size, self.kept),
             self.editor,
             self.before,
             known_k=self.protocol.top_k,
