@@ -131,6 +131,7 @@ def load_cases(
         skipped=tuple(skipped),
         notes=(*told, *notes, *more, *warned),
         warned=tuple(warned),
+        asked={"spec": str(spec), "split": split, "options": dict(options or {})},
     )
 
 
