@@ -114,6 +114,7 @@ class Dataset(ABC):
         paper: Citation and address.
         splits: Names of the splits that are published.
         default: The split that is read when none is named.
+        sizes: Records of each split as published, as far as they were counted.
         published: Address per split, where a split is one file.
         names: File names per split under which a local folder is searched.
         marks: Fields by which a record of each of its forms is recognised, dotted where they lie
@@ -133,6 +134,7 @@ class Dataset(ABC):
     paper: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     default: ClassVar[str | None] = None
+    sizes: ClassVar[Mapping[str, int]] = {}
     published: ClassVar[Mapping[str, str]] = {}
     names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     marks: ClassVar[tuple[tuple[str, ...], ...]] = ()
