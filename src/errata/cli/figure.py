@@ -23,13 +23,14 @@ def figure(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="scatter|latents|variants|domains|criteria|answers|relations|gates|pruning",
+            metavar="NAME",
             help="scatter: generality against locality, all editors and models; latents: grid of"
             " l_m and beta; variants: bars by metric and data set; domains: heat maps by domain;"
-            " criteria: generality by criteria and hops. These look into the editors of the runs:"
-            " answers: the most probable ones side by side; relations: latents on a plane, and"
-            " silhouettes; gates: tokens shaded by them, and Gini; pruning: what edits lose with"
-            " their gates.",
+            " criteria: generality by criteria and hops; trajectory: ability along sequences."
+            " These look into the editors of the runs: answers: the most probable ones side by"
+            " side; relations: latents on a plane, and silhouettes; gates: tokens shaded by them,"
+            " and Gini; pruning: what edits lose with their gates; keys: REP's whitened"
+            " similarities and gates; residuals: BLUE's, by distance.",
         ),
     ],
     runs: Annotated[
@@ -44,8 +45,8 @@ def figure(
         int | None,
         typer.Option(
             min=1,
-            help="answers: edits (3). relations, gates, pruning: cases of each run (all; pruning"
-            " 300).",
+            help="answers: edits (3). The others that look into runs: cases of each (relations,"
+            " gates: all; pruning 300; keys 30; residuals 20).",
         ),
     ] = None,
     seeds: Annotated[

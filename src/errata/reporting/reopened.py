@@ -9,7 +9,7 @@ RUN/config.json ──▶ model (checked by fingerprint), editor with its networ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Case
@@ -59,7 +59,7 @@ def reopened(cells: Sequence[Cell], limit: int | None = None) -> Iterator[Reopen
         if model != asked:
             lm, asked = _model(cell), model
         assert lm is not None
-        yield Reopened(cell, lm, _editor(cell, lm), _cases(cell, limit))
+        yield Reopened(cell, lm, _editor(cell, lm), _cases(cell, lm, limit))
 
 
 def _model(cell: Cell) -> LM:
@@ -89,9 +89,14 @@ def _editor(cell: Cell, lm: LM) -> Editor:
     return editor
 
 
-def _cases(cell: Cell, limit: int | None) -> tuple[Case, ...]:
-    """Read the data again and return the cases on record, checked by what they ask for."""
+def _cases(cell: Cell, lm: LM, limit: int | None) -> tuple[Case, ...]:
+    """Read the data again and return the cases on record, checked by what they ask for.
+
+    Of a run under a suite they have the suite's questions.
+    """
     from errata.data import load_cases
+    from errata.evaluation.protocol import Protocol
+    from errata.evaluation.robustness import robustness_suite
 
     config, path = cell.run.config, cell.run.path
     told = (config.get("run") or {}).get("data") or {}
@@ -101,13 +106,16 @@ def _cases(cell: Cell, limit: int | None) -> tuple[Case, ...]:
     shuffled = (config.get("request") or {}).get("shuffle")
     seed = int(config["protocol"].get("seed", 0)) if shuffled else None
     data = load_cases(told["spec"], told.get("split"), None, seed, True, told.get("options"))
+    records = [r for r in cell.run.records if r.get("error") is None][:limit]
+    wanted = {record["id"] for record in records}
+    data = replace(data, cases=tuple(case for case in data.cases if case.id in wanted))
+    own = config["protocol"]
+    if own.get("suite"):
+        tests = Protocol(suite=own["suite"], suite_set=own.get("suite_set") or {}).tests
+        data = robustness_suite(lm, data, tests, options=told.get("options"))
     by_id = {case.id: case for case in data.cases}
     found = []
-    for record in cell.run.records:
-        if record.get("error") is not None:
-            continue
-        if limit is not None and len(found) == limit:
-            break
+    for record in records:
         case = by_id.get(record["id"])
         asked = [q.get("prompt") for q in record["questions"] if q["kind"] == "reliability"]
         if case is None or asked != [edit.prompt for edit in case.edits]:

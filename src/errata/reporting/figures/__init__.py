@@ -1,11 +1,11 @@
-"""Figures of the IBKE paper from finished runs: a picture, and its numbers beside it.
+"""Figures of the papers from finished runs: a picture, and its numbers beside it.
 
 ```
 cells (errata.reporting.collect) ──▶ numbers of a figure: rows of a CSV file
                                  ──▶ drawn on one matplotlib figure: PNG and SVG
 ```
 
-Most figures need no more than what runs wrote down. Four look into their editors: the model, the
+Some figures need no more than what runs wrote down. Others look into their editors: the model, the
 networks and the data of the runs are loaded again (`errata.reporting.reopened`).
 """
 
@@ -22,10 +22,13 @@ from errata.reporting.figures import (
     criteria,
     domains,
     gates,
+    keys,
     latents,
     pruning,
     relations,
+    residuals,
     scatter,
+    trajectory,
     variants,
 )
 from errata.reporting.figures.base import Drawing, save
@@ -38,16 +41,19 @@ FIGURES = {
     "variants": variants.drawing,
     "domains": domains.drawing,
     "criteria": criteria.drawing,
+    "trajectory": trajectory.drawing,
 }
-"""By name, what makes a drawing of cells; in the paper Fig. 2, 3, 4, 5a and 5b."""
+"""By name, what makes a drawing of cells: Fig. 2 to 5b of the IBKE paper, and sequences."""
 
 LOOKING = {
     "answers": answers.drawing,
     "relations": relations.drawing,
     "gates": gates.drawing,
     "pruning": pruning.drawing,
+    "keys": keys.drawing,
+    "residuals": residuals.drawing,
 }
-"""Likewise of runs that are looked into; in the paper Fig. 1, 6, 7a and 7b."""
+"""Likewise of runs that are looked into: Fig. 1, 6, 7a and 7b, and figures of REP and of BLUE."""
 
 SEEDED = ("relations",)
 """Those of them that draw, and take numbers over several draws."""
@@ -63,8 +69,7 @@ def draw(
     """Return a figure of everything that is finished in run folders and sweep folders.
 
     Args:
-        name: `scatter`, `latents`, `variants`, `domains` or `criteria`; or, of runs that are looked
-            into, `answers`, `relations`, `gates` or `pruning`.
+        name: One of `FIGURES`, or, of runs that are looked into, of `LOOKING`.
         folders: Run folders, sweep folders, or folders above them.
         limit: Cases that are looked into, of each run; None: as many as suit the figure.
         seeds: Draws that the numbers of `relations` are taken over; None: 3.

@@ -23,6 +23,9 @@ SHOWN = 3
 SMALL = 0.1
 """A gate below this counts as shut."""
 
+DARKEST = 0.75
+"""Share of black in the shade of an open gate, so that text on it can be read in print."""
+
 LONGEST = 12
 """Letters of a token that are drawn."""
 
@@ -139,8 +142,9 @@ def _paint(figure: Figure, examples: Sequence[Sequence[tuple[Any, ...]]]) -> Non
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
+    shades = ListedColormap(colormaps["Greys"](np.linspace(0, DARKEST, 256)))
     lines = [len({row[2:4] for row in rows}) for rows in examples]
     widest = max(row[4] for rows in examples for row in rows) + 1
     panels = figure.subplots(len(examples), 1, squeeze=False, height_ratios=lines)
@@ -152,16 +156,19 @@ def _paint(figure: Figure, examples: Sequence[Sequence[tuple[Any, ...]]]) -> Non
             grid[line, at] = gate
             axes.text(
                 at, line, token[:LONGEST], ha="center", va="center", fontsize=6.5,
-                color="white" if gate > 0.55 else "black",
+                color="white" if gate > 0.75 else "black",
             )  # fmt: skip
-        axes.imshow(grid, cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        axes.set_yticks(range(len(names)), [f"{label} · {m}" for label, m in names], fontsize=7)
+        axes.imshow(grid, cmap=shades, vmin=0, vmax=1, aspect="auto")
+        axes.set_yticks(
+            range(len(names)), [f"{label} · block {m}" for label, m in names], fontsize=7
+        )
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.set_title(f"{rows[0][0]}: {rows[0][1]}", fontsize=8, loc="left")
         for side in axes.spines.values():
             side.set_visible(False)
-    shade = ScalarMappable(Normalize(0, 1), colormaps["Greys"])
-    bar = figure.colorbar(shade, ax=list(panels[:, 0]), fraction=0.02, pad=0.01)
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), shades), ax=list(panels[:, 0]), fraction=0.02, pad=0.01
+    )
     bar.set_label("gate", fontsize=8)
     bar.ax.tick_params(labelsize=7)
