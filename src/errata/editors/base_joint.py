@@ -207,6 +207,29 @@ class JointEditor(LocateEditor):
             for own, group, state in zip(changes, groups, states, strict=True)
         ]
 
+    def residuals(self, lm: LM, edits: Sequence[Edit]) -> dict[int, Float[Tensor, "n d"]]:
+        """Return what each block misses: a value found at that block itself, less its present one.
+
+        On the unedited model; nothing is edited. A host that spreads finds only the last of them
+        (BLUE, Li et al. 2025).
+
+        Args:
+            lm: The model.
+            edits: The edits.
+
+        Returns:
+            By block, lowest first, one row per edit.
+        """
+        self.prepare(lm)
+        at = self.prepared(lm)
+        run = _Run(lm, [edits], at.contexts, self.mean, self.places)
+        found = {}
+        for layer in at.layers:
+            target = run.targets([Patch()], layer, self)
+            _, current = run.read([Patch()], layer, layer)
+            found[layer] = target - current.to(target)
+        return found
+
     def _share(self, left: int) -> float:
         return {"linear": 1 / left, "sqrt": 1 / math.sqrt(left), "direct": 1.0}[self.rule]
 

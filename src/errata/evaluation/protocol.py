@@ -139,6 +139,9 @@ class Protocol(Settings):
         "for sequences, else never",
         panel=_LONG, metavar="perplexity=Nx|never",
     )  # fmt: skip
+    details: bool = _field(
+        False, "Records also hold probability and rank of every token that is scored"
+    )  # fmt: skip
     drop_partial: bool = _field(False, "Leave out a last batch or sequence below N")
     keep_collisions: bool = _field(False, "Keep questions about facts that another case edits")
     bootstrap: int = _field(1000, "Resamples of the cases for confidence intervals; 0: none", ge=0)

@@ -55,6 +55,7 @@ class Questioner:
         known_k: A hop is known if all its target tokens are among this many most probable ones.
         clock: Measures named parts of the work.
         free: How free answers are asked for besides; None: they are not.
+        details: Whether entries hold probability and rank of every token that is scored.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Questioner:
         known_k: int,
         clock: Clock,
         free: Free | None = None,
+        details: bool = False,
     ) -> None:
+        self.details = details
         self.scorer = scorer
         self.editor = editor
         self.before = before
@@ -242,6 +245,8 @@ class Questioner:
                 for said, label in zip(score.argmax[:n], question.row.labels, strict=True)
             ]
             entry["gold"] = mean(gold)
+        if self.details:
+            entry |= _details(score.logprobs[:n], score.ranks[:n])
         if n <= SHOWN_TOKENS:
             entry["argmax"] = list(score.argmax[:n])
             entry["predicted"] = self.scorer.lm.tokenizer.decode(list(score.argmax[:n]))
@@ -318,6 +323,18 @@ class Questioner:
         )
         for (_, entry), verdict in zip(judged, verdicts, strict=True):
             entry["wild"]["judge"] = int(verdict)
+
+
+def _details(logprobs: Sequence[float], ranks: Sequence[int]) -> dict[str, Any]:
+    """Return probability and rank of each token that is scored; the first rank is 1.
+
+    A model that gives no numbers has null for both.
+    """
+    broken = [math.isnan(value) for value in logprobs]
+    return {
+        "probability": [None if b else math.exp(v) for b, v in zip(broken, logprobs, strict=True)],
+        "rank": [None if b else 1 + rank for b, rank in zip(broken, ranks, strict=True)],
+    }
 
 
 def _share(hit: Sequence[int], question: Question) -> float:

@@ -325,6 +325,7 @@ def _config(
             "stack_size": protocol.stack_size,
             "device": str(lm.device),
             "errata": __version__,
+            "data": dict(data.asked),  # to read the cases again; a path is compared by content
         },
     }
 

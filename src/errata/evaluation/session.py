@@ -340,6 +340,7 @@ class Session:
             known_k=self.protocol.top_k,
             clock=self.clock,
             free=self.free,
+            details=self.protocol.details,
         )
 
     def _record(
