@@ -60,14 +60,20 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     for title, found in (
         ("CounterFact", summary.get("counterfact")),
         ("WILD", summary.get("wild")),
+        ("", summary.get("beyond")),
     ):
         if found:
             table.add_section()
             bounds = (found.get("ci95") or {}) if several else {}
             for name, value in found.items():
                 if isinstance(value, float | int) and name != "refused":
-                    row = name if title == "CounterFact" else f"{title} {name}"
+                    row = f"{title} {name}" if title == "WILD" else name
+                    if name == "leakage":
+                        row += " (less is better)"
                     table.add_row(row, _output.rate(value), _interval(bounds.get(name)))
+                    if not title:
+                        before = _output.rate(found["before"][name])
+                        table.add_row("  before the edit", before, "")
     judged = (summary.get("wild") or {}).get("judge") or {}
     for name in ("reliability", "generality") if judged else ():
         bounds = _interval(judged["ci95"].get(name) if several else None)

@@ -11,6 +11,8 @@ before      what the unedited model says, cached
 editing     units -> patches; a case that cannot be edited costs only itself
 questioning questions under patches, unknown hops edited first
 wild        the same questions answered freely
+beyond      a suite: choice, negation, the old answer (negated: prompts negated by rule)
+robustness  a suite: every case asked under perturbations
 metrics     hits, rates, comparisons
 summary     records -> summary, with bootstrap intervals
 ```
