@@ -90,7 +90,7 @@ class _Asked:
         shown = [
             f"{item.name}={getattr(self, item.name)!r}"
             for item in fields(cast("Any", self))
-            if item.name not in (*HOW, "subject_at", "choices")
+            if item.name not in (*HOW, "subject_at", "choices", "conditions")
             or getattr(self, item.name) != item.default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -151,6 +151,32 @@ class Edit(_Asked):
         _check_asked(self.joiner, self.chat, self.system)
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the unedited model has to say, for a question to count (RippleEdits).
+
+    Attributes:
+        prompt: Asked of the unedited model.
+        answers: Groups of spellings; of each of them one has to stand in what it says.
+        holds: Whether it has to; otherwise it must not.
+
+    Raises:
+        DataError: If there is no answer, or a text is blank.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, ...], ...]
+    holds: bool = True
+
+    def __post_init__(self) -> None:
+        _require_text(self.prompt, "condition prompt")
+        object.__setattr__(self, "answers", tuple(tuple(group) for group in self.answers))
+        if not self.answers or not all(self.answers):
+            raise DataError(f"condition {self.prompt!r} has no answer; expected at least one")
+        for text in (text for group in self.answers for text in group):
+            _require_text(text, "condition answer")
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Probe(_Asked):
     """One question asked of the edited model.
@@ -179,6 +205,7 @@ class Probe(_Asked):
         system: The system message in front of it; default: a short one of errata.
         choices: The answers that `target` is compared with; needed by the kinds that compare, and
             by no other.
+        conditions: What the unedited model has to know, or the question is left out.
 
     Raises:
         DataError: If a text is blank, or choices are missing or would not be read.
@@ -198,12 +225,14 @@ class Probe(_Asked):
     chat: Chat = "off"
     system: str | None = None
     choices: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "probe prompt")
         _require_text(self.target, "probe target")
         _check_asked(self.joiner, self.chat, self.system)
         object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "conditions", tuple(self.conditions))
         for choice in self.choices:
             _require_text(choice, "probe choice")
         if self.kind in BEYOND and self.foil is not None:

@@ -93,6 +93,12 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     _retention(console, summary.get("retention"))
     _trajectory(console, summary.get("trajectory"))
     _collapse(console, summary.get("collapse"))
+    if summary.get("left_out"):
+        console.print(
+            f"{_output.counted(summary['left_out'], 'question')} left out: the unedited model does "
+            "not meet their conditions",
+            soft_wrap=True,
+        )
     for reason, number in (summary.get("failures") or {}).items():
         console.print(f"{number} failed: {reason}", soft_wrap=True)
     spent = summary.get("seconds") or {}

@@ -59,6 +59,7 @@ def summarise(
         "counterfact": _counterfact(rates, bounds),
         "wild": _wild(rates, bounds, good),
         **_beyond(rates, bounds),
+        **_left_out(good),
         **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
         **_tracked(records),
@@ -192,6 +193,12 @@ def _counterfact(
         "ci95": {name: bounds[name] for name in names if name in bounds},
         "before": {name: rates.get(f"before.{name}") for name in names},
     }
+
+
+def _left_out(records: Iterable[Record]) -> dict[str, int]:
+    """Return the number of questions whose conditions the unedited model did not meet, if any."""
+    count = sum(record.get("left_out", 0) for record in records)
+    return {"left_out": count} if count else {}
 
 
 def _beyond(rates: Mapping[str, float], bounds: Mapping[str, list[float]]) -> dict[str, Any]:
