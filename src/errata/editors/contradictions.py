@@ -29,11 +29,6 @@ def contradictions(group: Sequence[Edit], by_subject: bool = False) -> list[tupl
     return found
 
 
-def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
-    """Return the first two edits of a group that ask for different answers to one prompt."""
-    return next(iter(contradictions(group, by_subject)), None)
-
-
 def refuse_conflicts(
     group: Sequence[Edit], by_subject: bool = False, instead: str | None = None
 ) -> None:

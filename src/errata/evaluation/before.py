@@ -40,17 +40,19 @@ class Before:
         argmax: Its most probable token at each supervised position.
         nll: Mean negative log-likelihood of the answer.
         foil_nll: The same of the competing answer, if there is one.
+        choices_nll: The same of each answer that the target is compared with.
     """
 
     argmax: tuple[int, ...]
     nll: float | None
     foil_nll: float | None
+    choices_nll: tuple[float | None, ...] = ()
 
 
 def ask_before(
     lm: LM, questions: Mapping[str, Sequence[Question]]
 ) -> dict[tuple[str, int], Before]:
-    """Return the unedited model's answers to all locality questions and all comparisons.
+    """Return the unedited model's answers to all locality questions and comparisons.
 
     The result is kept in the cache folder (`ERRATA_CACHE`) under the fingerprint of the model and
     the token ids asked; a file that is damaged is computed again.
@@ -66,19 +68,21 @@ def ask_before(
         (case, number, question)
         for case, asked in questions.items()
         for number, question in enumerate(asked)
-        if question.kind == "locality" or question.foil is not None
+        if question.kind == "locality" or question.foil is not None or question.compared
     ]
     rows: list[Row] = []
     for _, _, question in wanted:
         rows.append(question.row)
         if question.foil is not None:
             rows.append(question.foil)
+        rows += question.choices
     answers = iter(_answers(lm, rows))
     found: dict[tuple[str, int], Before] = {}
     for case, number, question in wanted:
         nll, argmax = next(answers)
         foil_nll = next(answers)[0] if question.foil is not None else None
-        found[case, number] = Before(tuple(argmax), nll, foil_nll)
+        others = tuple(next(answers)[0] for _ in question.choices)
+        found[case, number] = Before(tuple(argmax), nll, foil_nll, others)
     return found
 
 

@@ -102,8 +102,9 @@ def _parts(groups: Sequence[Sequence[Edit]], error: ErrataError) -> list[list[in
     return [list(range(half)), list(range(half, len(groups)))]
 
 
-def _culprits(error: object) -> tuple[Edit, ...]:
-    return error.edits if isinstance(error, EditError) else ()
+def _culprits(error: object) -> frozenset[Edit]:
+    """Return the edits that an error names; a set, as there may be thousands of them."""
+    return frozenset(error.edits) if isinstance(error, EditError) else frozenset()
 
 
 def _checked(patch: Patch) -> Outcome:

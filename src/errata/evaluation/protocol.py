@@ -21,9 +21,10 @@ from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
 
 if TYPE_CHECKING:
+    from errata.evaluation.beyond import BeyondSettings
     from errata.evaluation.robustness import RobustnessSettings
 
-SUITES = ("robustness",)
+SUITES = ("robustness", "beyond")
 BY_CONTENT = ("references", "perplexity", "general")
 """Settings that name files: the section `content` holds what was in them."""
 
@@ -65,9 +66,11 @@ class Protocol(Settings):
     )  # fmt: skip
     suite: str | None = _field(
         None,
-        "Ask every case under perturbations instead: random prefix, long context, rephrased "
-        "prompt, rephrased and shuffled subject, possessive; whole answers count",
-        panel=_DATA, metavar="robustness",
+        "robustness: ask every case under perturbations instead (random prefix, long context, "
+        "rephrased prompt, rephrased and shuffled subject, possessive; whole answers count). "
+        "beyond: ask besides a choice among objects of the relation, the negated prompt, and for "
+        "the old answer",
+        panel=_DATA, metavar="robustness|beyond",
     )  # fmt: skip
     suite_set: dict[str, Any] = _field(
         {}, "A setting of the suite, e.g. text=FILE.txt or words=100", panel=_DATA,
@@ -193,9 +196,9 @@ class Protocol(Settings):
         """Check and complete the settings of the suite, so that the dump says all of them."""
         if info.data.get("suite") is None:
             if value:
-                raise ConfigError("suite_set needs a suite", "Add --suite robustness")
+                raise ConfigError("suite_set needs a suite", f"Add --suite {' or '.join(SUITES)}")
             return {}
-        return _tests(value).model_dump(mode="json")
+        return _tests(info.data["suite"], value).model_dump(mode="json")
 
     @field_serializer("suite_set")
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
@@ -247,9 +250,9 @@ class Protocol(Settings):
         return parse_regime(self.regime)
 
     @property
-    def tests(self) -> RobustnessSettings | None:
+    def tests(self) -> RobustnessSettings | BeyondSettings | None:
         """The settings of the suite; None without one."""
-        return None if self.suite is None else _tests(self.suite_set)
+        return None if self.suite is None else _tests(self.suite, self.suite_set)
 
     @property
     def limit(self) -> float | None:
@@ -265,10 +268,12 @@ def _as_text(value: object) -> object:
     return value if value is None or isinstance(value, str) else str(value)
 
 
-def _tests(values: Mapping[str, Any]) -> RobustnessSettings:
+def _tests(suite: str, values: Mapping[str, Any]) -> RobustnessSettings | BeyondSettings:
+    from errata.evaluation.beyond import BeyondSettings
     from errata.evaluation.robustness import RobustnessSettings
 
-    return settings_from(RobustnessSettings, values, where="suite robustness")
+    kind = BeyondSettings if suite == "beyond" else RobustnessSettings
+    return settings_from(kind, values, where=f"suite {suite}")
 
 
 def protocol_of(

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.case import Case, Edit, how_asked
+from errata.case import Case, Edit, Probe, how_asked
 from errata.errors import EditError, ErrataError, ModelError
 from errata.evaluation.before import Before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_groups
 from errata.evaluation.fluency import fluency, prompts_of
-from errata.evaluation.metrics import hits, margin, mean, mean_nll, prefers
+from errata.evaluation.metrics import compare, hits, margin, mean, mean_nll, prefers
 from errata.evaluation.questions import Question
 from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
@@ -196,13 +196,18 @@ class Questioner:
             rows.append(self._supervised(one))
             if one.question.foil is not None:
                 rows.append(one.question.foil)
+            rows += one.question.choices
             patches += [one.patch] * (len(rows) - len(patches))
         scores = iter(self.scorer.score(rows, patches))
         entries = []
         for one in asked:
             score = next(scores)
             foil = next(scores) if one.question.foil is not None else None
-            entries.append(self._entry(one, score, foil))
+            entry = self._entry(one, score, foil)
+            if one.question.compared:
+                others = [next(scores) for _ in one.question.choices]
+                entry |= self._compared(one, score, others)
+            entries.append(entry)
         return entries
 
     def _supervised(self, one: _Asked) -> Row:
@@ -281,6 +286,27 @@ class Questioner:
             },
         }
 
+    def _compared(self, one: _Asked, score: RowScore, others: Sequence[RowScore]) -> dict[str, Any]:
+        """Compare the answer with all others, after and before the edit."""
+        question = one.question
+        assert isinstance(question.source, Probe)
+        nlls = [mean_nll(own.logprobs) for own in (score, *others)]
+        texts = (question.target, *question.source.choices)
+        finite = [(nll, text) for nll, text in zip(nlls, texts, strict=True) if nll is not None]
+        before = self.before[one.case, one.number]
+        return {
+            "score": float(compare(question.kind, nlls[0], nlls[1:])),
+            "choices": list(question.source.choices),
+            "nll": nlls[0],
+            "choices_nll": nlls[1:],
+            "likeliest": min(finite)[1] if finite else None,
+            "before": {
+                "score": float(compare(question.kind, before.nll, before.choices_nll)),
+                "nll": before.nll,
+                "choices_nll": list(before.choices_nll),
+            },
+        }
+
     # ------------------------------------------------------------------ free answers
 
     def _speak(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
@@ -316,7 +342,7 @@ class Questioner:
         judged = [
             (one, entry)
             for one, entry in zip(asked, entries, strict=True)
-            if "wild" in entry and one.question.kind != "locality"
+            if "wild" in entry and one.question.kind in ("reliability", "generality")
         ]
         verdicts = self.free.judge(
             [item_of(one.question, entry["wild"]["text"]) for one, entry in judged]

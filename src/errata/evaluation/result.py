@@ -14,6 +14,11 @@ FREE = {
     "reliability": "exact match", "generality": "exact match", "locality": "tokens as unedited",
 }  # fmt: skip
 """What is counted where the model answers freely."""
+BEYOND_TOLD = {
+    "choice": "picks the new answer", "negation": "another one behind a negation",
+    "leakage": "the old answer is still likelier",
+}  # fmt: skip
+"""What is counted where answers are compared."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +56,12 @@ class Result:
             bound = _interval(compared["ci95"].get(metric))
             before = f"before the edit: {_percent(compared['before'][metric])}"
             yield metric, _percent(compared[metric]), bound, before
+        beyond: dict[str, Any] = summary.get("beyond") or {}
+        for metric, told in BEYOND_TOLD.items():
+            if metric in beyond:
+                before = f"{told}; before the edit: {_percent(beyond['before'][metric])}"
+                bound = _interval(beyond["ci95"].get(metric))
+                yield metric, _percent(beyond[metric]), bound, before
         wild: dict[str, Any] = summary.get("wild") or {}
         for metric in FREE if wild else ():
             bound = _interval(wild["ci95"].get(metric))

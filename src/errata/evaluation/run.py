@@ -239,9 +239,13 @@ def _perturbed(
     tests = protocol.tests
     if tests is None:
         return replace(data, notes=())
+    from errata.evaluation.beyond import BeyondSettings, beyond_suite
     from errata.evaluation.robustness import robustness_suite
 
-    made = robustness_suite(lm, data, tests, options=options)
+    if isinstance(tests, BeyondSettings):
+        made = beyond_suite(lm, data, tests, options=options)
+    else:
+        made = robustness_suite(lm, data, tests, options=options)
     return replace(made, notes=made.notes[len(data.notes) :])
 
 

@@ -13,6 +13,7 @@ from errata.case import Case
 from errata.errors import EditError, ModelError
 from errata.evaluation import wild
 from errata.evaluation.before import Before, ask_before, kept_below
+from errata.evaluation.conditions import met
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import Edited, Numbered, Waiting, edit_cases
 from errata.evaluation.judge import Judge
@@ -98,6 +99,7 @@ class Session:
         self.once: dict[str, float] = {}
         self.questions: dict[str, list[Question]] = {}
         self.broken: dict[str, str] = {}
+        self.left_out: dict[str, int] = {}
         self.before: dict[tuple[str, int], Before] = {}
         self.kept = kept_below(editor, lm)
         self.free: wild.Free | None = None
@@ -117,6 +119,7 @@ class Session:
             except (EditError, ModelError) as error:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
+            self.questions, self.left_out = met(self.lm, self.questions)
             with keeping(self.lm, self.kept):
                 self.before = ask_before(self.lm, self.questions)
             if self.protocol.answers == "wild":
@@ -359,6 +362,8 @@ class Session:
         }
         if isinstance(case.meta.get("domain"), str):
             record["domain"] = case.meta["domain"]
+        if case.id in self.left_out:
+            record["left_out"] = self.left_out[case.id]
         return record
 
 

@@ -116,10 +116,16 @@ def rows_of(
 
 
 def score_of(lm: LM, question: Question, said: str, before: str | None) -> float:
-    """Return the score of an answer: exact match, or for locality what stayed as it was."""
+    """Return the score of an answer: exact match, or for locality what stayed as it was.
+
+    Behind a negation the answer is right if it is another one, and not empty.
+    """
     if question.kind == "locality":
         return agreement(lm, said, before or "")
-    return float(exact_match(said, question.answers or (question.target,)))
+    match = exact_match(said, question.answers or (question.target,))
+    if question.kind == "negation":
+        return float(bool(squad(said)) and not match)
+    return float(match)
 
 
 def item_of(question: Question, said: str) -> Item:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.case import Case, Chat, Edit, Probe, in_chat
+from errata.case import BEYOND, Case, Chat, Edit, Probe, in_chat
 from errata.errors import EndpointError
 from errata.inspection.answers import SHOWN, word_of
 from errata.model.chat import SYSTEM
@@ -233,7 +233,8 @@ def questions_of(
         for edit in case.edits:
             own = told.get(put(edit).question)
             found.append(Question(EDIT, EDIT, put(edit), case.id, p_before=own and own.p_before))
-        for probe in case.probes:
+        # likelihoods of several answers cannot be compared through a server
+        for probe in (one for one in case.probes if one.kind not in BEYOND):
             found.append(Question(probe.kind, probe.name, put(probe), case.id, probe.answers))
     if report is None:
         return found

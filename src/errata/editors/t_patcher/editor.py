@@ -19,7 +19,7 @@ from errata.editors.base import (
     resolve_layer,
     under,
 )
-from errata.editors.contradictions import contradiction
+from errata.editors.contradictions import refuse_conflicts
 from errata.editors.t_patcher.held import Held, Place, earlier
 from errata.editors.t_patcher.losses import Penalty, StatesPenalty, TextPenalty
 from errata.editors.t_patcher.memory import base_memory, memories
@@ -186,19 +186,13 @@ class TPatcher(Editor):
         base_memory(lm, self._place(lm).layer, self._text())
 
     def check_together(self, group: Sequence[Edit]) -> None:
-        """Refuse edits of one prompt with different targets.
+        """Refuse edits of one prompt with different targets: their units fire at the same tokens.
 
         Raises:
-            EditError: Names the later one.
+            EditError: Names all of them.
         """
-        found = contradiction(group)
-        if found is not None and self.config.conflicts == "refuse":
-            first, edit = found
-            raise EditError(
-                f"{edit.prompt!r} has to become {edit.target!r}, but also "
-                f"{first.target!r}: their units fire at the same tokens",
-                "Leave one of them out, or: --set conflicts=replace", edits=[edit],
-            )  # fmt: skip
+        if self.config.conflicts == "refuse":
+            refuse_conflicts(group, instead="replace")
 
     # ------------------------------------------------------------------ editing
 
