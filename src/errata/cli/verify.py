@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _facts, _output, _summary, _targets, _views
+from errata.cli import _facts, _output, _signing, _summary, _targets, _views
 from errata.cli._completion import data_names
 from errata.cli._endpoint import EndpointOptions, Wanted, edits_of, verify_served
 from errata.cli._gates import (
@@ -47,6 +47,7 @@ EXAMPLES = (
     "errata verify rome-france --require --fail-over neighbours=0.1 --fail-over sentences=0.05",
     "errata verify rome-france --cases counterfact:counterfact.json --limit 100 --json",
     "errata verify rome-france --endpoint http://localhost:8000/v1 --served-model rome-france",
+    "errata verify rome-france --signed-by team.key.pub",
 )
 VERIFIED = "verified.json"
 """What the last check of a patch found; in its folder."""
@@ -73,6 +74,12 @@ class GateOptions:
     require: Annotated[
         bool, typer.Option("--require", help="Exit with 3 unless every question passes.")
     ] = False
+    signed_by: _signing.SignedBy = None
+
+    @property
+    def is_more(self) -> bool:
+        """Whether a gate is set on what the model answers."""
+        return self.require or bool(self.fail_under or self.fail_over)
 
 
 @expand
@@ -122,6 +129,11 @@ def verify(
     gates = parse_gates(gate.fail_under)
     limits = parse_limits(gate.fail_over, gate.neighbours)
     chat.check()
+    if gate.signed_by is not None:
+        alone = cases is None and server.endpoint is None and out is None and not gate.is_more
+        _signing.check_signed(patch, gate.signed_by, json, alone)
+        if alone:
+            return
     if cases is None and (split is not None or limit is not None or skip_bad):
         raise ConfigError("--split, --limit and --skip-bad belong to --cases", "Add --cases FILE.")
     data = None
