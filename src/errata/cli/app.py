@@ -38,6 +38,7 @@ from errata.cli import (
 )
 from errata.cli import eval as eval_
 from errata.errors import ErrataError
+from errata.progress import listening
 
 INTERRUPTED = 130
 AGAIN = "nothing is left behind, and the same command starts again"
@@ -73,7 +74,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with listening(_output.note):
+                return super().invoke(ctx)
         except ErrataError as error:
             if ctx.params.get("debug"):
                 raise

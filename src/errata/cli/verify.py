@@ -76,10 +76,19 @@ class GateOptions:
     ] = False
     signed_by: _signing.SignedBy = None
 
-    @property
-    def is_more(self) -> bool:
-        """Whether a gate is set on what the model answers."""
-        return self.require or bool(self.fail_under or self.fail_over)
+    def only_signed(self, patch: Path, json: bool, asked: bool) -> bool:
+        """Check the signature, if that is wanted; whether it is all that is wanted.
+
+        Args:
+            patch: The patch.
+            json: Whether a document is printed.
+            asked: Whether questions are asked, gates left aside.
+        """
+        if self.signed_by is None:
+            return False
+        alone = not (asked or self.require or self.fail_under or self.fail_over)
+        _signing.check_signed(patch, self.signed_by, json, alone)
+        return alone
 
 
 @expand
@@ -129,11 +138,8 @@ def verify(
     gates = parse_gates(gate.fail_under)
     limits = parse_limits(gate.fail_over, gate.neighbours)
     chat.check()
-    if gate.signed_by is not None:
-        alone = cases is None and server.endpoint is None and out is None and not gate.is_more
-        _signing.check_signed(patch, gate.signed_by, json, alone)
-        if alone:
-            return
+    if gate.only_signed(patch, json, any(one is not None for one in (cases, server.endpoint, out))):
+        return
     if cases is None and (split is not None or limit is not None or skip_bad):
         raise ConfigError("--split, --limit and --skip-bad belong to --cases", "Add --cases FILE.")
     data = None
@@ -149,9 +155,7 @@ def verify(
         check_names(gates, data.cases)
         wanted = Wanted(gates, limits, gate.require)
         around = recorded if gate.neighbours else None
-        verify_served(
-            patch, data.name, data.cases, around, server, wanted, chat, json, out
-        )  # fmt: skip
+        verify_served(patch, data.name, data.cases, around, server, wanted, chat, json, out)
         return
     loaded, lm = _targets.patch_and_model(patch, model)
     _targets.check_answers(loaded, lm)
