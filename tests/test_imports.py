@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
         "untrusted",
         "documents",
+        "pace",
         "printable",
         "config",
         "progress",

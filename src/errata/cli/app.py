@@ -28,6 +28,7 @@ from errata.cli import (
     report,
     sheet,
     show,
+    sign,
     sweep,
     trace,
     train,
@@ -37,6 +38,7 @@ from errata.cli import (
 )
 from errata.cli import eval as eval_
 from errata.errors import ErrataError
+from errata.progress import listening
 
 INTERRUPTED = 130
 AGAIN = "nothing is left behind, and the same command starts again"
@@ -72,7 +74,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with listening(_output.note):
+                return super().invoke(ctx)
         except ErrataError as error:
             if ctx.params.get("debug"):
                 raise
@@ -160,6 +163,7 @@ _COMMANDS = (
     ("remove", remove.remove, remove.EXAMPLES, _PATCH),
     ("replace", remove.replace, remove.REPLACE_EXAMPLES, _PATCH),
     ("scale", compose.scale, compose.SCALE_EXAMPLES, _PATCH),
+    ("sign", sign.sign, sign.EXAMPLES, _PATCH),
     ("export", export.export, export.EXAMPLES, _PATCH),
     ("import", export.import_adapter, export.IMPORT_EXAMPLES, _PATCH),
     ("eval", eval_.evaluate, eval_.EXAMPLES, _MORE),

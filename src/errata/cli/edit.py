@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.case import HOW, Edit
-from errata.cli import _edit_views, _output, _targets, _views
+from errata.cli import _edit_views, _output, _signing, _targets, _views
 from errata.cli._gates import check_limits, parse_limits
 from errata.cli._options import (
     ChatOptions,
@@ -172,6 +172,7 @@ def edit(
         return
     label = f"{editor.editor}: {_output.counted(len(requests), 'edit')}"
     maker, patch, took = _make(lm, chosen, requests, earlier, regime, asked, label)
+    _signing.say_dropped([after], out)
     shown = _Shown(requests, earlier, after, clashes, took, _save(patch, out, force))
     brief = len(requests) > SHOWN if brief is None else brief
     views = _views_of(lm, maker, patch, also or [], shown, chat, json or not brief)

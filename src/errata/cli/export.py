@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _targets, _views
+from errata.cli import _output, _signing, _targets, _views
 from errata.cli._options import DryRunFlag, ForceFlag, JsonFlag, ModelOptions, expand
 from errata.errors import ConfigError, PatchError
 
@@ -143,6 +143,7 @@ def export(
             _output.out().print(f"{patch} · {_views.what_changed(loaded)}")
             _output.out().print(f"Dry run: {to.value} would be written to {out}/")
         return
+    _signing.say_dropped([patch], out)
     document = _written(lm, loaded, to, out, how, force)
     files, count = _output.folder_size(out)
     if json:

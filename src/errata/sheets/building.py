@@ -134,11 +134,14 @@ def build(
     chosen = [fitted(editor, lm) for editor in editors_of(sheet, lm.name)]
     check_facts(facts, chosen)
     step: Callable[..., None] = progress or (lambda *_: None)
+    there = [None if fresh else _kept(lm, chosen, fact) for fact in facts]
+    if None in there:
+        for editor in chosen:
+            editor.prepare(lm)  # shows by itself how far it has come
     parts: list[Patch] = []
     made: list[str] = []
-    for number, fact in enumerate(facts):
+    for number, (fact, part) in enumerate(zip(facts, there, strict=True)):
         step(number, len(facts), fact.id)
-        part = None if fresh else _kept(lm, chosen, fact)
         if part is None:
             part = _edited(lm, chosen, fact)
             made.append(fact.id)
@@ -198,7 +201,6 @@ def _edited(lm: LM, chosen: Sequence[Editor], fact: Fact) -> Patch:
         if len(chosen) > 1:
             _, patch = best(lm, chosen, edits, None)
         else:
-            chosen[0].prepare(lm)
             patch, _ = make(lm, chosen[0], edits, None)
     except ErrataError as error:
         raise EditError(f"{fact.place}: {error.message}", error.hint) from error
