@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from errata.case import Condition, Edit, Probe, how_asked
 from errata.errors import EditError, ModelError
+from errata.evaluation.before import remembered
 from errata.evaluation.questions import Question
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+    from errata.model.tokens import Row
 
 NEW_TOKENS = 30
 """Tokens in which an answer is looked for."""
@@ -45,7 +47,12 @@ def met(
             rows[edit] = lm.prompt_of(edit)
         except (EditError, ModelError):
             continue  # what cannot be asked is not known
-    texts = lm.generate(list(rows.values()), NEW_TOKENS) if rows else []
+
+    def ask(part: Sequence[Row]) -> list[str]:
+        return lm.generate(list(part), NEW_TOKENS)
+
+    how = f"conditions {NEW_TOKENS}"
+    texts = remembered(lm, how, list(rows.values()), ask, "conditions of questions")
     said = dict(zip(rows, texts, strict=True))
     kept: dict[str, list[Question]] = {}
     left_out: dict[str, int] = {}
