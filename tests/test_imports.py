@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "printable",
         "config",
         "progress",
+        "refusals",
         "registry",
         "sources",
         "spacing",
@@ -45,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sheets",),
     ("sweeping",),
     ("reporting",),
+    ("web",),
     ("testing",),
     ("cli", "__main__"),
 )

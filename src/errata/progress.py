@@ -4,6 +4,7 @@
 watched(label)    what long work opens; yields a function to call with (done, total)
 tracked(items)    the same around the items of a loop
 listening(say)    what the command line opens: lines go to `say` where there is no terminal
+displayed(make)   what another interface opens: it shows the work by itself
 Rate              time left, by the pace of the recent past
 ```
 
@@ -17,6 +18,7 @@ edits would say nothing.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -43,10 +45,11 @@ WINDOW_SECONDS = 30.0
 """The past that time left is judged by."""
 
 
-class _Now:
-    """Who listens, and which work is shown."""
+class _Now(threading.local):
+    """Who listens, and which work is shown; of one thread, so that two works do not meet."""
 
     say: Say | None = None
+    make: Callable[[str], Display] | None = None
     shown: object | None = None
 
 
@@ -198,6 +201,20 @@ def listening(say: Say) -> Iterator[None]:
 
 
 @contextmanager
+def displayed(make: Callable[[str], Display]) -> Iterator[None]:
+    """Show progress inside the block by displays of one's own, and nowhere else.
+
+    Args:
+        make: Returns a display for a label. What its `step` raises ends the work.
+    """
+    before, _now.make = _now.make, make
+    try:
+        yield
+    finally:
+        _now.make = before
+
+
+@contextmanager
 def watched(label: str) -> Iterator[Step]:
     """Show how far the work of the block has come.
 
@@ -208,7 +225,9 @@ def watched(label: str) -> Iterator[Step]:
         A function to call with (done, total) and maybe a text.
     """
     display: Display | None = None
-    if sys.stderr.isatty():
+    if _now.make is not None:
+        display = _now.make(label)
+    elif sys.stderr.isatty():
         display = Bar(label)
     elif _now.say is not None:
         display = Lines(label, _now.say)
