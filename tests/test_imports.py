@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "printable",
         "config",
         "progress",
+        "refusals",
         "registry",
         "sources",
         "spacing",
@@ -46,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sheets",),
     ("sweeping",),
     ("reporting",),
+    ("web",),
     ("testing",),
     ("cli", "__main__"),
 )

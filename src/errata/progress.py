@@ -5,6 +5,7 @@ watched(label)    what long work opens; yields a function to call with (done, to
 tracked(items)    the same around the items of a loop
 waiting(label)    around work that cannot be counted: one call into a library, a file that is read
 listening(say)    what the command line opens: lines go to `say` where there is no terminal
+displayed(make)   what another interface opens: it shows the work by itself
 ```
 
 Functions of the library that a caller waits for take a callback (`progress=`). What lies deeper
@@ -48,12 +49,15 @@ TICK_SECONDS = 1.0
 """Between two looks whether a line is due."""
 
 
-class _Now:
-    """Who listens, and which work is shown."""
+class _Now(threading.local):
+    """Who listens, and which work is shown; of one thread, so that two works do not meet."""
 
     say: Say | None = None
+    make: Callable[[str], Display] | None = None
     shown: object | None = None
-    waits: list[Wait] = []  # noqa: RUF012 (one per process, like the rest)
+
+    def __init__(self) -> None:  # runs once in every thread
+        self.waits: list[Wait] = []
 
 
 _now = _Now()
@@ -263,6 +267,20 @@ def listening(say: Say) -> Iterator[None]:
 
 
 @contextmanager
+def displayed(make: Callable[[str], Display]) -> Iterator[None]:
+    """Show progress inside the block by displays of one's own, and nowhere else.
+
+    Args:
+        make: Returns a display for a label. What its `step` raises ends the work.
+    """
+    before, _now.make = _now.make, make
+    try:
+        yield
+    finally:
+        _now.make = before
+
+
+@contextmanager
 def watched(label: str) -> Iterator[Step]:
     """Show how far the work of the block has come.
 
@@ -308,6 +326,8 @@ def watched(label: str) -> Iterator[Step]:
 
 
 def _display(label: str) -> Display | None:
+    if _now.make is not None:
+        return _now.make(label)
     if sys.stderr.isatty():
         return Bar(label)
     return None if _now.say is None else Lines(label, _now.say)
@@ -331,7 +351,9 @@ def waiting(label: str) -> Iterator[None]:
         label: What is being done, in a few words.
     """
     own: Wait | None = None
-    if sys.stderr.isatty():
+    if _now.make is not None:
+        pass  # what is shown elsewhere is what can be counted
+    elif sys.stderr.isatty():
         own = Spinner(label)
     elif _now.say is not None:
         own = WaitLines(label, _now.say)

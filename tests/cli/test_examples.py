@@ -42,6 +42,8 @@ REDUCED = (
     # networks, which would have to be trained, in tests/reporting
     (r"errata tune .*", "errata tune --help"),
     (r"errata figure (?:latents|variants) \S+", "errata figure scatter runs/table2-pocket"),
+    # a page that does not end by itself, and needs Gradio: tests/web
+    (r"errata web.*", "errata web --help"),
     (r"errata sheet init corrections", "errata sheet init new-corrections"),
     # no server is running
     (r" --endpoint \S+ --served-model \S+", ""),

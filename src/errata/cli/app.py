@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 from errata import __version__
 from errata.cli import (
     _output,
-    _refusals,
     ask,
     compose,
     demo,
@@ -34,11 +33,13 @@ from errata.cli import (
     train,
     tune,
     verify,
+    web,
     world,
 )
 from errata.cli import eval as eval_
 from errata.errors import ErrataError
 from errata.progress import listening
+from errata.refusals import refusal
 
 INTERRUPTED = 130
 AGAIN = "nothing is left behind, and the same command starts again"
@@ -85,7 +86,7 @@ class _Group(TyperGroup):
             _output.note(f"interrupted; {GO_ON.get(str(ctx.invoked_subcommand), AGAIN)}")
             raise typer.Exit(INTERRUPTED) from None
         except (OSError, MemoryError, RuntimeError) as error:
-            told = _refusals.refusal(error)
+            told = refusal(error)
             if told is None or ctx.params.get("debug"):
                 raise
             _output.print_error(told)
@@ -155,6 +156,7 @@ app.callback()(_root)
 _START, _PATCH, _MORE = "Start here", "Patches", "Measure and look"
 _COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES, _START),
+    ("web", web.web, web.EXAMPLES, _START),
     ("edit", edit.edit, edit.EXAMPLES, _PATCH),
     ("verify", verify.verify, verify.EXAMPLES, _PATCH),
     ("show", show.show, show.EXAMPLES, _PATCH),

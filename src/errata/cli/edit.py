@@ -27,6 +27,7 @@ from errata.cli._options import (
     expand,
 )
 from errata.errors import ConfigError, DataError, EditError
+from errata.inspection.soundness import check_answers
 from errata.spacing import AUTO
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def edit(
     chosen = [fitted(one, lm) for one in chosen]
     if earlier is not None:
         earlier.check(lm)
-        _targets.check_answers(earlier, lm)
+        check_answers(earlier, lm)
     clashes = _clashes(requests, earlier, after)
     for text in clashes:
         _output.note(text)

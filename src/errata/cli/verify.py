@@ -31,6 +31,7 @@ from errata.cli._options import (
     expand,
 )
 from errata.errors import ConfigError, ErrataError, PatchError
+from errata.inspection.soundness import check_answers
 
 if TYPE_CHECKING:
     from errata.case import Case, Edit
@@ -158,7 +159,7 @@ def verify(
         verify_served(patch, data.name, data.cases, around, server, wanted, chat, json, out)
         return
     loaded, lm = _targets.patch_and_model(patch, model)
-    _targets.check_answers(loaded, lm)
+    check_answers(loaded, lm)
     if data is None:
         data = _own(loaded.edits, patch)
         check_names(gates, data.cases)
