@@ -116,7 +116,7 @@ class Edit(_Asked):
         subject_at: Which occurrence of the subject is meant where the prompt holds several:
             `first`, `last` or a number from 1. The last one has read all others.
         joiner: What stands between prompt and target: `auto` (a space where their scripts use one,
-            see [`errata.spacing`][]), or a text, empty for nothing.
+            see `errata.spacing`), or a text, empty for nothing.
         chat: Whether the prompt is a user's message in the model's chat, and not plain text.
         system: The system message in front of it; default: a short one of errata.
 
@@ -190,17 +190,17 @@ class Probe(_Asked):
             `leakage` (the old answer; 1 if it is still likelier than the choices, so less is
             better).
         name: Sub-metric in which the score is averaged (`rephrase`, `uni_gen`, `multi_hop`, `NQ`
-        …).
+            …).
         criteria: Flags of the benchmark (UniEdit: `Rep`, `MH`, `RR`, `SER`, `SA`, `OA`, `SS`, `RS`,
             `OS`, `1-NF`, `W/O`), for break-downs.
         hops: Facts the question builds on; those unknown to the model are edited before it is
-        asked.
+            asked.
         top_k: Rank that still counts as a hit, if it differs from the protocol's (1 for yes/no).
         foil: A competing answer; set where the benchmark compares two probabilities (CounterFact).
         answers: Further spellings accepted when a generated answer is compared.
         subject: The entity the question is about, if the data set says so.
         joiner: What stands between prompt and answers: `auto` (a space where their scripts use one,
-            see [`errata.spacing`][]), or a text, empty for nothing.
+            see `errata.spacing`), or a text, empty for nothing.
         chat: Whether the prompt is a user's message in the model's chat, and not plain text.
         system: The system message in front of it; default: a short one of errata.
         choices: The answers that `target` is compared with; needed by the kinds that compare, and

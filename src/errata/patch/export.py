@@ -98,7 +98,7 @@ def to_lora(
 
     Raises:
         PatchError: If the patch is empty, for another model, or changes more than projection
-        weights.
+            weights.
         ErrataError: If the folder cannot be written.
     """
     folder = Path(folder)
@@ -173,7 +173,7 @@ def to_merged(
     Raises:
         ConfigError: If `max_shard_size` is no size.
         PatchError: If the patch is for another model or holds a change that cannot be merged, or
-        the folder is not empty.
+            the folder is not empty.
         ErrataError: If the folder cannot be written.
     """
     folder = Path(folder)

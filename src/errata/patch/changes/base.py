@@ -211,7 +211,7 @@ class Change(ABC):
 
     @abstractmethod
     def install(self, parts: Parts, group: int) -> None:
-        """Add what it consists of to the parts of a group; see [`Parts`][errata.patch.parts]."""
+        """Add what it consists of to the parts of a group (`errata.patch.parts`)."""
 
     def moves_input(self, lm: LM, layer: int, paths: Collection[str]) -> bool:
         """Whether it may reach the input of modules of a block; false only where it cannot.
