@@ -25,7 +25,7 @@ from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
 from errata.locate.keys import Known, edit_keys
 from errata.locate.memory import KeyMemory
-from errata.locate.values import Adaptive, optimise_values
+from errata.locate.values import Adaptive, Values, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import Place
 from errata.model.spec import Site
@@ -120,6 +120,21 @@ class JointEditor(LocateEditor):
     def facts(self, lm: LM) -> dict[str, int]:
         """Return numbers that every patch records."""
         return {}
+
+    def values(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        contexts: Contexts,
+        layer: int,
+        patches: Sequence[int],
+        held: Sequence[Mapping[Place, Tensor]] = (),
+    ) -> Values:
+        """Find the values of edits at one block; arguments as `optimise_values` takes them."""
+        return optimise_values(
+            lm, edits, contexts, layer, self.config, places=self.places, savings=self.config,
+            patches=patches, adaptive=self.adaptive, held=held,
+        )  # fmt: skip
 
     @property
     def edits_experts(self) -> bool:
@@ -328,13 +343,10 @@ class _Run:
         editor: JointEditor,
     ) -> Float[Tensor, "n d"]:
         """Optimise the value of every edit at one block, on the weights as they are."""
-        settings, place = editor.config, self.places[0]
+        place = self.places[0]
 
         def values(edits: list[Edit], places: list[int]) -> Sequence[Tensor]:
-            found = optimise_values(
-                self.lm, edits, self.contexts, layer, settings, places=self.places,
-                savings=settings, patches=places, adaptive=editor.adaptive,
-            )  # fmt: skip
+            found = editor.values(self.lm, edits, self.contexts, layer, places)
             return [editor.aimed(self.lm, edits, layer, found.target(place), place, places)]
 
         (found,) = self._gather(patches, values)

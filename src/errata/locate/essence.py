@@ -34,20 +34,25 @@ def run_rows(
 
     Args:
         lm: The model; under changes that look at whole rows every essence row is run whole.
-        rows: Of each edit, its contexts and then its essence row.
+        rows: Of each edit, its contexts and then its essence row; pieces of answers may have none.
         per_edit: How many rows an edit has.
         spare: Whether to run no more of an essence row than is read.
 
     Returns:
-        The rows, the number of the edit of each, and for each edit the row in which its essence
-        is read (at the subject's last token).
+        The rows, the number of the edit of each, and for each edit with an essence the row in which
+        it is read (at the subject's last token).
     """
     spare = spare and not lm.installed.around_model
     kept: list[Row] = []
     owner: list[int] = []
     read: list[int] = []
     for edit in range(len(rows) // per_edit):
-        *own, essence = rows[edit * per_edit : (edit + 1) * per_edit]
+        own = rows[edit * per_edit : (edit + 1) * per_edit]
+        if own[-1].labels:  # a piece of an answer that has no essence
+            kept += own
+            owner += [edit] * len(own)
+            continue
+        *own, essence = own
         if spare:
             end = essence.subject_last + 1
             essence = replace(essence, ids=essence.ids[:end], positions=(end - 1,))

@@ -19,6 +19,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
+from errata.locate.pieces import needs_subject, rows_of
 from errata.model.kept import Kept, putting, resuming
 from errata.model.passes import Place, capture, module_at, wide
 from errata.model.tokens import Batch, Row
@@ -161,14 +162,14 @@ def subject_rows(
         EditError: If an edit has no subject, or its subject is not in the prompt.
     """
     for edit in edits:
-        if edit.subject is None:
+        if edit.subject is None and needs_subject(edit):
             raise EditError(
                 f"the edit {edit.prompt!r} has no subject, which this editor needs",
                 'Give one: --subject TEXT, or "subject" in the record',
             )
     rows: list[Row] = []
     for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True):
-        own = contexts.rows(edit, lm.prompt_of)
+        own = rows_of(lm, edit, contexts, answered=False)
         if own[0].subject_last in contexts.sinks:
             warn_once(lm, edit)
         rows += [replace(row, patch=patch) for row in own]

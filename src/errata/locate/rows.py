@@ -27,9 +27,9 @@ Each saving is exact and can be switched off (`Savings`); tests compare them wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,8 +40,9 @@ from torch import Tensor, nn
 from errata.case import Edit
 from errata.config import Settings
 from errata.locate.contexts import Contexts
-from errata.locate.essence import essence_prompt, run_rows
+from errata.locate.essence import run_rows
 from errata.locate.keys import subject_rows
+from errata.locate.pieces import edit_rows as edit_rows
 from errata.model.experts import label
 from errata.model.hooks import after, bare, hooked
 from errata.model.passes import (
@@ -103,6 +104,11 @@ def _adds(lm: LM, layer: int) -> bool:
     return bool(((moved - hidden - shift).abs().max() / shift.abs().max()) < tolerance)
 
 
+Held = tuple[Int[Tensor, " R"], Mapping[Place, Float[Tensor, "e d"]]]
+"""Columns at which vectors are added that are not optimised, and the vectors, of one further place
+per row."""
+
+
 @dataclass
 class Rows:
     """One chunk of edits laid out as rows: for each edit its contexts, then its essence row if any.
@@ -124,6 +130,7 @@ class Rows:
         start: Per place, the output on the bare prompt, before anything is added.
         loss_layer: Block whose output the head reads; None for the last.
         answer_only: Whether logits are computed at `at` only.
+        held: What is added at further columns and stays: columns, and vectors by place.
     """
 
     lm: LM
@@ -142,6 +149,7 @@ class Rows:
     start: dict[Place, Float[Tensor, "e d"]]
     loss_layer: int | None
     answer_only: bool
+    held: list[Held] = field(default_factory=list)
 
     def _arguments(self) -> dict[str, Any]:
         # a forward pass appends to the cache it is given, so each one gets a fresh one
@@ -149,15 +157,17 @@ class Rows:
             return {}
         return self.lm.behind(self.prefix.cache())
 
-    def _adder(self, vectors: Float[Tensor, "e d"]) -> Any:
+    def _adder(self, place: Place, vectors: Float[Tensor, "e d"]) -> Any:
         """Hook that adds each edit's vector at its rows' subjects; out of place, for autograd."""
         rows = torch.arange(len(self.column), device=self.column.device)
+        everything = [(self.column, vectors), *((at, held[place]) for at, held in self.held)]
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             states = first(output)
-            added = vectors[self.owner].to(states.dtype)
-            shaped = states.view(len(rows), -1, states.shape[-1])  # some models flatten tokens
-            moved = shaped.index_put((rows, self.column), added, accumulate=True)
+            moved = states.view(len(rows), -1, states.shape[-1])  # some models flatten tokens
+            for column, vector in everything:
+                added = vector[self.owner].to(states.dtype)
+                moved = moved.index_put((rows, column), added, accumulate=True)
             return with_first(output, moved.view(states.shape))
 
         return hook
@@ -169,8 +179,8 @@ class Rows:
 
         Returns:
             Mean negative log-likelihood of the target per edit, the log-probabilities at the
-            subject of its essence prompt, and whether all target tokens are the most probable ones
-            in all contexts.
+            subject of its essence prompt (of none, if edits have none), and whether all target
+            tokens are the most probable ones in all contexts.
         """
         lm = self.lm
         with ExitStack() as context:
@@ -179,7 +189,7 @@ class Rows:
             for place, vector in vectors.items():
                 skipped = self.cut == self.layer
                 module = module_at(lm, self.layer, "block" if skipped else place)
-                context.enter_context(hooked(lm, after(module, self._adder(vector))))
+                context.enter_context(hooked(lm, after(module, self._adder(place, vector))))
             if self.loss_layer is not None and self.loss_layer < lm.n_layers - 1:
                 context.enter_context(_exit_at(lm, self.loss_layer))
             if self.answer_only:
@@ -220,6 +230,10 @@ class Rows:
         if self.hidden is not None:
             self.hidden = self.hidden[rows]
         self.column, self.owner = self.column[rows], place[self.owner[rows]]
+        self.held = [
+            (at[rows], {where: vectors[edits] for where, vectors in own.items()})
+            for at, own in self.held
+        ]
         self.n_edits = len(edits)
 
 
@@ -238,22 +252,6 @@ def _exit_at(lm: LM, layer: int) -> AbstractContextManager[None]:
             lambda module, args, output: with_first(output, seen[0]),
         ),
     )
-
-
-def edit_rows(lm: LM, edit: Edit, contexts: Contexts, patch: int = -1) -> list[Row]:
-    """Tokenise an edit: prompt and target in each context, then the essence row.
-
-    Args:
-        lm: The model.
-        edit: An edit with a subject.
-        contexts: Texts in front of the prompt.
-        patch: The patch in the active stack that its rows run under; -1: none.
-    """
-    subject = str(edit.subject)
-    rows = contexts.rows(edit, lm.row_of)
-    essence = essence_prompt(subject)
-    rows.append(contexts.off_sinks("", lambda text: lm.row(essence, None, subject, prefix=text)))
-    return [replace(row, patch=patch) for row in rows]
 
 
 def plan_chunks(
@@ -314,25 +312,31 @@ def build_rows(
     savings: Savings,
     loss_layer: int | None = None,
     known: dict[Place, Float[Tensor, "e d"]] | None = None,
+    held: Sequence[tuple[Sequence[int], Mapping[Place, Float[Tensor, "e d"]]]] = (),
 ) -> Rows:
     """Lay out the rows of some edits and compute once what does not depend on the vectors.
 
     Args:
         lm: The model.
-        rows: Of each edit, its contexts and then its essence row, whole.
+        rows: Of each edit, its contexts and then its essence row, whole, if edits have one.
         per_edit: How many rows an edit has.
         layer: Block at which vectors are added.
         places: Where in the block.
         savings: Which savings are used.
         loss_layer: Block whose output the head reads; None for the last.
         known: Outputs on the bare prompts, if they are not to be read off these rows.
+        held: Of pieces of an answer, for each piece in front of them its place in every row, and
+            what was found there.
     """
+    labelled = sum(bool(row.labels) for row in rows[:per_edit])
     rows, owner, essence_rows = run_rows(lm, rows, per_edit, spare=savings.answer_only)
     device = lm.device
     cut, cached = _savings(lm, layer, places, savings)
     prefix = None
     if cached:
-        prefix = make_prefix(lm, rows, [row.subject_last for row in rows])
+        # what is added further left moves everything behind it
+        own = [row.subject[0] if held and row.subject else row.subject_last for row in rows]
+        prefix = make_prefix(lm, rows, own)
         batch, extra = suffix_batch(lm, rows, prefix)
     else:
         batch, extra = lm.batch(rows, range(len(rows))), {}
@@ -344,7 +348,7 @@ def build_rows(
             continue
         pairs += [(r, p - first_run) for p in row.positions]
         labels += row.labels
-        weights += [1 / ((per_edit - 1) * len(row.labels))] * len(row.labels)
+        weights += [1 / (labelled * len(row.labels))] * len(row.labels)
     modules = [module_at(lm, layer, place) for place in places]
     below = [] if cut is None else [module_at(lm, cut, "block")]
     _, outputs = capture(lm, batch, outputs=[*modules, *below], **extra)
@@ -366,6 +370,10 @@ def build_rows(
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device, dtype=wider),
         known or start, loss_layer, savings.answer_only,
+        [
+            (torch.tensor(at, device=device) - torch.tensor(starts, device=device), vectors)
+            for at, vectors in held
+        ],
     )  # fmt: skip
 
 
