@@ -85,3 +85,11 @@ def test_an_evaluation_leaves_the_later_ones_out_in_two_passes(
     assert isinstance(patches[0], Patch)
     # by the editor and by `edit`, of all facts and again of those that are left
     assert asked[0] <= 4 * MANY
+
+
+def test_long_answers_are_cut_in_the_message() -> None:
+    long = Edit("The mayor is", "Anna of Paris and " * 400)
+    with pytest.raises(EditError) as caught:
+        refuse_conflicts([Edit("The mayor is", "Anna"), long])
+    assert "by 'Anna' and by 'Anna of Paris and " in caught.value.message
+    assert len(caught.value.message) < 250

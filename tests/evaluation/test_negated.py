@@ -23,6 +23,7 @@ BY_HAND = [
     ("Tell me the capital of France. Answer:", "France", None),
     ("The capital of France is not", "France", None),
     ("France doesn't border", "France", None),
+    ("中国的首都是", "中国", None),
     # verbs and negatives inside a name are part of it
     ("This Is England, where it is at was directed by", "This Is England, where it is at",
      "This Is England, where it is at was not directed by"),

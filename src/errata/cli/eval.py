@@ -38,7 +38,7 @@ EXAMPLES = (
     "errata eval --editor rome --data zsre --regime sequential:100 --fail-under reliability=0.9",
     "errata eval --editor rome --data world --regime sequential:200 --batch 20 --every 2",
     "errata eval --editor rome --data world --limit 60 --suite robustness",
-    "errata eval --editor rome --data counterfact:sample --suite beyond",
+    "errata eval --editor rome --data counterfact:sample --limit 5 --suite beyond",
 )
 
 INTERRUPTED = 130

@@ -38,6 +38,8 @@ def negated(prompt: str, subject: str | None = None) -> str | None:
     Returns:
         The negated prompt; None for one that is negative already, and where no rule fits.
     """
+    if not prompt.isascii() and not re.search("[A-Za-z]", prompt):
+        return None  # in a script that is not English's
     if _NEGATIVE.search(_without(prompt, subject)):
         return None
     spans = _spans(prompt, subject)

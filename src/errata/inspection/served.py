@@ -233,8 +233,7 @@ def questions_of(
         for edit in case.edits:
             own = told.get(put(edit).question)
             found.append(Question(EDIT, EDIT, put(edit), case.id, p_before=own and own.p_before))
-        # likelihoods of several answers cannot be compared through a server
-        for probe in (one for one in case.probes if one.kind not in BEYOND):
+        for probe in filter(askable, case.probes):
             found.append(Question(probe.kind, probe.name, put(probe), case.id, probe.answers))
     if report is None:
         return found
@@ -248,6 +247,15 @@ def questions_of(
             before = entry.before if asked == recorded else None
             found.append(Question(kind, kind, asked, kind, subject=entry.subject, before=before))
     return found
+
+
+def askable(probe: Probe) -> bool:
+    """Whether a server can be asked a probe.
+
+    Likelihoods of several answers cannot be compared through it, and the unedited model, which has
+    to meet conditions, need not be there.
+    """
+    return probe.kind not in BEYOND and not probe.conditions
 
 
 def ask_server(
