@@ -36,7 +36,7 @@ class Counts:
 
     Attributes:
         gen: Tokens (or answers) of generality questions.
-        loc: Tokens of locality questions.
+        loc: Tokens of locality questions (or questions).
         edits: Edits.
     """
 
@@ -96,9 +96,27 @@ class Objective:
         gens = [row for g in groups for row in self.gens(g)]
         return Counts(
             sum(len(row.labels) if by_token else 1 for row in gens),
-            sum(len(row.labels) for g in groups for row in g.locs),
+            sum(len(row.labels) if self.config.il_mean == "token" else 1
+                for g in groups for row in g.locs),
             sum(len(g.edits) for g in groups),
-        )
+        )  # fmt: skip
+
+    def divergence(
+        self, p: Float[Tensor, "n V"], q: Float[Tensor, "n V"], rows: Sequence[Row]
+    ) -> Tensor:
+        """Return the sum of `KL(p || q)` over the tokens of locality questions, or over questions.
+
+        Args:
+            p: Log-probabilities at the tokens of `rows`, in order.
+            q: Likewise.
+            rows: The questions; where they are counted, each is the mean over its answer's tokens.
+        """
+        terms = p.exp() * (p - q)
+        if self.config.il_mean == "token":
+            return terms.sum()
+        sizes = [len(row.labels) for row in rows]
+        shares = [1 / size for size in sizes for _ in range(size)]
+        return (terms.sum(-1) * p.new_tensor(shares)).sum()
 
     def run(
         self,
@@ -215,6 +233,6 @@ class Objective:
             base = torch.cat([q.base for q in questions if q.base is not None]).to(logprobs)
             edited = logprobs[torch.tensor(locs, device=device)]
             p, q = (edited, base) if self.config.kl == "edited_first" else (base, edited)
-            divergence = (p.exp() * (p - q)).sum()
-            loc = divergence * (self.config.il_weight / max(counts.loc, 1))
+            asked = [question.row for question in questions if question.base is not None]
+            loc = self.divergence(p, q, asked) * (self.config.il_weight / max(counts.loc, 1))
         return gen, loc

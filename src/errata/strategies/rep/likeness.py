@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +24,7 @@ from errata.locate.keys import edit_keys
 from errata.locate.solve import Factor, whiten
 from errata.model.lm import LM
 from errata.model.tokens import Row, find_subject
-from errata.patch import Module
+from errata.patch import Patch
 from errata.strategies.rep.adapter import GatedAdapters, split
 from errata.strategies.rep.data import keys_at
 from errata.strategies.rep.strategy import Rep
@@ -75,7 +74,13 @@ def compared(
 
 @torch.no_grad()
 def likeness(
-    lm: LM, editor: Rep, cases: Sequence[Case], texts: Sequence[str], seed: int = 0
+    lm: LM,
+    editor: Rep,
+    cases: Sequence[Case],
+    texts: Sequence[str],
+    *,
+    patches: Sequence[Patch] | None = None,
+    seed: int = 0,
 ) -> list[list[Likeness]]:
     """Return for each case with one edit, and each edited block, what its keys are like.
 
@@ -87,10 +92,12 @@ def likeness(
         editor: A host with REP.
         cases: Cases with the questions of the robustness suite.
         texts: Ordinary texts.
+        patches: What the editor made of each case; None: it is made here.
         seed: Of random directions and of the tokens that are drawn from texts.
     """
     edits = [case.edits[0] for case in cases]
-    patches = editor.edit(lm, [[edit] for edit in edits])
+    if patches is None:
+        patches = editor.edit(lm, [[edit] for edit in edits])
     parts = editor.prepared(lm)
     own = edit_keys(lm, edits, parts.contexts, parts.layers, mean=editor.mean)
     generator = torch.Generator().manual_seed(seed)
@@ -121,9 +128,8 @@ def likeness(
     return found
 
 
-def _adapter(lm: LM, patch: object, layer: int) -> GatedAdapters:
-    modules = cast("tuple[Module, ...]", split(patch)[1])  # pyright: ignore[reportArgumentType]
-    own = next(module for module in modules if module.path == lm.site(layer).path)
+def _adapter(lm: LM, patch: Patch, layer: int) -> GatedAdapters:
+    own = next(module for module in split(patch)[1] if module.path == lm.site(layer).path)
     return GatedAdapters({}, {name: t.to(lm.device) for name, t in own.weights.items()})
 
 
