@@ -68,7 +68,10 @@ class BottleneckConfig(TrainedConfig):
     )
     mirror: bool = MIRROR
     latent_layers: int = Field(
-        default=0, ge=0, description="Blocks of self-attention in which the latents work on"
+        default=0,
+        ge=0,
+        le=100,
+        description="Blocks of self-attention in which the latents work on",
     )
     together: Literal["none", "latents", "tokens", "both"] = Field(
         default="none",
