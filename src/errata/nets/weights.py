@@ -180,10 +180,35 @@ def read_card(folder: Path, editor: str, lm: LM) -> dict[str, Any]:
     if base is None or not base.same(identity(lm)):
         raise ModelError(
             f"the networks in {folder} were trained on {config.get('model')} "
-            f"({base or 'unknown weights'}), not on {lm.name} ({identity(lm)})",
-            f"Train them for this model: errata train {editor} --model {lm.name} …",
+            f"({base or 'unknown weights'}), not on {lm.name} ({identity(lm)})"
+            + _why(config.get("shape"), _shape(lm)),
+            f"Train them for this model: errata train {editor} --model {lm.name} …; or load the "
+            f"weights they were trained on: --model {config.get('model')}",
         )
     return config
+
+
+def _shape(lm: LM) -> dict[str, Any]:
+    """Return what tells one architecture from another."""
+    vocabulary, width = (int(n) for n in lm.embedding.shape)
+    kind = str(getattr(lm.model.config, "model_type", "model"))
+    return {"type": kind, "blocks": lm.n_layers, "width": width, "vocabulary": vocabulary}
+
+
+def _why(theirs: Any, mine: Mapping[str, Any]) -> str:
+    """Say what kind of other model it is, as far as the sizes tell; earlier cards have none."""
+    if not isinstance(theirs, dict):
+        return ""
+    if theirs == mine:
+        return (
+            ": a model of the same shape with other weights, as another quantisation or release of "
+            "one checkpoint has, or a copy tuned or edited since; its gradient factors are others"
+        )
+    sizes = "{type}, {blocks} blocks of width {width}, {vocabulary:,} tokens"
+    try:
+        return f": {sizes.format(**theirs)}, not {sizes.format(**mine)}"
+    except (KeyError, ValueError, TypeError):  # written by hand
+        return ""
 
 
 def save(
@@ -223,6 +248,7 @@ def save(
         "model": lm.name,
         "revision": lm.revision,
         **identity(lm).record(),
+        "shape": _shape(lm),
         "errata": __version__,
         **(facts or {}),
     }

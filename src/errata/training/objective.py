@@ -24,6 +24,7 @@ from errata.patch.stack import Stack
 from errata.training.calibrate import calibrate
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
+from errata.training.lines import line_logits, may_share_a_line
 from errata.training.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -59,10 +60,15 @@ class Objective:
         lm: The frozen model.
         prepared: What was computed beforehand.
         config: Weights, reductions and directions.
+
+    Attributes:
+        packed: Whether questions run one behind the other, without padding; the losses are the
+            same. Ask `errata.model.packing.packs` whether the model allows it.
     """
 
     def __init__(self, lm: LM, prepared: Prepared, config: TrainConfig) -> None:
         self.lm, self.prepared, self.config = lm, prepared, config
+        self.packed = False
         self._sites = [site for _, site in prepared.sites]
 
     def start(self, network: Any, groups: Sequence[Group], mine: Sequence[Group]) -> None:
@@ -199,6 +205,16 @@ class Objective:
         if not questions:
             return sg, il
         factors = {path: (a, b) for path, (a, b) in leaves.items()}
+        if self.packed and may_share_a_line(self.lm, rows):
+            for index in bucket(rows, self.lm.max_tokens):
+                some, owner = [rows[i] for i in index], [questions[i].group for i in index]
+                with torch.set_grad_enabled(learn):
+                    logits = line_logits(self.lm, prepared, some, owner, factors)
+                    gen, loc = self._loss([questions[i] for i in index], logits, counts)
+                    if learn:
+                        (gen + loc).backward()
+                sg, il = sg + gen.detach(), il + loc.detach()
+            return sg, il
         with Stack.of_factors(self.lm, factors), torch.set_grad_enabled(learn):
             for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
                 batch = self.lm.batch(rows, index)
