@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 SHARED_CASES = 1024
 """Most cases of units that share a patch whose questions are asked together."""
 
+PATIENCE = 6.0
+"""Questions of many cases may take longer than a group of units: answers of few rows are written
+at twice the cost of those of many."""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -235,7 +239,7 @@ class Session:
         hops = any(question.hops for own in asked for question in own)
         if self.protocol.units.kind != "single" and not hops:
             together = max(together, SHARED_CASES)  # edited hops would be one patch per question
-        yield from paced(waiting, together)
+        yield from paced(waiting, together, patience=PATIENCE)
 
     def _ask(self, part: Sequence[Waiting], edited: Edited) -> list[dict[str, Any]]:
         """Ask all questions of cases under their patches, and return their records."""
