@@ -41,7 +41,7 @@ def without(*savings: str) -> Iterator[None]:
     """Compute what need not be computed: `essence`, `keys` or `evaluation`."""
     from contextlib import ExitStack
 
-    from errata.editors import base_joint
+    from errata.editors import joint_reads
     from errata.evaluation import session
     from errata.locate import essence, rows
 
@@ -50,7 +50,7 @@ def without(*savings: str) -> Iterator[None]:
 
     known: dict[str, tuple[Any, str, Any]] = {
         "essence": (rows, "run_rows", whole),
-        "keys": (base_joint, "first_changed", lambda lm, patches: None),
+        "keys": (joint_reads, "first_changed", lambda lm, patches: None),
         "evaluation": (session, "kept_below", lambda editor, lm: None),
     }
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors import base_joint
+from errata.editors import joint_reads
 from errata.editors.base_joint import JointEditor, Write
 from errata.errors import ConfigError, EditError
 from errata.locate.contexts import Contexts
@@ -92,7 +92,7 @@ def test_passes_that_begin_at_the_changed_block_find_the_same(
     with hooks(lm.module(lm.spec.blocks[0]).mlp.register_forward_hook(lambda *_: runs.append(1))):
         for shares in (True, False):
             if not shares:
-                monkeypatch.setattr(base_joint, "first_changed", lambda lm, patches: None)
+                monkeypatch.setattr(joint_reads, "first_changed", lambda lm, patches: None)
             runs.clear()
             found.append(editor.edit(lm, [EDITS[3:], EDITS[1:2]], after=first))
             counted.append(len(runs))
