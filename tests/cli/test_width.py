@@ -14,7 +14,6 @@ EDITORS = {
     "ft": ("steps=2", "layers=1"),
     "grace": ("steps=2",),
     "lora": ("steps=2",),
-    "ike": (),
 }
 
 
