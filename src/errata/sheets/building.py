@@ -141,8 +141,8 @@ def build(
     parts: list[Patch] = []
     made: list[str] = []
     for number, (fact, part) in enumerate(zip(facts, there, strict=True)):
-        step(number, len(facts), fact.id)
         if part is None:
+            step(number, len(facts), fact.id)  # what was kept says nothing of how long it takes
             part = _edited(lm, chosen, fact)
             made.append(fact.id)
         parts.append(part)
