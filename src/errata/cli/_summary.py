@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from errata.cli import _output
+from errata.evaluation.long import METRICS as LONG
+from errata.evaluation.long import TITLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +74,14 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     for name in ("reliability", "generality") if judged else ():
         bounds = _interval(judged["ci95"].get(name) if several else None)
         table.add_row(f"WILD {name}, judged", _output.rate(judged[name]), bounds)
+    long = summary.get("long") or {}
+    for kind in ("reliability", "generality"):
+        own: dict[str, Any] = long.get(kind) or {}
+        if own:
+            table.add_section()
+        for name in (name for name in LONG if name in own):
+            bounds = _interval(own["ci95"].get(name) if several else None)
+            table.add_row(f"{TITLES[name]}, {kind}", _output.rate(own[name]), bounds)
     sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]
     if sampled:
         table.add_section()

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError, DataError
+from errata.evaluation.long import TOKENS as LONG_TOKENS
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
@@ -31,6 +32,9 @@ PLACES = ("general_data", "judge")
 """Settings that say where something is to be had, which changes no number."""
 
 _DATA, _LONG = "Data", "Sequences (sequential:N)"
+WILD_TOKENS = 50
+"""Most tokens of an answer in wild, as published."""
+
 CALLABLE = "python"
 """What `judge` says of a function; `judge_model` is its name then."""
 
@@ -73,19 +77,28 @@ class Protocol(Settings):
         {}, "A setting of the suite, e.g. text=FILE.txt or words=100", panel=_DATA,
         metavar="KEY=VALUE", validate_default=True,
     )  # fmt: skip
-    answers: Literal["forced", "wild"] = _field(
+    answers: Literal["forced", "wild", "long"] = _field(
         "forced",
         "forced: answers are scored token by token behind the true ones, as published; wild: also "
-        "as the model writes them itself, up to a full stop or newline, exact match",
-        name="protocol", metavar="forced|wild",
+        "as the model writes them itself, up to a full stop or newline, exact match; long: as it "
+        "writes them up to their end, ROUGE and BLEU",
+        name="protocol", metavar="forced|wild|long",
     )  # fmt: skip
     form: Literal["auto", "question", "qa", "chat"] = _field(
         "auto",
-        "How wild puts a question: as it stands, behind an instruction, or in the chat; auto: "
-        "in the chat if it ends in a question mark and the model has a template",
+        "How wild and long put a question: as it stands, behind an instruction, or in the chat; "
+        "auto: in the chat if it ends in a question mark and the model has a template",
         metavar="auto|question|qa|chat",
     )  # fmt: skip
-    new_tokens: int = _field(50, "Most tokens of an answer in wild", ge=1)
+    new_tokens: int | None = _field(
+        None, "Most tokens of a free answer; default: 50 in wild, 512 in long", ge=1
+    )
+    similarity: str | None = _field(
+        None,
+        "Sentence encoder whose cosine compares long answers with the wanted ones: minilm, mpnet "
+        "(from packages), a Hub id or folder, own (the model itself) or lexical",
+        metavar="ENCODER",
+    )  # fmt: skip
     judge: str | None = _field(
         None,
         "Endpoint that judges free answers beside exact match: an address that speaks OpenAI's "
@@ -198,6 +211,15 @@ class Protocol(Settings):
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
         return dict(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens(cls, values: Any) -> Any:
+        """Answers get the published number of tokens, unless another is asked for."""
+        if isinstance(values, Mapping) and values.get("new_tokens") is None:
+            long = values.get("answers") == "long"
+            return {**values, "new_tokens": LONG_TOKENS if long else WILD_TOKENS}
+        return values
+
     @model_validator(mode="after")
     def _chat(self) -> Protocol:
         try:
@@ -208,6 +230,8 @@ class Protocol(Settings):
 
     @model_validator(mode="after")
     def _judged(self) -> Protocol:
+        if self.similarity is not None and self.answers != "long":
+            raise ConfigError("similarity compares long answers", "Add --protocol long")
         if self.judge is None and self.judge_model is None:
             return self
         if self.answers != "wild":

@@ -279,19 +279,30 @@ class Questioner:
     # ------------------------------------------------------------------ free answers
 
     def _speak(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
-        """Add what the model says by itself, and its score (see `errata.evaluation.wild`)."""
+        """Add what the model says by itself, and its score.
+
+        See `errata.evaluation.wild`, and for long answers `errata.evaluation.long`.
+        """
         assert self.free is not None
-        lm, questions = self.scorer.lm, {(one.case, one.number): one.question for one in asked}
+        lm, long = self.scorer.lm, self.free.long
+        questions = {
+            (one.case, one.number): one.question
+            for one in asked
+            if long is None or one.question.kind != "locality"
+        }
         rows, refused = rows_of(lm, questions, self.free.form)
         numbers = [i for i, one in enumerate(asked) if (one.case, one.number) in rows]
         texts = self.scorer.generate(
             [rows[asked[i].case, asked[i].number] for i in numbers],
             [self.free.new_tokens] * len(numbers),
             [asked[i].patch for i in numbers],
-            stops=STOPS,
+            stops=STOPS if long is None else (),
         )
         for i, text in zip(numbers, texts, strict=True):
             which = asked[i].case, asked[i].number
+            if long is not None:
+                entries[i]["long"] = {"text": text, **long(questions[which].target, text)}
+                continue
             before = self.free.before.get(which)
             entries[i]["wild"] = {
                 "text": text,
@@ -301,7 +312,9 @@ class Questioner:
         self._judge(asked, entries)
         for one, entry in zip(asked, entries, strict=True):
             if (one.case, one.number) in refused:
-                entry["wild_refused"] = refused[one.case, one.number]
+                entry["wild_refused" if long is None else "long_refused"] = refused[
+                    one.case, one.number
+                ]
 
     def _judge(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
         """Add a judge's verdicts on free answers, if there is a judge."""

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from errata.evaluation.long import METRICS as LONG
+from errata.evaluation.long import TITLES
 from errata.evaluation.summary import METRICS
 
 FREE = {
@@ -55,6 +57,12 @@ class Result:
         for metric in FREE if wild else ():
             bound = _interval(wild["ci95"].get(metric))
             yield f"{metric}, WILD", _percent(wild[metric]), bound, FREE[metric]
+        long: dict[str, Any] = summary.get("long") or {}
+        for kind in ("reliability", "generality"):
+            own = long.get(kind) or {}
+            for metric in (name for name in LONG if name in own):
+                bound = _interval(own["ci95"].get(metric))
+                yield f"{TITLES[metric]}, {kind}", _percent(own[metric]), bound, "long answers"
         judged: dict[str, Any] = wild.get("judge") or {}
         for metric in ("reliability", "generality") if judged else ():
             bound = _interval(judged["ci95"].get(metric))

@@ -16,6 +16,7 @@ from errata.evaluation.before import Before, ask_before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_cases
 from errata.evaluation.judge import Judge
+from errata.evaluation.long import long_scores
 from errata.evaluation.metrics import mean
 from errata.evaluation.pace import paced
 from errata.evaluation.protocol import Protocol
@@ -120,10 +121,13 @@ class Session:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
             self.before = ask_before(self.lm, self.questions)
+            form, most = self.protocol.form, self.protocol.new_tokens or 1
             if self.protocol.answers == "wild":
-                form, most = self.protocol.form, self.protocol.new_tokens
                 said = wild.ask_before(self.lm, self.questions, form, most)
                 self.free = wild.Free(form, most, said, self.judge)
+            elif self.protocol.answers == "long":
+                scores = long_scores(self.lm, self.protocol.similarity)
+                self.free = wild.Free(form, most, {}, long=scores)
         with self.clock("prepare"):
             self.editor.prepare(self.lm)
         self.once, self.laps = self.laps, {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from errata.evaluation.bootstrap import Table, intervals
+from errata.evaluation.long import METRICS as LONG
 from errata.evaluation.metrics import mean
 from errata.evaluation.named_tests import ROBUSTNESS, named_tests
 from errata.inspection.limits import told_of
@@ -57,6 +58,7 @@ def summarise(
         "hops": _hops(good),
         "counterfact": _counterfact(rates, bounds),
         "wild": _wild(rates, bounds, good),
+        **_long(rates, bounds, good),
         **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
         **_tracked(records),
@@ -90,6 +92,9 @@ def scores_of(record: Record) -> Scores:
             put(f"wild.{kind}", name, entry["wild"]["score"])
             if "judge" in entry["wild"]:
                 put(f"judge.{kind}", name, entry["wild"]["judge"])
+        for metric in LONG if "long" in entry else ():
+            if metric in entry["long"]:
+                put(f"long.{metric}.{kind}", name, entry["long"][metric])
         if "prefers" in entry:
             for prefix, values in (("", entry), ("before.", entry["before"])):
                 for metric, field in zip(
@@ -213,6 +218,22 @@ def _wild(
         **_verdicts(rates, bounds),
         **({"refused": refused} if refused else {}),
     }
+
+
+def _long(
+    rates: Mapping[str, float], bounds: Mapping[str, list[float]], records: Sequence[Record]
+) -> dict[str, Any]:
+    """Return the scores of long answers by kind of question; nothing if none were asked for."""
+    found: dict[str, Any] = {}
+    for kind in ("reliability", "generality"):
+        names = {m: f"long.{m}.{kind}" for m in LONG if f"long.{m}.{kind}" in rates}
+        if names:
+            own = {m: bounds[name] for m, name in names.items() if name in bounds}
+            found[kind] = {**{m: rates[name] for m, name in names.items()}, "ci95": own}
+    refused = sum("long_refused" in e for record in records for e in record["questions"])
+    if refused:
+        found["refused"] = refused
+    return {"long": found} if found else {}
 
 
 def _verdicts(

@@ -31,6 +31,7 @@ from errata.store.cache import load_json, save_json
 from errata.store.files import cache_root
 
 if TYPE_CHECKING:
+    from errata.evaluation.long import LongScores
     from errata.model.lm import LM
     from errata.model.tokens import Row
 
@@ -57,12 +58,14 @@ class Free:
         new_tokens: Most tokens of an answer.
         before: What the unedited model says to locality questions.
         judge: Judges answers beside exact match; None: nobody does.
+        long: Scores long answers, which go on until the model ends them; None: they are short.
     """
 
     form: Form
     new_tokens: int
     before: Mapping[Asked, str]
     judge: Judge | None = None
+    long: LongScores | None = None
 
 
 def squad(text: str) -> str:
