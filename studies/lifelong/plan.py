@@ -30,6 +30,7 @@ BREADTH: Mapping[str, Any] = {
 EDITORS = {
     "none": Editor("unedited", "none"),
     "ultraedit": Editor("UltraEdit", "ultraedit"),
+    "ultraedit_small": Editor("UltraEdit, a tenth of the step", "ultraedit", {"lr": 2e-4}),
     "rag": Editor("RAG", "rag"),
     "retrieval": Editor("IBKE-retrieval", "ibke-retrieval"),
     "locft": Editor("FT, breadth-first with replay", "ft", BREADTH),

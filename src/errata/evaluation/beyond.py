@@ -165,9 +165,10 @@ def _objects(
             for answer in (edit.target, edit.target_true):
                 if answer is not None:
                     own[answer.strip()] = None
-    for relation in objects if world is not None else ():
-        for fact in world.by_relation.get(relation, ()) if world is not None else ():
-            objects[relation][world.entities[fact.tail].label] = None
+    if world is not None:
+        for relation, own in objects.items():
+            for fact in world.by_relation.get(relation, ()):
+                own[world.entities[fact.tail].label] = None
     return relations, {relation: list(own) for relation, own in objects.items()}
 
 
