@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from errata.case import Case, Edit
@@ -186,17 +187,20 @@ def _confidence(run: Reopened, edits: Sequence[Edit]) -> list[float]:
 
 
 def _reduced(values: Any) -> Any:
-    from sklearn.decomposition import PCA
-
-    most = min(COMPONENTS, *values.shape)
-    return PCA(most, svd_solver="full").fit_transform(values.astype("float64"))
+    made = import_module("sklearn.decomposition").PCA(
+        min(COMPONENTS, *values.shape), svd_solver="full"
+    )
+    return made.fit_transform(values.astype("float64"))
 
 
 def _plane(values: Any, seed: int) -> Any:
-    from sklearn.manifold import TSNE
-
-    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
-    made = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
+    made = import_module("sklearn.manifold").TSNE(
+        2,
+        perplexity=min(PERPLEXITY, (len(values) - 1) / 3),
+        init="pca",
+        random_state=seed,
+        n_jobs=1,
+    )
     return made.fit_transform(_reduced(values))
 
 
@@ -205,8 +209,8 @@ def _silhouettes(
 ) -> dict[str, tuple[float, int, int]]:
     """Return silhouettes by relation, on equally many edits of each, drawn by the seed."""
     import numpy as np
-    from sklearn.metrics import silhouette_score
 
+    silhouette_score = import_module("sklearn.metrics").silhouette_score
     generator = np.random.default_rng(seed)
     names = sorted(set(relations))
     labels = np.array([names.index(r) for r in relations])
