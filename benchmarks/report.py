@@ -22,6 +22,10 @@ TITLES = {
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",
+    "savings": "What need not be computed, on a real model",
+    "limit": "Distance from the limit, on a real model",
+    "against_easyedit": "Against EasyEdit, on a real model",
+    "long_runs": "Long runs",
     "startup": "Start-up",
 }
 

@@ -150,20 +150,26 @@ def evaluation_line(lm: Any, args: Any) -> common.Line:
 
 def main() -> None:
     """Measure all of them."""
-    args = common.options(__doc__, records=20, repeats=2, steps=6, model="smollm2", edits=4)
+    args = common.options(
+        __doc__, records=20, repeats=2, steps=6, model="smollm2", edits=4, only=""
+    )
     if args.quick:
         args.steps, args.edits = 2, 2
     import errata
 
     lm = common.prepared(errata.load(args.model, device=args.device))
-    lines = [
-        edits_line(lm, args, "rome", "essence", args.edits),
-        edits_line(lm, args, "memit", "essence", args.records),
-        edits_line(lm, args, "memit", "keys", args.records),
-        edits_line(lm, args, "alphaedit", "keys", args.records),
-        edits_line(lm, args, "alphaedit", "essence+keys", args.records),
-        evaluation_line(lm, args),
-    ]
+    ways: dict[str, Callable[[], common.Line]] = {
+        "rome-essence": lambda: edits_line(lm, args, "rome", "essence", args.edits),
+        "memit-essence": lambda: edits_line(lm, args, "memit", "essence", args.records),
+        "memit-keys": lambda: edits_line(lm, args, "memit", "keys", args.records),
+        "alphaedit-keys": lambda: edits_line(lm, args, "alphaedit", "keys", args.records),
+        "alphaedit": lambda: edits_line(lm, args, "alphaedit", "essence+keys", args.records),
+        "evaluation": lambda: evaluation_line(lm, args),
+    }
+    lines = []
+    for name in args.only.split() or ways:
+        lines.append(ways[name]())
+        print(lines[-1], flush=True)
     common.finish("savings", args, lines)
 
 
