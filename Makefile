@@ -137,6 +137,7 @@ results: $(READY)
 	@$(BIN)/python -m studies.table2 page
 	@$(BIN)/python -m studies.real page
 	@$(BIN)/python -m studies.sequences page
+	@$(BIN)/python -m studies.ibke page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build
