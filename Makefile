@@ -144,6 +144,7 @@ results: $(READY)
 	@$(BIN)/python -m studies.real page
 	@$(BIN)/python -m studies.sequences page
 	@$(BIN)/python -m studies.lifelong page
+	@$(BIN)/python -m studies.ibke page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

@@ -12,6 +12,7 @@ TITLES = {
     "rome_edit": "ROME edits",
     "memit_edit": "MEMIT, a batch",
     "training": "Training steps",
+    "training_large": "Training steps on a larger model",
     "trained_edit": "Edits of trained editors",
     "moments": "Second moments",
     "solves": "Solves of several edits",
