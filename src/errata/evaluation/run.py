@@ -32,6 +32,7 @@ from errata.evaluation.regimes import Regime, units_of
 from errata.evaluation.result import Result
 from errata.evaluation.scoring import Scorer
 from errata.evaluation.session import Measures, Session
+from errata.evaluation.suites import perturbed
 from errata.evaluation.summary import summarise
 from errata.evaluation.tracking import Tracker
 from errata.model.chat import frame_of
@@ -111,7 +112,7 @@ def evaluate(
     chosen, others, judged = _split(protocol, settings, judge)
     editor = _editor(lm, editor, others, as_published)
     loaded = _in_chat(lm, _loaded(cases, data_name, data_version), chosen)
-    data = _in_chat(lm, _perturbed(lm, loaded, chosen, data_options), chosen)
+    data = _in_chat(lm, perturbed(lm, loaded, chosen, data_options), chosen)
     notes = (*loaded.notes, *data.notes)
     kept = list(data.cases) if chosen.keep_collisions else drop_collisions(data.cases)
     units = units_of(kept, chosen.units, chosen.drop_partial)
@@ -230,23 +231,6 @@ def _counted(progress: Step | None, done: Mapping[str, Any], total: int) -> Call
 
     show(0)
     return show
-
-
-def _perturbed(
-    lm: LM, data: LoadedData, protocol: Protocol, options: Mapping[str, Any] | None
-) -> LoadedData:
-    """Return the cases with the questions of the suite, if one is asked for."""
-    tests = protocol.tests
-    if tests is None:
-        return replace(data, notes=())
-    from errata.evaluation.beyond import BeyondSettings, beyond_suite
-    from errata.evaluation.robustness import robustness_suite
-
-    if isinstance(tests, BeyondSettings):
-        made = beyond_suite(lm, data, tests, options=options)
-    else:
-        made = robustness_suite(lm, data, tests, options=options)
-    return replace(made, notes=made.notes[len(data.notes) :])
 
 
 def _measures(lm: LM, protocol: Protocol, cases: Sequence[Case], data: str) -> Measures:

@@ -96,7 +96,7 @@ def _cases(cell: Cell, lm: LM, limit: int | None) -> tuple[Case, ...]:
     """
     from errata.data import load_cases
     from errata.evaluation.protocol import Protocol
-    from errata.evaluation.robustness import robustness_suite
+    from errata.evaluation.suites import perturbed
 
     config, path = cell.run.config, cell.run.path
     told = (config.get("run") or {}).get("data") or {}
@@ -111,8 +111,8 @@ def _cases(cell: Cell, lm: LM, limit: int | None) -> tuple[Case, ...]:
     data = replace(data, cases=tuple(case for case in data.cases if case.id in wanted))
     own = config["protocol"]
     if own.get("suite"):
-        tests = Protocol(suite=own["suite"], suite_set=own.get("suite_set") or {}).tests
-        data = robustness_suite(lm, data, tests, options=told.get("options"))
+        protocol = Protocol(suite=own["suite"], suite_set=own.get("suite_set") or {})
+        data = perturbed(lm, data, protocol, told.get("options"))
     by_id = {case.id: case for case in data.cases}
     found = []
     for record in records:
