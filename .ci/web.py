@@ -30,15 +30,15 @@ def main() -> None:
     base = ROOT / ".venv" / "bin" / "python"
     shutil.rmtree(home, ignore_errors=True)
     subprocess.run([base, "-m", "venv", home], check=True)
-    below = site_packages(base)
-    link = f"import site; site.addsitedir({str(below)!r})\n"
-    (site_packages(python) / "below.pth").write_text(link, encoding="utf-8")
     command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", PINS]
     done = subprocess.run(
         command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         sys.exit(f"{done.stdout}\nset-up failed: pip {' '.join(map(str, command[3:]))}")
+    # last: pip has to see nothing of .venv
+    link = f"import site; site.addsitedir({str(site_packages(base))!r})\n"
+    (site_packages(python) / "below.pth").write_text(link, encoding="utf-8")
     ready.write_text(wanted, encoding="ascii")
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from errata.web.bench import GRACE
 
-pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.web, pytest.mark.timeout(1800)]
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SLOWEST = 120_000  # milliseconds, on a machine that does other things as well
@@ -174,7 +174,7 @@ def texts(page: Any, where: str) -> list[str]:
 # ---------------------------------------------------------------------- a visit
 
 
-def test_a_visit_from_the_first_edit_to_an_import(visit, server: Server, tmp_path: Path):
+def test_edits_side_by_side_and_undone(visit):
     page = visit()
     shot(page, "desktop-1-open")
     assert "pocket" in page.inner_text("#about")
@@ -196,13 +196,14 @@ def test_a_visit_from_the_first_edit_to_an_import(visit, server: Server, tmp_pat
     page.locator("#result details summary").last.click()
     assert page.locator("#result .likely").last.is_visible()
 
-    choose(page, "second", "FT")
+    choose(page, "editor", "FT")
+    choose(page, "second", "UltraEdit")
     edit(page, "Italy", "Oslo")
     shot(page, "desktop-4-two-editors")
-    assert "after ROME" in texts(page, "#result th")
     assert "after FT" in texts(page, "#result th")
-    page.locator("#keep").get_by_label("FT").check()
-    page.wait_for_selector("#history li.now:has-text('by FT')")
+    assert "after UltraEdit" in texts(page, "#result th")
+    page.locator("#keep").get_by_label("UltraEdit").check()
+    page.wait_for_selector("#history li.now:has-text('by UltraEdit')")
 
     page.click("#undo")
     page.wait_for_selector("#history li.now:has-text('France')")
@@ -212,6 +213,11 @@ def test_a_visit_from_the_first_edit_to_an_import(visit, server: Server, tmp_pat
     page.click("#redo")
     page.wait_for_selector("#history li.now:has-text('France')")
 
+
+def test_taken_along_in_every_form_and_imported_in_another_tab(visit, tmp_path: Path):
+    page = visit()
+    choose(page, "editor", "FT")
+    edit(page, "France", "Tokyo")
     accordion(page, "Take it along")
     kept = []
     for label in ("Patch (errata)", "LoRA", "GGUF"):
@@ -247,7 +253,8 @@ def test_on_a_phone_in_the_dark(visit):
     page = visit(dark=True, size=PHONE)
     shot(page, "phone-1-open")
     assert fits(page)
-    choose(page, "second", "FT")
+    choose(page, "editor", "FT")
+    choose(page, "second", "UltraEdit")
     edit(page, "Spain", "Lima")
     assert fits(page)
     shot(page, "phone-2-edited")
@@ -264,6 +271,7 @@ def test_on_a_phone_in_the_dark(visit):
 
 def test_in_the_dark_on_a_desktop(visit):
     page = visit(dark=True)
+    choose(page, "editor", "FT")
     edit(page, "Peru", "Oslo")
     shot(page, "desktop-7-dark")
 
@@ -317,10 +325,10 @@ def test_texts_are_not_obeyed(visit):
 
 def test_cancelled_and_nothing_is_changed(visit):
     page = visit()
+    choose(page, "editor", "FT")
     edit(page, "France", "Tokyo")
     accordion(page, "Other words, own questions, settings")
     field(page, "settings").fill(ENDLESS)
-    choose(page, "editor", "FT")
     page.click("#edit")
     page.wait_for_selector("#status:has-text('of 1,000,000')")
     page.wait_for_selector("#status:has-text('left')")
@@ -328,12 +336,13 @@ def test_cancelled_and_nothing_is_changed(visit):
     assert page.is_disabled("#undo")
     page.click("#cancel")
     page.wait_for_selector("#result:has-text('Cancelled. Nothing was changed.')")
-    assert texts(page, "#history li") == ["the unedited model", "France → Tokyo by ROME ← now"]
+    assert texts(page, "#history li") == ["the unedited model", "France → Tokyo by FT ← now"]
 
 
 def test_tabs_do_not_mix_and_one_that_leaves_in_the_middle_loses_nothing(visit):
     one, two = visit(), visit()
     assert one.url != two.url
+    choose(one, "editor", "FT")
     edit(one, "France", "Tokyo")
     assert texts(two, "#history li") == ["the unedited model ← now"]
     two.click("#ask")
@@ -342,7 +351,6 @@ def test_tabs_do_not_mix_and_one_that_leaves_in_the_middle_loses_nothing(visit):
 
     accordion(one, "Other words, own questions, settings")
     field(one, "settings").fill(ENDLESS)
-    choose(one, "editor", "FT")
     one.click("#edit")
     one.wait_for_selector("#status:has-text('of 1,000,000')")
     address = one.url
@@ -355,7 +363,7 @@ def test_tabs_do_not_mix_and_one_that_leaves_in_the_middle_loses_nothing(visit):
     assert two.inner_text("#result") == said  # the model is what it was
 
     again = visit(address)
-    assert texts(again, "#history li") == ["the unedited model", "France → Tokyo by ROME ← now"]
+    assert texts(again, "#history li") == ["the unedited model", "France → Tokyo by FT ← now"]
     assert "✓ “Tokyo" in again.locator("#result table").first.inner_text()
 
 

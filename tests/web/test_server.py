@@ -14,6 +14,13 @@ from errata.errors import ConfigError
 from errata.web.server import LOOPBACK, POLICY, STAY, Gate, free_port, is_loopback, stay_here
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets is put back."""
+    for name in STAY:
+        monkeypatch.setenv(name, os.environ.get(name, STAY[name]))
+
+
 def test_a_free_port_is_found_and_a_taken_one_refused():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

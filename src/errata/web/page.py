@@ -129,8 +129,8 @@ class Page:
     def _results(self) -> None:
         self.status = gr.HTML(elem_id="status")
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
-        self.result = gr.HTML(elem_id="result")
         self.keep = gr.Radio([], label="Keep the result of", visible=False, elem_id="keep")
+        self.result = gr.HTML(elem_id="result")
         with gr.Accordion("History", open=True):
             self.history = gr.HTML(elem_id="history")
             with gr.Row():
@@ -147,7 +147,7 @@ class Page:
         with gr.Accordion("Import", open=False):
             self.uploads = gr.File(
                 label="A zip archive of a patch or a LoRA, or a GGUF adapter",
-                file_count="multiple", type="filepath", height=140, elem_id="uploads",
+                file_count="multiple", type="filepath", height=190, elem_id="uploads",
             )  # fmt: skip
             self.bring = gr.Button("Import", size="sm", elem_id="bring")
 

@@ -80,11 +80,15 @@ def free_port(host: str, port: int) -> int:
             raise ConfigError(
                 f"--host {host} is no address of this machine", "Example: --host 127.0.0.1"
             ) from None
-        raise ConfigError(
-            f"port {port} of {host} is taken by another program",
-            f"Choose another: errata web --port {port + 1 if port < 65535 else 0}, or --port 0 "
-            "for any that is free.",
-        ) from None
+        raise _taken(host, port) from None
+
+
+def _taken(host: str, port: int) -> ConfigError:
+    return ConfigError(
+        f"port {port} of {host} is taken by another program",
+        f"Choose another: errata web --port {port + 1 if port < 65535 else 0}, or --port 0 for any "
+        "that is free.",
+    )
 
 
 class Gate:
@@ -166,26 +170,30 @@ def serving(
     from errata.web.page import STYLE, Page, gr
 
     here = is_loopback(host)
+    gate = _Middleware(Gate, (), {"hosts": (*LOOPBACK, host) if here else None})
     room = Room(Models(load, named, anywhere=here))
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(room.folder / "gradio")
-    page = Page(room, first)
-    gate = _Middleware(Gate, (), {"hosts": (*LOOPBACK, host) if here else None})
+    page = None
     try:
+        page = Page(room, first)
         page.blocks.queue(default_concurrency_limit=None)
-        page.blocks.launch(
-            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True,
-            prevent_thread_lock=True, footer_links=[], run_history=False, ssr_mode=False,
-            enable_monitoring=False, mcp_server=False, max_file_size=LIMIT, pwa=False,
-            css=STYLE.read_text(encoding="utf-8"),
-            theme=_theme(gr),
-            app_kwargs={"middleware": [gate]},
-        )  # fmt: skip
+        try:
+            page.blocks.launch(
+                server_name=host, server_port=port, share=False, inbrowser=False, quiet=True,
+                prevent_thread_lock=True, footer_links=[], run_history=False, ssr_mode=False,
+                enable_monitoring=False, mcp_server=False, max_file_size=LIMIT, pwa=False,
+                css=STYLE.read_text(encoding="utf-8"), theme=_theme(gr),
+                app_kwargs={"middleware": [gate]},
+            )  # fmt: skip
+        except OSError:  # somebody was faster
+            raise _taken(host, port) from None
         shown = f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{port}/"
     finally:
         room.close()
-        page.blocks.close(verbose=False)
+        if page is not None:
+            page.blocks.close(verbose=False)
         if before is None:
             os.environ.pop("GRADIO_TEMP_DIR", None)
         else:

@@ -228,7 +228,7 @@ def look_at(job: Job, lm: LM, patch: Patch, name: str) -> Made:
         job.stage("asking for its edits before and after")
         groups = _asked(lm, patch, [("edit", patch.edits[:LINES])])
     editor = str(patch.meta.get("editor") or "imported")
-    return Made(editor, name, patch, groups)
+    return Made(editor, editor, patch, groups)
 
 
 # ---------------------------------------------------------------------- other words
