@@ -17,7 +17,7 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo demo-real test campaign audit test-real test-served test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme notebooks site results clean
+.PHONY: help demo demo-real test campaign audit test-real test-served test-web test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme notebooks site results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test       all tests but the slow ones      make test-slow  the slow ones"
 	@echo "make test-real  the main paths on SmolLM2 (fetched once: 93 MB)"
 	@echo "make test-served  an edit of SmolLM2 in llama.cpp and vLLM (both set up once: 34 MB, 3.4 GB)"
+	@echo "make test-web  the page of errata web in a real browser (set up once: 100 MB; needs chromium)"
 	@echo "make campaign   10,000 broken inputs, 100 kills, faults of the system (ARGS='--inputs 500 --kills 10')"
 	@echo "make audit      known vulnerabilities of the locked releases (needs the network)"
 	@echo "make test-newest, make test-oldest   the same with the newest releases, and with the lower bounds of pyproject.toml"
@@ -101,6 +102,11 @@ test-served: $(READY)
 	@if [ "$(VLLM)" != 0 ]; then $(PYTHON) .ci/served.py vllm; fi
 	@ERRATA_FETCH=1 $(TEST) -m served
 
+# SHOTS names a folder for pictures of the page
+test-web: $(READY)
+	@$(PYTHON) .ci/web.py
+	@$(THREADS) ERRATA_WEB_SHOTS='$(SHOTS)' .web/bin/python -m pytest -m web tests/web
+
 test-slow: $(READY)
 	@$(TEST) -m slow
 
@@ -151,6 +157,8 @@ results: $(READY)
 	@$(BIN)/python -m studies.table2 page
 	@$(BIN)/python -m studies.real page
 	@$(BIN)/python -m studies.sequences page
+	@$(BIN)/python -m studies.lifelong page
+	@$(BIN)/python -m studies.ibke page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

@@ -8,7 +8,8 @@ import sys
 from benchmarks import _common as common
 
 SCRIPTS = (
-    "startup", "evaluation", "rome_edit", "memit_edit", "training", "trained_edit", "moments",
+    "startup", "evaluation", "rome_edit", "memit_edit", "training", "training_large",
+    "trained_edit", "moments",
     "solves", "sequences", "memory_editors", "serac_lookup",
     "retrieval_lookup", "memory", "trained_memory", "bf16",
 )  # fmt: skip

@@ -12,6 +12,7 @@ TITLES = {
     "rome_edit": "ROME edits",
     "memit_edit": "MEMIT, a batch",
     "training": "Training steps",
+    "training_large": "Training steps on a larger model",
     "trained_edit": "Edits of trained editors",
     "moments": "Second moments",
     "solves": "Solves of several edits",
@@ -22,6 +23,10 @@ TITLES = {
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",
+    "savings": "What need not be computed, on a real model",
+    "limit": "Distance from the limit, on a real model",
+    "against_easyedit": "Against EasyEdit, on a real model",
+    "long_runs": "Long runs",
     "startup": "Start-up",
 }
 

@@ -46,14 +46,17 @@ class Stacked:
         model: Its name.
         groups: Training records.
         args: Options.
+        settings: Of the networks; None: those of SETTINGS.
     """
 
-    def __init__(self, lm: Any, model: str, groups: Sequence[Any], args: Any) -> None:
+    def __init__(
+        self, lm: Any, model: str, groups: Sequence[Any], args: Any, settings: Any = None
+    ) -> None:
         from errata.editors import get_editor
         from errata.training.config import TrainConfig
         from errata.training.loop import Trainer
 
-        editor: Any = get_editor("ibke", SETTINGS[model])
+        editor: Any = get_editor("ibke", settings or SETTINGS[model])
         config = TrainConfig(batch=args.batch, memory_gb=64.0, steps=10**6)
         out = Path(common.CACHE) / "training"
         self.groups = groups

@@ -41,6 +41,14 @@ def _nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def _no_lines_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine a thread would print what no test expects."""
+    from errata import progress
+
+    monkeypatch.setattr(progress, "TICK_SECONDS", 3600.0)
+
+
 @cache
 def build(name: str, dtype: str = "float32", bos: bool = False) -> LM:
     """Return a tiny random model; shared, since nothing may change it."""

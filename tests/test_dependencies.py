@@ -13,7 +13,10 @@ import errata
 SOURCE = Path(errata.__file__).parent
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
-MODULES = {"pyyaml": "yaml", "lm-eval": "lm_eval", "huggingface-hub": "huggingface_hub"}
+MODULES = {
+    "pyyaml": "yaml", "lm-eval": "lm_eval", "huggingface-hub": "huggingface_hub",
+    "scikit-learn": "sklearn",
+}  # fmt: skip
 """Import names that differ from the name of the distribution."""
 
 THROUGH_OTHERS = {

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import sys
+import threading
 from itertools import pairwise
 
 import pytest
 
 from errata import progress
-from errata.progress import Lines, Rate, listening, told, tracked, watched
+from errata.progress import (
+    Lines,
+    Rate,
+    Ticker,
+    WaitLines,
+    listening,
+    told,
+    tracked,
+    waiting,
+    watched,
+)
 
 
 class Clock:
@@ -157,3 +168,101 @@ class TestWatched:
         with listening(said.append), watched("two") as step:
             step(1, 2)
         assert said == ["one: 1/2", "two: 1/2"]
+
+
+class TestWaiting:
+    @pytest.fixture(autouse=True)
+    def _log(self, monkeypatch):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+
+    def test_lines_come_early_and_then_less_often(self):
+        clock, said = Clock(), []
+        wait = WaitLines("null space", said.append, clock)
+        for _ in range(60):
+            clock.now += 1.0
+            wait.look()
+        assert said[0] == "null space, 2 s so far"
+        assert said[1] == "null space, 5 s so far"
+        assert len(said) < 10
+
+    def test_it_begins_anew_after_something_that_was_counted(self):
+        clock, said = Clock(), []
+        wait = WaitLines("rome: 1 edit", said.append, clock)
+        clock.now = 50.0
+        wait.start()
+        wait.look()
+        assert said == []
+        clock.now = 52.0
+        wait.look()
+        assert said == ["rome: 1 edit, 52 s so far"]
+        wait.stop()
+
+    def test_a_step_that_hangs_says_so_again(self):
+        clock, said = Clock(), []
+        lines = Lines("facts", said.append, clock)
+        lines.step(0, 20, "turkey")
+        for _ in range(8):
+            clock.now += 1.0
+            lines.look()
+        assert said == ["facts: 0/20; turkey"] * 2
+
+    def test_a_script_hears_nothing(self, capfd):
+        with waiting("work"):
+            pass
+        assert progress._now.waits == []
+        assert capfd.readouterr() == ("", "")
+
+    def test_what_is_counted_and_what_is_more_exact_goes_first(self, monkeypatch):
+        seen = []
+
+        class Noted:
+            def __init__(self, label, say):
+                self.label = label
+
+            def start(self):
+                seen.append(f"+{self.label}")
+
+            def stop(self):
+                seen.append(f"-{self.label}")
+
+        monkeypatch.setattr(progress, "WaitLines", Noted)
+        with listening(seen.append), waiting("edit"):
+            with waiting("load"):
+                pass
+            with watched("moments") as step:
+                step(1, 9)
+                with waiting("factor"):
+                    pass
+        assert seen == [
+            "+edit", "-edit", "+load", "-load", "+edit",  # gives way to waiting inside
+            "-edit",  # moments are counted
+            "-edit", "-factor",  # and nothing waits beside them
+            "+edit", "-edit",
+        ]  # fmt: skip
+
+    def test_counting_that_has_ended_gives_way(self, monkeypatch):
+        monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+        said = []
+        with listening(said.append), watched("facts") as outer:
+            outer(1, 2)
+            outer(2, 2)
+            with watched("asking") as inner:
+                inner(1, 4)
+        assert said == ["facts: 1/2", "asking: 1/4"]
+
+    def test_the_thread_looks_until_it_is_stopped(self, monkeypatch):
+        monkeypatch.setattr(progress, "TICK_SECONDS", 0.0)
+        twice = threading.Event()
+        seen = []
+
+        def look():
+            seen.append(1)
+            if len(seen) >= 2:
+                twice.set()
+
+        ticker = Ticker(look)
+        assert twice.wait(10)
+        ticker.stop()
+        count = len(seen)
+        assert len(seen) == count
+        assert not ticker._thread.is_alive()

@@ -16,7 +16,12 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from errata.errors import DataError
 from errata.spacing import AUTO
 
-ProbeKind = Literal["generality", "locality"]
+Beyond = Literal["choice", "negation", "leakage"]
+"""Questions that are answered by comparing likelihoods: whether an edit is more than a phrase."""
+
+BEYOND: tuple[Beyond, ...] = get_args(Beyond)
+
+ProbeKind = Literal["generality", "locality"] | Beyond
 
 SubjectAt = Literal["first", "last"] | int
 """Which occurrence of a subject in a prompt is meant; numbers count from 1."""
@@ -85,7 +90,8 @@ class _Asked:
         shown = [
             f"{item.name}={getattr(self, item.name)!r}"
             for item in fields(cast("Any", self))
-            if item.name not in (*HOW, "subject_at") or getattr(self, item.name) != item.default
+            if item.name not in (*HOW, "subject_at", "choices", "conditions")
+            or getattr(self, item.name) != item.default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -145,6 +151,32 @@ class Edit(_Asked):
         _check_asked(self.joiner, self.chat, self.system)
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the unedited model has to say, for a question to count (RippleEdits).
+
+    Attributes:
+        prompt: Asked of the unedited model.
+        answers: Groups of spellings; of each of them one has to stand in what it says.
+        holds: Whether it has to; otherwise it must not.
+
+    Raises:
+        DataError: If there is no answer, or a text is blank.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, ...], ...]
+    holds: bool = True
+
+    def __post_init__(self) -> None:
+        _require_text(self.prompt, "condition prompt")
+        object.__setattr__(self, "answers", tuple(tuple(group) for group in self.answers))
+        if not self.answers or not all(self.answers):
+            raise DataError(f"condition {self.prompt!r} has no answer; expected at least one")
+        for text in (text for group in self.answers for text in group):
+            _require_text(text, "condition answer")
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Probe(_Asked):
     """One question asked of the edited model.
@@ -152,7 +184,11 @@ class Probe(_Asked):
     Attributes:
         prompt: The question, ending just before the answer.
         target: The expected answer; for locality, the answer on which the model is teacher-forced.
-        kind: `generality` (the edit should show) or `locality` (nothing should move).
+        kind: `generality` (the edit should show), `locality` (nothing should move), or one that is
+            scored by comparing the answer with `choices`: `choice` (right if it is the likeliest),
+            `negation` (the answer would be wrong: right if one of the choices is likelier) and
+            `leakage` (the old answer; 1 if it is still likelier than the choices, so less is
+            better).
         name: Sub-metric in which the score is averaged (`rephrase`, `uni_gen`, `multi_hop`, `NQ`
             …).
         criteria: Flags of the benchmark (UniEdit: `Rep`, `MH`, `RR`, `SER`, `SA`, `OA`, `SS`, `RS`,
@@ -167,6 +203,12 @@ class Probe(_Asked):
             see `errata.spacing`), or a text, empty for nothing.
         chat: Whether the prompt is a user's message in the model's chat, and not plain text.
         system: The system message in front of it; default: a short one of errata.
+        choices: The answers that `target` is compared with; needed by the kinds that compare, and
+            by no other.
+        conditions: What the unedited model has to know, or the question is left out.
+
+    Raises:
+        DataError: If a text is blank, or choices are missing or would not be read.
     """
 
     prompt: str
@@ -182,11 +224,27 @@ class Probe(_Asked):
     joiner: str = AUTO
     chat: Chat = "off"
     system: str | None = None
+    choices: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "probe prompt")
         _require_text(self.target, "probe target")
         _check_asked(self.joiner, self.chat, self.system)
+        object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "conditions", tuple(self.conditions))
+        for choice in self.choices:
+            _require_text(choice, "probe choice")
+        if self.kind in BEYOND and self.foil is not None:
+            raise DataError(
+                f"probe {self.prompt!r} of kind {self.kind!r} has a foil; name it among its choices"
+            )
+        if (self.kind in BEYOND) != bool(self.choices):
+            told = "has no choices" if self.kind in BEYOND else "has choices, which nothing reads"
+            raise DataError(
+                f"probe {self.prompt!r} of kind {self.kind!r} {told}",
+                f"Answers to compare with belong to {', '.join(BEYOND)}, and those need some.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

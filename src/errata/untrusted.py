@@ -253,6 +253,34 @@ def read_object(
     return value
 
 
+# ---------------------------------------------------------------------- YAML
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML that unfolds, runs code or goes deep, before anything is made of it.
+
+    Args:
+        text: The document; whether it is YAML at all is seen as far as it is read.
+
+    Raises:
+        Refused: Says what it uses.
+        yaml.YAMLError: If it is no YAML.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise Refused(f"lists and objects more than {DEPTH} deep in each other")
+        if isinstance(event, yaml.AliasEvent):  # a few lines of them unfold to gigabytes
+            raise Refused("uses YAML aliases, which errata does not read")
+        tag = str(getattr(event, "tag", None) or "")
+        if tag.startswith("!"):
+            raise Refused(f"uses {tag}, which may run code")
+
+
 def described(value: object) -> str:
     """Say in a few words what a JSON value is."""
     if value is None:

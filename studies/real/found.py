@@ -149,7 +149,7 @@ class Rates:
             return None
         if self.there.get(metric, 2) < 2:
             return Rate(value)
-        return Rate(value, *_bounds(self.drawn[metric]))
+        return Rate(value, *bounds(self.drawn[metric]))
 
     def text(self, metric: str) -> str:
         """Return a rate as it stands in a table."""
@@ -157,7 +157,8 @@ class Rates:
         return "–" if found is None else str(found)
 
 
-def _bounds(values: Any) -> tuple[float, float]:
+def bounds(values: Any) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of resampled values."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -171,7 +172,7 @@ def difference(
     if len(both) < 2 or metric not in one.rates or metric not in two.rates:
         return None
     gap = one.drawn[metric] - two.drawn[metric]  # equal seeds draw equal records
-    return Rate(one.rates[metric] - two.rates[metric], *_bounds(gap))
+    return Rate(one.rates[metric] - two.rates[metric], *bounds(gap))
 
 
 # ---------------------------------------------------------------------- rows

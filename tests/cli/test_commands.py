@@ -211,6 +211,21 @@ def test_ls(errata: Errata, what: str) -> None:
     assert all(name in table for name in names)
 
 
+def test_ls_sizes(errata: Errata) -> None:
+    shown = errata("ls", "datasets", "--sizes").stdout
+    assert "103,723" in shown
+    assert "163,196" in shown
+    entries = {e["name"]: e for e in errata("ls", "datasets", "--json").json["entries"]}
+    for entry in entries.values():
+        assert set(entry.get("sizes", {})) <= set(entry["splits"])
+    # EasyEdit's three files share out the 21,919 records of the published one
+    sizes = entries["counterfact"]["sizes"]
+    assert sizes["train"] + sizes["val"] + sizes["edit"] == sizes["all"]
+    wrong = errata("ls", "editors", "--sizes")
+    assert wrong.code == 2
+    assert "have no sizes" in wrong.stderr
+
+
 def test_ls_editors_tells_how_they_behave(errata: Errata) -> None:
     found = {entry["name"]: entry for entry in errata("ls", "editors", "--json").json["entries"]}
     told = ("needs", "weights", "batch", "sequence", "exports")

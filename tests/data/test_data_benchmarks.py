@@ -382,7 +382,7 @@ def test_every_data_set_can_be_listed_without_import():
     entries = datasets.entries
     assert set(entries) == {
         *("counterfact", "jsonl", "knowedit", "locft", "mquake", "qaedit", "rep", "uniedit"),
-        *("ultraeditbench", "unkebench", "wikibigedit", "world", "zsre"),
+        *("akew", "rippleedits", "ultraeditbench", "unkebench", "wikibigedit", "world", "zsre"),
     }
     for entry in entries.values():
         assert isinstance(entry.facts["title"], str)

@@ -21,7 +21,7 @@ def pocket_world() -> World:
 
 NAMES = (
     *("counterfact", "jsonl", "knowedit", "locft", "mquake", "qaedit", "rep", "uniedit"),
-    *("ultraeditbench", "wikibigedit", "zsre"),
+    *("akew", "rippleedits", "ultraeditbench", "wikibigedit", "zsre"),
 )
 
 

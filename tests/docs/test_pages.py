@@ -17,10 +17,10 @@ import yaml
 import errata
 from tests.docs.scripts import DOCS, ROOT, script
 
-dialect, pages = script("dialect"), script("pages")
+dialect, notebooks, pages = script("dialect"), script("notebooks"), script("pages")
 
 SOURCES = [
-    *(path.relative_to(ROOT).as_posix() for path in pages.pages() if path.suffix == ".md"),
+    *(path.relative_to(ROOT).as_posix() for path in pages.pages()),
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md",
 ]  # fmt: skip
 
@@ -76,9 +76,11 @@ def test_links_lead_somewhere(source: str) -> None:
         links.extend((m[1], m[2] or "") for m in pages.LINK.finditer(piece))
         return piece
 
-    dialect.outside_code(path.read_text(encoding="utf-8"), note)
+    notebook = path.suffix == ".ipynb"
+    text = notebooks.page(path)[0] if notebook else path.read_text(encoding="utf-8")
+    dialect.outside_code(text, note)
     for target, anchor in links:
-        if ":" in target:
+        if ":" in target or (notebook and target.endswith(".png")):
             continue
         to = Path(os.path.normpath(path.parent / target)) if target else path
         assert to.exists(), f"{source} links to {target}, which is not there"

@@ -32,6 +32,9 @@ QUICK: dict[str, Any] = {
     "ridge": 1e-2,  # fifty short texts do not fill the space of keys
     "memory_words": 0,
     "nas_facts": 6,
+    "keep_texts": 3,
+    "block_steps": 4,
+    "are_window": 2,
 }
 """Small settings, given to every editor that has a setting of the name."""
 
@@ -90,6 +93,7 @@ def make(texts_file: str, demos_file: str) -> Callable[..., Editor]:
             **QUICK,
             "moments_text": texts_file,
             "memory_text": texts_file,
+            "keep_text": texts_file,
             "demos": demos_file,
             "encoder": "own",
             "host_settings": ("layers=1", "steps=6", "lr=0.05"),

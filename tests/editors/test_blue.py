@@ -125,3 +125,16 @@ class _Deep:
 def test_auto_layers_are_the_published_ones(name: str, layers: int, expected: Any) -> None:
     found = get_editor("memit+blue").edited_layers(_Deep(name, layers))  # type: ignore[arg-type]
     assert found == expected
+
+
+def test_residuals_are_what_each_block_misses(tiny: Tiny, make: Make) -> None:
+    lm = tiny("gpt2")
+    edits = EDITS[:2]
+    found = built(make, "memit").residuals(lm, edits)
+    assert list(found) == [0, 1]
+    # the last is what the host aims at, the first what BLUE finds at its first block
+    for layer, direct in found.items():
+        alone = built(make, "memit", layers=(layer,))
+        values = alone.residuals(lm, edits)[layer]
+        torch.testing.assert_close(direct, values, rtol=SAME, atol=SAME)
+    assert float((found[0] - found[1]).norm()) > 0.0

@@ -17,6 +17,7 @@ import errata
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
+from errata.editors.grace import codebook as codebook_module
 from errata.editors.grace.codebook import EXACT, GAP, MARGIN, NEAREST, Codebook
 from errata.editors.grace.deferral import Deferral
 from errata.editors.grace.editor import Grace
@@ -137,7 +138,9 @@ def test_replace_prompt_stands_for_what_comes_before() -> None:
         network(given[0], output[0])
 
 
-def test_many_keys_are_searched_as_few_are() -> None:
+@pytest.mark.parametrize("together", [1 << 24, 1000])
+def test_many_keys_are_searched_as_few_are(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook_module, "TOGETHER", together)
     g = torch.Generator().manual_seed(0)
     keys = torch.randn(4 * EXACT, 6, generator=g)
     keys[::2] = keys[1::2] + 1e-4 * torch.randn(2 * EXACT, 6, generator=g)  # close pairs

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from tests.editors.joint_samples import EXACT, SAME, Make, Tiny, built, deltas, distance
+from tests.hooks import hooks
 from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.case import Edit
+from errata.editors import joint_reads
 from errata.editors.base_joint import JointEditor, Write
 from errata.errors import ConfigError, EditError
 from errata.locate.contexts import Contexts
@@ -70,6 +72,37 @@ def test_values_are_found_once_and_residuals_are_read_again(
     torch.testing.assert_close(
         second.residual, values.target("block") - later, rtol=SAME, atol=SAME
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "near", "name"),
+    [("float64", 1e-10, "memit"), ("float64", 1e-10, "alphaedit"), ("float32", 1e-4, "alphaedit"),
+     ("float64", 1e-10, "pmet"), ("float64", 1e-10, "memit_seq")],
+)  # fmt: skip
+def test_passes_that_begin_at_the_changed_block_find_the_same(
+    tiny: Tiny, make: Make, monkeypatch: pytest.MonkeyPatch, dtype: str, near: float, name: str
+) -> None:
+    """Two groups, twice in sequence: with all that passes share, and with whole passes."""
+    lm = tiny("gpt2", dtype)
+    runs: list[int] = []  # of the first block
+    found: list[list[Patch]] = []
+    counted: list[int] = []
+    editor = built(make, name, layers=(0, 1, 2))
+    first = editor.edit(lm, [EDITS[:2], EDITS[2:3]])
+    with hooks(lm.module(lm.spec.blocks[0]).mlp.register_forward_hook(lambda *_: runs.append(1))):
+        for shares in (True, False):
+            if not shares:
+                monkeypatch.setattr(joint_reads, "first_changed", lambda lm, patches: None)
+            runs.clear()
+            found.append(editor.edit(lm, [EDITS[3:], EDITS[1:2]], after=first))
+            counted.append(len(runs))
+    assert counted[0] < counted[1]
+    for one, other in zip(*found, strict=True):
+        for path, delta in deltas(lm, other).items():
+            assert distance(deltas(lm, one)[path], delta) < near
+        assert set(one.state) == set(other.state)
+        for key, value in other.state.items():
+            torch.testing.assert_close(one.state[key], value, rtol=near, atol=near)
 
 
 # ---------------------------------------------------------------------- PMET

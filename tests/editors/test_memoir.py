@@ -70,7 +70,7 @@ def by_hand(lm: LM, editor: Memoir, edit: Edit, mask: Tensor) -> Tensor:
     from torch.nn import functional as F
 
     site, config = lm.site(1), editor.config
-    rows = editor._asked(lm, edit, -1).rows[:-1]
+    rows = editor.asked(lm, edit, -1).rows[:-1]
     matrix = torch.zeros(site.d_out, site.d_in, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([matrix], config.lr, weight_decay=config.weight_decay)
 
@@ -123,7 +123,7 @@ def test_the_mask_by_its_definition(tiny: Tiny, make: Make) -> None:
             (given,), _ = capture(lm, lm.batch([row], [0]), [module])
         return given[0].mean(0)
 
-    centre = torch.stack([mean(row) for row in editor._texts(lm)]).mean(0)
+    centre = torch.stack([mean(row) for row in editor.texts(lm)]).mean(0)
     torch.testing.assert_close(memory.centre, centre, rtol=1e-12, atol=1e-12)
     phi = mean(lm.row(EDITS[0].prompt)) - centre
     k = round(0.25 * site.d_in)

@@ -129,7 +129,8 @@ def test_records_are_written_after_seconds(lm, cases, tmp_path, monkeypatch):
 def test_progress_inside_sequences(lm, flat):
     seen = []
     evaluate(lm, Planted(), flat, regime="sequential:7", progress=lambda d, t: seen.append((d, t)))
-    assert seen == [(n, 7) for n in range(8)] + [(7, 7)]
+    # what is edited counts half, until it is asked
+    assert seen == [(0, 7)] + [(n // 2, 7) for n in range(1, 8)] + [(7, 7)]
 
 
 @pytest.mark.parametrize("editor", ["rome", "ft", "grace"])
@@ -145,3 +146,62 @@ def test_real_editors(editor, monkeypatch):
         return evaluate(lm, editor, data, bootstrap=0).records
 
     assert difference(run(0.0), run(1e9)) < CLOSE
+
+
+@pytest.mark.parametrize("regime", ["sequential:7", "batch:7"])
+def test_large_units_are_written_as_they_are_asked(lm, flat, tmp_path, monkeypatch, regime):
+    """Killed after three of seven cases were asked: three are on record, and only four asked."""
+    from errata.evaluation.questioning import Questioner
+
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
+    settings = {"regime": regime, "stack_size": 1, "top_k": 9}
+    whole = evaluate(lm, Planted(), flat, **settings)
+    asked, ask = [], Questioner.ask
+
+    def killed(self, items):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.extend(case for case, _, _ in items)
+        return ask(self, items)
+
+    monkeypatch.setattr(Questioner, "ask", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(lm, Planted(), flat, **settings, out=tmp_path / "r")
+    assert [record["id"] for record in load_run(tmp_path / "r").records] == asked
+    first = list(asked)
+    asked.clear()
+    monkeypatch.setattr(
+        Questioner, "ask", lambda self, items: asked.extend(i[0] for i in items) or ask(self, items)
+    )
+    again = evaluate(lm, Planted(), flat, **settings, out=tmp_path / "r", resume=True)
+    assert asked == [case.id for case in flat if case.id not in first]
+    assert difference(again.records, whole.records) < CLOSE
+
+
+def test_what_the_unedited_model_says_is_kept_part_by_part(lm, flat, tmp_path, monkeypatch):
+    """A kill loses one part; the parts before are not asked again."""
+    from errata.evaluation import before
+
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
+    monkeypatch.setattr(before, "KEPT_TOGETHER", 2)
+    parts, score = [], type(lm).score
+
+    def killed(self, rows, **more):
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        parts.append([row.ids for row in rows])
+        return score(self, rows, **more)
+
+    monkeypatch.setattr(type(lm), "score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(lm, Planted(), flat, bootstrap=0)
+    first = list(parts)
+    parts.clear()
+    monkeypatch.setattr(
+        type(lm),
+        "score",
+        lambda s, rows, **m: parts.append([r.ids for r in rows]) or score(s, rows, **m),
+    )
+    evaluate(lm, Planted(), flat, bootstrap=0)
+    assert len(first) == 2
+    assert not [part for part in first if part in parts]

@@ -93,11 +93,11 @@ def test_an_interrupted_run_goes_on(
         path.unlink()
     parts, real = [], own_text.sampled
 
-    def first(lm: LM, start: Row, seeds: list[str], length: int) -> list[list[int]]:
+    def first(lm: LM, start: Row, seeds: list[str], length: int, **more: object) -> list[list[int]]:
         parts.append(len(seeds))
         if len(parts) == 3:
             raise KeyboardInterrupt
-        return real(lm, start, seeds, length)
+        return real(lm, start, seeds, length, **more)
 
     monkeypatch.setattr(own_text, "sampled", first)
     monkeypatch.setattr(own_text, "parts_of", lambda lm, rows, limits: [[0, 1][: len(rows)]])

@@ -56,6 +56,19 @@ def test_the_scatter_has_a_point_per_editor_and_model(tmp_path: Path) -> None:
     }
 
 
+def test_the_scatter_leaves_zsre_out_and_weighs_data_sets_alike(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / f"{data}{seed}", {**RATES, "generality": [value, value]}, data=data,
+                  seed=seed)
+        for data, seed, value in (("world", 0, 0.2), ("world", 1, 0.4), ("mquake", 0, 0.9),
+                                  ("zsre", 0, 0.0))
+    ]  # fmt: skip
+    (row,) = numbers("scatter", *folders)
+    assert (row["generality"], row["data"]) == ("0.6000", "world mquake")
+    (alone,) = numbers("scatter", folders[-1])  # nothing else is there
+    assert alone["data"] == "zsre"
+
+
 def test_variants_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / str(b), RATES, editor="ibke", settings={"bottleneck": b})

@@ -335,7 +335,9 @@ def api(made: Materials, rng: Random) -> tuple[str, str | None]:
     return "done", None
 
 
-def fuzz(made: Materials, inputs: int, seed: int, told: Callable[[str], None]) -> Counts:
+def fuzz(
+    made: Materials, inputs: int, seed: int, told: Callable[[str], None], first: int = 0
+) -> Counts:
     """Try that many inputs.
 
     Args:
@@ -343,11 +345,12 @@ def fuzz(made: Materials, inputs: int, seed: int, told: Callable[[str], None]) -
         inputs: How many.
         seed: Each input has a seed of its own made of it, so that it can be tried again alone.
         told: Called with every fault.
+        first: Number of the first: where an earlier part of the campaign ended.
     """
     counts = Counts()
     names, weights = list(KINDS), [share for share, _ in KINDS.values()]
     before = stamps(made.root)
-    for number in range(inputs):
+    for number in range(first, first + inputs):
         rng = Random(f"{seed}/{number}")
         kind = rng.choices([*names, "api"], [*weights, 4])[0]
         here = Path(tempfile.mkdtemp(prefix="errata-fuzz-"))

@@ -32,6 +32,8 @@ def test_a_sample_of_broken_inputs(made: Materials) -> None:
     assert {"0", "1"} <= ended  # some were right after all, and most were refused
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # it starts a process per kill, which a busy machine does slowly
 def test_a_sample_of_kills(made: Materials) -> None:
     found = kills.campaign(made, 1, seed=4, told=print, only=("edit --force",))
     assert not found.faults

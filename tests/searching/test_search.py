@@ -280,7 +280,17 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
     assert patch.meta["config"]["steps"] == get_editor("ft", model="pocket").config.steps  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["rome", "r_rome", "emmet", "pmet", "alphaedit", "memit+blue"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rome",
+        "memit+blue",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("r_rome", "emmet", "pmet", "alphaedit")
+        ),
+    ],
+)
 def test_every_editor_can_be_searched(
     pocket: LM, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -143,10 +143,10 @@ def test_files(tmp_path: Path) -> None:
     folder = write_sheet(tmp_path / "s", [FRANCE])
     (folder / "facts" / "b.jsonl").write_text(json.dumps(fact("Italy")) + "\n")
     assert [f.id for f in load_sheet(folder).facts] == ["france", "italy"]
-    (folder / "facts" / "c.yaml").write_text("id: x")
-    with pytest.raises(DataError, match=r"c\.yaml would be overlooked"):
+    (folder / "facts" / "c.csv").write_text("id: x")
+    with pytest.raises(DataError, match=r"c\.csv would be overlooked"):
         load_sheet(folder)
-    (folder / "facts" / "c.yaml").unlink()
+    (folder / "facts" / "c.csv").unlink()
     outside = tmp_path / "secret.jsonl"
     outside.write_text(json.dumps(fact("Peru")) + "\n")
     (folder / "facts" / "c.jsonl").symlink_to(outside)

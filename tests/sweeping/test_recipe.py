@@ -67,6 +67,13 @@ def test_layers_of_table_two() -> None:
         ("ibke-latents", 80, 20),
         ("ibke-latents-pocket", 24, 12),
         ("ibke-domains", 10, 10),
+        ("ibke-answers", 3, 2),
+        ("ibke-inside-pocket", 3, 2),
+        ("table2-smollm2", 39, 6),
+        ("rep", 56, 0),
+        ("rep-pocket", 8, 0),
+        ("blue", 84, 0),
+        ("blue-pocket", 12, 0),
     ],
 )
 def test_every_recipe_is_right(name: str, cells: int, trainings: int) -> None:
@@ -74,7 +81,7 @@ def test_every_recipe_is_right(name: str, cells: int, trainings: int) -> None:
     assert recipe.name == name
     units = expand(recipe, OUT)
     kinds = Counter(unit.kind for unit in units)
-    assert kinds == {"eval": cells, "train": trainings}
+    assert kinds == Counter(eval=cells, train=trainings)
     check(recipe, units, files=False)
 
 
@@ -95,6 +102,25 @@ def test_the_folder_of_local_data_is_put_in() -> None:
         ",zsre:/elsewhere/zsre/zsre_mend_train-1k.json[:512]," in words[words.index("--data") + 1]
     )
     assert read_recipe(RECIPES / "table2-pocket.toml").data["zsre"].spec.startswith("zsre:data/")
+
+
+def test_settings_of_editors_name_local_data_too() -> None:
+    recipe = read_recipe(RECIPES / "rep.toml", "/elsewhere")
+    units = {unit.name: unit for unit in expand(recipe, OUT)}
+    words = units["smollm2/rome-rep/counterfact-smollm2/seed0"].words
+    assert "moments_text=/elsewhere/text/wikitext2_raw_test.txt" in words
+    assert not any("{data}" in word for unit in units.values() for word in unit.words)
+
+
+def test_a_data_set_may_be_for_some_models_only() -> None:
+    units = expand(read_recipe(RECIPES / "rep.toml"), OUT)
+    assert {(unit.model, unit.data) for unit in units} == {
+        *((model, f"{data}-{model}")
+          for model in ("llama2", "mistral", "qwen") for data in ("counterfact", "zsre")),
+        ("smollm2", "counterfact-smollm2"),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"\[data.world\] models: 'gpt3' is not in this recipe"):
+        recipe_from(small(data={"world": {"spec": "world", "models": ["gpt3"]}}))
 
 
 def test_table_two_is_trained_and_tested_on_different_records() -> None:
@@ -297,7 +323,7 @@ class TestProtocol:
     EVERYTHING: ClassVar[dict[str, Any]] = {
         "regime": "sequential:40", "top_k": 1, "batch": 20,
         "answers": "wild", "judge": "http://localhost:1/v1", "judge_model": "m",
-        "form": "qa", "new_tokens": 9, "fluency": 10,
+        "form": "qa", "new_tokens": 9, "fluency": 10, "details": True,
         "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",
         "general": ["world", "{data}/task.yaml"], "general_data": "{data}/ability", "every": 2,
         "drop_partial": True, "keep_collisions": True,

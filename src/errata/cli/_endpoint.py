@@ -212,11 +212,17 @@ def verify_served(
         GateError: If an edit is not there, or a gate is missed.
         EndpointError: If the server does not answer.
     """
-    from errata.inspection.served import ask_server, questions_of
+    from errata.inspection.served import ask_server, askable, questions_of
 
     wanted.check()
     client, base = how.clients()
     questions = questions_of(cases, report, chat.chat, chat.system)
+    left_out = sum(not askable(probe) for case in cases for probe in case.probes)
+    if left_out:
+        _output.note(
+            f"{_output.counted(left_out, 'question')} not asked: comparisons of likelihoods and "
+            "questions with conditions need the model itself (errata verify without --endpoint)"
+        )
     with _output.progress("asking the server") as step:
         served = ask_server(client, questions, base=base, progress=step)
     document = _document(target, name, served, client, base)

@@ -28,6 +28,8 @@ WILD = ("wild.reliability", "wild.generality", "wild.locality")
 JUDGED = ("judge.reliability", "judge.generality")
 SAMPLED = ("fluency", "consistency")
 RETENTION = "retention"
+BEYOND = ("choice", "negation")
+"""Rates of questions that compare answers; of leakage less is better."""
 BITS = ("fluency",)
 """Metrics that are no rates: any threshold of at least 0."""
 
@@ -92,6 +94,7 @@ def known_metrics(cases: Iterable[Case]) -> set[str]:
             known.add("success")
         for probe in case.probes:
             known |= {probe.name, f"{probe.kind}.{probe.name}"}
+            known |= {probe.kind} & set(BEYOND)
             known |= {f"{probe.kind}.{flag}" for flag in probe.criteria}
             if probe.foil:
                 known |= set(COMPARED)
@@ -116,6 +119,7 @@ def metrics_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
             found[name] = found[f"{kind}.{name}"]
     found |= {name: entry["mean"] for name, entry in (by.get("test") or {}).items()}
     found |= {name: (summary.get("counterfact") or {}).get(name) for name in COMPARED}
+    found |= {name: (summary.get("beyond") or {}).get(name) for name in BEYOND}
     wild = summary.get("wild") or {}
     found |= {name: wild.get(name.removeprefix("wild.")) for name in WILD}
     found |= {n: (wild.get("judge") or {}).get(n.removeprefix("judge.")) for n in JUDGED}

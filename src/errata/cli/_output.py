@@ -159,11 +159,8 @@ def print_error(error: ErrataError) -> None:
 
 @contextmanager
 def status(label: str) -> Iterator[None]:
-    """Show a spinner on a terminal while something without a length goes on."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    with err().status(label):
+    """Show that something without a length goes on: a spinner on a terminal, else lines."""
+    with _progress.listening(note), _progress.waiting(label):
         yield
 
 
@@ -171,9 +168,14 @@ def status(label: str) -> Iterator[None]:
 def progress(label: str) -> Iterator[Progress]:
     """Show how far work has come: yields a function to call with (done, total) and maybe a text.
 
-    A bar on a terminal; otherwise lines on stderr, also of what the library does inside.
+    A bar on a terminal; otherwise lines on stderr, also of what the library does inside. Until
+    something can be counted, that the work goes on.
     """
-    with _progress.listening(note), _progress.watched(label) as step:
+    with (
+        _progress.listening(note),
+        _progress.waiting(label),
+        _progress.watched(label) as step,
+    ):
         yield step
 
 

@@ -98,3 +98,25 @@ def may_replace(out: Path, folder: Path, force: bool) -> bool:
                 return True
     _output.check_free(out, "patch.json", force)
     return force
+
+
+def save_build(patch: Patch, out: Path, replaced: bool) -> Path:
+    """Write a build, and what it changed about the one that it replaces.
+
+    Args:
+        patch: The build.
+        out: Where.
+        replaced: Whether what is there may be replaced.
+    """
+    from errata.patch import Patch
+    from errata.sheets.changelog import note_build
+
+    before = None
+    if (out / "patch.json").exists():
+        with suppress(PatchError):  # of what is damaged nobody knows what it was
+            before = Patch.load(out)
+    if before is not None and before.meta.get("sheet") is None:
+        before = None
+    folder = patch.save(out, force=replaced)
+    note_build(folder, before, patch)
+    return folder

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from errata.cli import _output
+from errata.evaluation.long import METRICS as LONG
+from errata.evaluation.long import TITLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,18 +62,32 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     for title, found in (
         ("CounterFact", summary.get("counterfact")),
         ("WILD", summary.get("wild")),
+        ("", summary.get("beyond")),
     ):
         if found:
             table.add_section()
             bounds = (found.get("ci95") or {}) if several else {}
             for name, value in found.items():
                 if isinstance(value, float | int) and name != "refused":
-                    row = name if title == "CounterFact" else f"{title} {name}"
+                    row = f"{title} {name}" if title == "WILD" else name
+                    if name == "leakage":
+                        row += " (less is better)"
                     table.add_row(row, _output.rate(value), _interval(bounds.get(name)))
+                    if not title:
+                        before = _output.rate(found["before"][name])
+                        table.add_row("  before the edit", before, "")
     judged = (summary.get("wild") or {}).get("judge") or {}
     for name in ("reliability", "generality") if judged else ():
         bounds = _interval(judged["ci95"].get(name) if several else None)
         table.add_row(f"WILD {name}, judged", _output.rate(judged[name]), bounds)
+    long = summary.get("long") or {}
+    for kind in ("reliability", "generality"):
+        own: dict[str, Any] = long.get(kind) or {}
+        if own:
+            table.add_section()
+        for name in (name for name in LONG if name in own):
+            bounds = _interval(own["ci95"].get(name) if several else None)
+            table.add_row(f"{TITLES[name]}, {kind}", _output.rate(own[name]), bounds)
     sampled = [name for name in ("fluency", "consistency") if summary.get(name) is not None]
     if sampled:
         table.add_section()
@@ -87,6 +103,12 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     _retention(console, summary.get("retention"))
     _trajectory(console, summary.get("trajectory"))
     _collapse(console, summary.get("collapse"))
+    if summary.get("left_out"):
+        console.print(
+            f"{_output.counted(summary['left_out'], 'question')} left out: the unedited model does "
+            "not meet their conditions",
+            soft_wrap=True,
+        )
     for reason, number in (summary.get("failures") or {}).items():
         console.print(f"{number} failed: {reason}", soft_wrap=True)
     spent = summary.get("seconds") or {}

@@ -102,28 +102,6 @@ def patch_and_model(target: Path, model: ModelOptions) -> tuple[Patch, LM]:
     return patch, lm
 
 
-ASKED = 4
-"""Edits of a patch that are asked before it is called sound."""
-
-
-def check_answers(patch: Patch, lm: LM) -> None:
-    """Refuse a patch whose tensors are finite and whose answers are not: nothing can be said of it.
-
-    Raises:
-        PatchError: If the model gives NaN or infinity under it.
-    """
-    import math
-
-    rows = [lm.row(edit.prompt, edit.target) for edit in patch.edits[:ASKED]]
-    with patch.applied(lm):
-        scores = lm.score(rows or [lm.row("The capital is", "a")])
-    if not all(math.isfinite(value) for score in scores for value in score.logprobs):
-        raise PatchError(
-            f"under this patch {lm.name} gives NaN or infinity in the place of probabilities",
-            "The patch is damaged, or was scaled too far; make it again.",
-        )
-
-
 def adapter_and_model(folder: Path, model: ModelOptions) -> tuple[Patch, LM]:
     """Load an adapter as a patch, and its base model.
 

@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 from errata import __version__
 from errata.cli import (
     _output,
-    _refusals,
     ask,
     compose,
     demo,
@@ -28,15 +27,19 @@ from errata.cli import (
     report,
     sheet,
     show,
+    sign,
     sweep,
     trace,
     train,
     tune,
     verify,
+    web,
     world,
 )
 from errata.cli import eval as eval_
 from errata.errors import ErrataError
+from errata.progress import listening
+from errata.refusals import refusal
 
 INTERRUPTED = 130
 AGAIN = "nothing is left behind, and the same command starts again"
@@ -72,7 +75,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with listening(_output.note):
+                return super().invoke(ctx)
         except ErrataError as error:
             if ctx.params.get("debug"):
                 raise
@@ -82,7 +86,7 @@ class _Group(TyperGroup):
             _output.note(f"interrupted; {GO_ON.get(str(ctx.invoked_subcommand), AGAIN)}")
             raise typer.Exit(INTERRUPTED) from None
         except (OSError, MemoryError, RuntimeError) as error:
-            told = _refusals.refusal(error)
+            told = refusal(error)
             if told is None or ctx.params.get("debug"):
                 raise
             _output.print_error(told)
@@ -152,6 +156,7 @@ app.callback()(_root)
 _START, _PATCH, _MORE = "Start here", "Patches", "Measure and look"
 _COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES, _START),
+    ("web", web.web, web.EXAMPLES, _START),
     ("edit", edit.edit, edit.EXAMPLES, _PATCH),
     ("verify", verify.verify, verify.EXAMPLES, _PATCH),
     ("show", show.show, show.EXAMPLES, _PATCH),
@@ -160,6 +165,7 @@ _COMMANDS = (
     ("remove", remove.remove, remove.EXAMPLES, _PATCH),
     ("replace", remove.replace, remove.REPLACE_EXAMPLES, _PATCH),
     ("scale", compose.scale, compose.SCALE_EXAMPLES, _PATCH),
+    ("sign", sign.sign, sign.EXAMPLES, _PATCH),
     ("export", export.export, export.EXAMPLES, _PATCH),
     ("import", export.import_adapter, export.IMPORT_EXAMPLES, _PATCH),
     ("eval", eval_.evaluate, eval_.EXAMPLES, _MORE),

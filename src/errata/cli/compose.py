@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _views
+from errata.cli import _output, _signing, _views
 from errata.cli._options import ForceFlag, JsonFlag
 from errata.errors import ConfigError, PatchError
 
@@ -188,6 +188,7 @@ def scale(
 
 
 def _write(patch: Patch, out: Path, force: bool, json: bool, told: dict[str, Any]) -> None:
+    _signing.say_dropped(map(Path, told["of"]), out)
     folder = patch.save(out, force=force)
     files, count = _output.folder_size(folder)
     if json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.case import HOW, Edit
-from errata.cli import _edit_views, _output, _targets, _views
+from errata.cli import _edit_views, _output, _signing, _targets, _views
 from errata.cli._gates import check_limits, parse_limits
 from errata.cli._options import (
     ChatOptions,
@@ -27,6 +27,7 @@ from errata.cli._options import (
     expand,
 )
 from errata.errors import ConfigError, DataError, EditError
+from errata.inspection.soundness import check_answers
 from errata.spacing import AUTO
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def edit(
     chosen = [fitted(one, lm) for one in chosen]
     if earlier is not None:
         earlier.check(lm)
-        _targets.check_answers(earlier, lm)
+        check_answers(earlier, lm)
     clashes = _clashes(requests, earlier, after)
     for text in clashes:
         _output.note(text)
@@ -172,6 +173,7 @@ def edit(
         return
     label = f"{editor.editor}: {_output.counted(len(requests), 'edit')}"
     maker, patch, took = _make(lm, chosen, requests, earlier, regime, asked, label)
+    _signing.say_dropped([after], out)
     shown = _Shown(requests, earlier, after, clashes, took, _save(patch, out, force))
     brief = len(requests) > SHOWN if brief is None else brief
     views = _views_of(lm, maker, patch, also or [], shown, chat, json or not brief)

@@ -38,6 +38,7 @@ EXAMPLES = (
     "errata eval --editor rome --data zsre --regime sequential:100 --fail-under reliability=0.9",
     "errata eval --editor rome --data world --regime sequential:200 --batch 20 --every 2",
     "errata eval --editor rome --data world --limit 60 --suite robustness",
+    "errata eval --editor rome --data counterfact:sample --limit 5 --suite beyond",
 )
 
 INTERRUPTED = 130
@@ -160,7 +161,7 @@ def evaluate(
         raise
     for text in result.notes[len(loaded.notes) :]:
         _output.note(f"{loaded.name}: {text}")
-    _print(lm, chosen, result.summary, folder, json)
+    _print(lm, chosen, result.summary, folder, protocol.suite, json)
     check_gates(gates, result.summary)
 
 
@@ -203,13 +204,18 @@ def _folder(
 
 
 def _print(
-    lm: LM, editor: Editor, summary: Mapping[str, Any], folder: Path | None, json: bool
+    lm: LM,
+    editor: Editor,
+    summary: Mapping[str, Any],
+    folder: Path | None,
+    named: str | None,
+    json: bool,
 ) -> None:
     if json:
         _output.print_json({**summary, "run": None if folder is None else str(folder)})
         return
     console = _output.out()
-    suite = ", suite robustness" if "test" in summary["by"] else ""
+    suite = f", suite {named}" if named else ""
     console.print(
         f"{editor.title} on {summary['data']}{suite} · {lm.name} · {summary['regime']}"
         f" · top {summary['top_k']}",

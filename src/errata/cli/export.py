@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _targets, _views
+from errata.cli import _output, _signing, _targets, _views
 from errata.cli._options import DryRunFlag, ForceFlag, JsonFlag, ModelOptions, expand
 from errata.errors import ConfigError, PatchError
+from errata.inspection.soundness import check_answers
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -134,7 +135,7 @@ def export(
     loaded, lm = _targets.patch_and_model(patch, model)
     if loaded.is_empty:
         raise PatchError(f"{patch} changes nothing; there is nothing to export")
-    _targets.check_answers(loaded, lm)
+    check_answers(loaded, lm)
     if dry_run:
         document = {"dry_run": True, "to": to.value, "out": str(out), **_views.facts(loaded)}
         if json:
@@ -143,6 +144,7 @@ def export(
             _output.out().print(f"{patch} · {_views.what_changed(loaded)}")
             _output.out().print(f"Dry run: {to.value} would be written to {out}/")
         return
+    _signing.say_dropped([patch], out)
     document = _written(lm, loaded, to, out, how, force)
     files, count = _output.folder_size(out)
     if json:

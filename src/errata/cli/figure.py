@@ -14,6 +14,8 @@ EXAMPLES = (
     "errata figure scatter runs/table2-pocket --out figures",
     "errata figure latents runs/ibke-latents-pocket --out figures",
     "errata figure variants runs/ibke-ablation-pocket --out figures",
+    "errata figure relations runs/ibke-inside-pocket --out figures",
+    "errata figure pruning runs/ibke-inside-pocket --limit 300",
 )
 
 
@@ -21,10 +23,14 @@ def figure(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="scatter|latents|variants|domains|criteria",
+            metavar="NAME",
             help="scatter: generality against locality, all editors and models; latents: grid of"
             " l_m and beta; variants: bars by metric and data set; domains: heat maps by domain;"
-            " criteria: generality by criteria and hops.",
+            " criteria: generality by criteria and hops; trajectory: ability along sequences."
+            " These look into the editors of the runs: answers: the most probable ones side by"
+            " side; relations: latents on a plane, and silhouettes; gates: tokens shaded by them,"
+            " and Gini; pruning: what edits lose with their gates; keys: REP's whitened"
+            " similarities and gates; residuals: BLUE's, by distance.",
         ),
     ],
     runs: Annotated[
@@ -32,16 +38,28 @@ def figure(
         typer.Argument(metavar="RUN", help="Run folders, sweep folders, or folders above them."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Where NAME.png, .svg and .csv go.")
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Where NAME.png, .svg and .csv go."),
     ] = Path("figures"),
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="answers: edits (3). The others that look into runs: cases of each (relations,"
+            " gates: all; pruning 300; keys 30; residuals 20).",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="relations: draws behind the silhouettes (3).")
+    ] = None,
     force: ForceFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Draw a figure from finished runs: PNG and SVG, and its numbers as CSV beside them."""
     from errata.reporting import figures
 
-    with _output.status("reading runs"):
-        written = figures.figure(name, runs, out, force=force)
+    with _output.progress(f"figure {name}"):
+        written = figures.figure(name, runs, out, limit=limit, seeds=seeds, force=force)
     if json:
         _output.print_json({"figure": name, "files": written})
         return

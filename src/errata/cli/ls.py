@@ -15,12 +15,15 @@ from errata.config import did_you_mean
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from errata.registry import Registry
 
 EXAMPLES = (
     "errata ls editors",
     "errata ls editors memit+blue",
     "errata ls datasets --json",
+    "errata ls datasets --sizes",
     "errata ls metrics",
 )
 
@@ -188,13 +191,18 @@ def ls(
             help="editors: one of them, with all its settings.", autocompletion=editor_names
         ),
     ] = None,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="datasets: records of each split, as published.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """List editors, strategies, data sets, metrics or models."""
-    _list(_what(what), name, json)
+    if sizes and _what(what) is not What.datasets:
+        raise ConfigError(f"{what} have no sizes", "errata ls datasets --sizes")
+    _list(_what(what), name, sizes, json)
 
 
-def _list(what: What, name: str | None, json: bool) -> None:
+def _list(what: What, name: str | None, sizes: bool, json: bool) -> None:
     if name is not None:
         if what is not What.editors:
             raise ConfigError(f"{what.value} have no settings to list", "errata ls editors rome")
@@ -205,6 +213,9 @@ def _list(what: What, name: str | None, json: bool) -> None:
         _output.print_json({"what": what.value, "entries": rows})
         return
     console = _output.out()
+    if sizes:
+        console.print(_sizes(rows))
+        return
     columns = {
         What.editors: ("needs", "weights", "batch", "sequence", "exports"),
         What.strategies: ("works on", "paper"),
@@ -226,6 +237,19 @@ def _list(what: What, name: str | None, json: bool) -> None:
         }
         table.add_row(row["name"], row["summary"], *(cells[column] for column in columns))
     console.print(table)
+
+
+def _sizes(rows: list[dict[str, Any]]) -> Table:
+    """Return a table of the splits whose records were counted; of the others their names."""
+    table = _output.table("name", "split", "records", right=(2,))
+    for row in rows:
+        counted, splits = row.get("sizes", {}), row.get("splits", ())
+        for number, split in enumerate(counted):
+            table.add_row("" if number else row["name"], split, f"{counted[split]:,}")
+        rest = [split for split in splits if split not in counted]
+        if rest:
+            table.add_row("" if counted else row["name"], ", ".join(rest), "–")
+    return table
 
 
 def _one(found: dict[str, Any], json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _targets, _views
+from errata.cli import _output, _signing, _targets, _views
 from errata.cli._options import ForceFlag, JsonFlag, ModelOptions, expand
 from errata.errors import ConfigError, DataError, EditError
 
@@ -152,6 +152,7 @@ def _write(
     rebuild: bool,
 ) -> None:
     made = made.dated()
+    _signing.say_dropped([source], out)
     folder = made.save(out, force=force)
     files, count = _output.folder_size(folder)
     if json:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _output, _sheet_views, _targets, _views
+from errata.cli import _output, _sheet_views, _signing, _targets, _views
 from errata.cli._completion import editor_names, model_names
 from errata.cli._endpoint import EndpointOptions, Wanted, verify_served
 from errata.cli._options import ChatOptions, ForceFlag, JsonFlag, ModelOptions, expand
-from errata.cli._sheet import day_of, load_base, loaded_build, may_replace, opened
+from errata.cli._sheet import day_of, load_base, loaded_build, may_replace, opened, save_build
 from errata.errors import ConfigError, DataError, GateError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def build(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Edit all facts again, also those that did not change.")
     ] = False,
+    sign: _signing.SignKey = None,
     force: ForceFlag = False,
     json: JsonFlag = False,
 ) -> None:
@@ -105,7 +106,8 @@ def build(
     Only facts that changed are edited again; the patch is bit for bit that of a build from nothing.
     """
     sheet, facts, _ = opened(folder, at)
-    _build(sheet, facts, model, out or folder / "patch", day_of(at), fresh, force, json)
+    _signing.check_key(sign)
+    _build(sheet, facts, model, out or folder / "patch", day_of(at), fresh, force, json, sign=sign)
 
 
 def _build(
@@ -118,6 +120,7 @@ def _build(
     force: bool,
     json: bool,
     told: dict[str, Any] | None = None,
+    sign: Path | None = None,
 ) -> None:
     from errata.sheets.building import build as build_sheet
     from errata.sheets.building import check_facts, editors_of
@@ -129,8 +132,11 @@ def _build(
     label = f"{sheet.name}: {_output.counted(len(facts), 'fact')}"
     with _output.progress(label) as step:
         built = build_sheet(lm, sheet, at=day, fresh=fresh, progress=step)
-    folder = built.patch.save(out, force=replaced)
+    if sign is None:
+        _signing.say_dropped([out], out)
+    folder = save_build(built.patch, out, replaced)
     files, count = _output.folder_size(folder)
+    signed = None if sign is None else _signing.sign(folder, sign)
     if json:
         saved = {"folder": str(folder), "files": files, "bytes": count}
         _output.print_json(
@@ -143,6 +149,7 @@ def _build(
                 "kept": list(built.kept),
                 "left_out": list(built.left_out),
                 "report": built.patch.report.as_dict(),
+                "signed_by": signed,
                 "patch": {**_views.facts(built.patch), "saved": saved},
             }
         )
@@ -150,6 +157,8 @@ def _build(
     _sheet_views.built(sheet, built, lm)
     console = _output.out()
     console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    if signed is not None:
+        console.print(f"Signed by {signed}.")
     console.print(f"Check it: errata sheet check {sheet.folder}", soft_wrap=True)
 
 
@@ -313,6 +322,34 @@ def diff(
         _output.print_json({"a": str(one), "b": str(two), **found.as_dict()})
         return
     _sheet_views.difference(found)
+
+
+@app.command(
+    epilog=_output.examples(
+        ("errata sheet schema --out corrections/.schemas", "errata sheet schema facts")
+    )
+)
+def schema(
+    of: Annotated[
+        str, typer.Argument(metavar="errata|fact|facts", help="errata.toml, a line, a YAML file.")
+    ] = "errata",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Write all three here instead."),
+    ] = None,
+) -> None:
+    """Print what a sheet may say as JSON Schema, for editors that complete and check it."""
+    from errata.config import did_you_mean
+    from errata.sheets.schema import schemas, write_schemas
+
+    known = {name.partition(".")[0]: found for name, found in schemas().items()}
+    if of not in known:
+        raise ConfigError(f"no schema {of!r}", did_you_mean(of, known))
+    if out is None:
+        _output.print_json(known[of])
+        return
+    for path in write_schemas(out):
+        _output.out().print(f"Wrote {path}.", soft_wrap=True)
 
 
 @app.command(epilog=_output.examples(("errata sheet remove corrections capital-of-italy",)))

@@ -78,6 +78,8 @@ def _patch(folder: Path) -> dict[str, Any]:
         "errata": meta.get("errata"),
         "composed_of": meta.get("composed_of"),
         "sheet": meta.get("sheet"),
+        "changelog": _changelog(folder, patch),
+        "signed": _signed(folder),
         "scaled": meta.get("scaled"),
         "blocks_from": meta.get("blocks_from"),
         "moments_from": meta.get("moments_from"),
@@ -88,6 +90,30 @@ def _patch(folder: Path) -> dict[str, Any]:
         "moved": patch.report.line() or None,
         "verified": _verified(folder, document.get("sha256")),
     }
+
+
+def _changelog(folder: Path, patch: Patch) -> list[dict[str, Any]] | None:
+    """Return what the builds of a sheet changed, the latest last."""
+    if patch.meta.get("sheet") is None:
+        return None
+    from errata.sheets.changelog import changelog
+
+    return [{"words": str(one), **one.model_dump()} for one in changelog(folder, patch)]
+
+
+def _signed(folder: Path) -> str | None:
+    """Return what the folder says of its signature, which only a key can confirm."""
+    from errata.patch.signature import read_signature
+
+    try:
+        found = read_signature(folder)
+    except PatchError as error:
+        return error.message
+    if found is None:
+        return None
+    if not found.fits:
+        return f"by {found.key}, but altered since: the signature is worth nothing"
+    return f"by {found.key}, as it says; errata verify {folder} --signed-by PUBKEY checks it"
 
 
 def _part(change: Any) -> dict[str, Any]:
@@ -233,6 +259,7 @@ def _print(found: Mapping[str, Any]) -> None:
         "composed of": ", ".join(part["name"] for part in found.get("composed_of") or ()),
         "scaled by": found.get("scaled"),
         "sheet": (found.get("sheet") or {}).get("name"),
+        "signed": found.get("signed"),
         "beside the edits": found.get("moved"),
         "verified": _scores(found.get("verified")),
     }
@@ -245,6 +272,11 @@ def _print(found: Mapping[str, Any]) -> None:
         console.print(f"{_output.counted(len(facts), 'fact')} of the sheet:")
         for line in _sheet_views.sheet_facts(found["sheet"]):
             console.print(line, soft_wrap=True)
+    if found.get("changelog"):
+        console.print("Changelog:")
+        for one in found["changelog"][-SHOWN:]:
+            day = str(one["made"] or "").partition("T")[0]
+            console.print(f"  {day}  {one['words']}", soft_wrap=True)
     _list(console, found["edits"])
 
 

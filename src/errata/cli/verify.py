@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _facts, _output, _summary, _targets, _views
+from errata.cli import _facts, _output, _signing, _summary, _targets, _views
 from errata.cli._completion import data_names
 from errata.cli._endpoint import EndpointOptions, Wanted, edits_of, verify_served
 from errata.cli._gates import (
@@ -31,6 +31,7 @@ from errata.cli._options import (
     expand,
 )
 from errata.errors import ConfigError, ErrataError, PatchError
+from errata.inspection.soundness import check_answers
 
 if TYPE_CHECKING:
     from errata.case import Case, Edit
@@ -47,6 +48,7 @@ EXAMPLES = (
     "errata verify rome-france --require --fail-over neighbours=0.1 --fail-over sentences=0.05",
     "errata verify rome-france --cases counterfact:counterfact.json --limit 100 --json",
     "errata verify rome-france --endpoint http://localhost:8000/v1 --served-model rome-france",
+    "errata verify rome-france --signed-by team.key.pub",
 )
 VERIFIED = "verified.json"
 """What the last check of a patch found; in its folder."""
@@ -73,6 +75,21 @@ class GateOptions:
     require: Annotated[
         bool, typer.Option("--require", help="Exit with 3 unless every question passes.")
     ] = False
+    signed_by: _signing.SignedBy = None
+
+    def only_signed(self, patch: Path, json: bool, asked: bool) -> bool:
+        """Check the signature, if that is wanted; whether it is all that is wanted.
+
+        Args:
+            patch: The patch.
+            json: Whether a document is printed.
+            asked: Whether questions are asked, gates left aside.
+        """
+        if self.signed_by is None:
+            return False
+        alone = not (asked or self.require or self.fail_under or self.fail_over)
+        _signing.check_signed(patch, self.signed_by, json, alone)
+        return alone
 
 
 @expand
@@ -122,6 +139,8 @@ def verify(
     gates = parse_gates(gate.fail_under)
     limits = parse_limits(gate.fail_over, gate.neighbours)
     chat.check()
+    if gate.only_signed(patch, json, any(one is not None for one in (cases, server.endpoint, out))):
+        return
     if cases is None and (split is not None or limit is not None or skip_bad):
         raise ConfigError("--split, --limit and --skip-bad belong to --cases", "Add --cases FILE.")
     data = None
@@ -137,12 +156,10 @@ def verify(
         check_names(gates, data.cases)
         wanted = Wanted(gates, limits, gate.require)
         around = recorded if gate.neighbours else None
-        verify_served(
-            patch, data.name, data.cases, around, server, wanted, chat, json, out
-        )  # fmt: skip
+        verify_served(patch, data.name, data.cases, around, server, wanted, chat, json, out)
         return
     loaded, lm = _targets.patch_and_model(patch, model)
-    _targets.check_answers(loaded, lm)
+    check_answers(loaded, lm)
     if data is None:
         data = _own(loaded.edits, patch)
         check_names(gates, data.cases)

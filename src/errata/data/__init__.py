@@ -60,7 +60,7 @@ __all__ = [
 
 datasets = Registry(
     "data set", "errata.data", Path(__file__).parent, "errata.datasets", base="errata.data:Dataset",
-    stated=("name", "title", "paper", "splits", "default", "published", "names", "marks"),
+    stated=("name", "title", "paper", "splits", "default", "sizes", "published", "names", "marks"),
 )  # fmt: skip
 """All data sets by name; other distributions add theirs through entry points."""
 
@@ -131,6 +131,7 @@ def load_cases(
         skipped=tuple(skipped),
         notes=(*told, *notes, *more, *warned),
         warned=tuple(warned),
+        asked={"spec": str(spec), "split": split, "options": dict(options or {})},
     )
 
 

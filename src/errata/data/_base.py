@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +58,7 @@ class LoadedData:
         notes: What else is worth knowing: records and questions left out by rule, conflicts,
             fields that are not read.
         warned: Those of the notes that were given as warnings too.
+        asked: How it was asked for: `spec`, `split` and `options`; empty if it was not loaded.
     """
 
     name: str
@@ -68,6 +69,7 @@ class LoadedData:
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -112,6 +114,7 @@ class Dataset(ABC):
         paper: Citation and address.
         splits: Names of the splits that are published.
         default: The split that is read when none is named.
+        sizes: Records of each split as published, as far as they were counted.
         published: Address per split, where a split is one file.
         names: File names per split under which a local folder is searched.
         marks: Fields by which a record of each of its forms is recognised, dotted where they lie
@@ -131,6 +134,7 @@ class Dataset(ABC):
     paper: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     default: ClassVar[str | None] = None
+    sizes: ClassVar[Mapping[str, int]] = {}
     published: ClassVar[Mapping[str, str]] = {}
     names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     marks: ClassVar[tuple[tuple[str, ...], ...]] = ()

@@ -39,6 +39,8 @@ def agreement(value: Any, marks: Marks) -> int:
 
 def _has(value: Any, path: str) -> bool:
     for key in path.split("."):
+        if isinstance(value, list) and value:
+            value = value[0]
         if not isinstance(value, Mapping) or key not in value:
             return False
         value = value[key]

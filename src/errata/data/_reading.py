@@ -27,8 +27,17 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _decode(data: bytes, where: str, line: int = 1) -> str:
-    """Decode strictly as UTF-8; `line` is the number of the first line of `data`."""
+def utf8(data: bytes, where: str, line: int = 1) -> str:
+    """Decode strictly as UTF-8.
+
+    Args:
+        data: The bytes; a byte order mark is left out.
+        where: The file, for messages.
+        line: Number of the first line of `data`.
+
+    Raises:
+        DataError: Names line and byte.
+    """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(
             f"{where}:{line}: not UTF-8 (it looks like UTF-16)", "Save the file as UTF-8."
@@ -64,14 +73,14 @@ def _parse(text: str, where: str, line: int = 1) -> Any:
         raise DataError(f"{where}:{line}: not valid JSON: {error}") from None
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a file.
+def read_bytes(path: Path, limit: int = untrusted.DATA_BYTES) -> bytes:
+    """Read a file of bounded size.
 
     Raises:
-        DataError: If it is missing, a folder, or not readable.
+        DataError: If it is missing, a folder, too large, or not readable.
     """
     try:
-        return untrusted.read_bytes(path, limit=untrusted.DATA_BYTES)
+        return untrusted.read_bytes(path, limit=limit)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -82,7 +91,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: If it is not UTF-8, not JSON, or repeats a key; names the line.
     """
-    return _parse(_decode(read_bytes(path), str(path)), str(path))
+    return _parse(utf8(read_bytes(path), str(path)), str(path))
 
 
 def read_list(path: Path, id_field: str | None = None) -> Iterator[Record]:
@@ -112,12 +121,12 @@ def read_lines(path: Path) -> Iterator[Record | DataError]:
     """
     data = read_bytes(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        _decode(data, str(path))
+        utf8(data, str(path))
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.removeprefix(_BOM).strip():
             continue
         try:
-            value = _parse(_decode(line.rstrip(b"\r"), str(path), number), str(path), number)
+            value = _parse(utf8(line.rstrip(b"\r"), str(path), number), str(path), number)
         except DataError as error:
             yield DataError(error.message, error.hint or SKIP_HINT)
             continue

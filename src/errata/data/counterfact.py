@@ -26,6 +26,9 @@ class CounterFact(Dataset):
     )
     splits = ("all", "multi", "train", "val", "edit")
     default = "all"
+    sizes: ClassVar[dict[str, int]] = {
+        "all": 21_919, "train": 10_000, "val": 1_919, "edit": 10_000,
+    }  # fmt: skip
     marks = (
         ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
         ("case_id", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt"),

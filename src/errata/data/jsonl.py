@@ -7,9 +7,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from errata.case import CHATS, Case, Edit, Probe, ProbeKind
+from errata.case import BEYOND, CHATS, Case, Condition, Edit, Probe
 from errata.config import did_you_mean
 from errata.data._base import Dataset
 from errata.data._reading import read_lines
@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 _EDIT = tuple(field.name for field in fields(Edit))
 _PROBE = tuple(field.name for field in fields(Probe))
 _CASE = tuple(field.name for field in fields(Case))
+_CONDITION = tuple(field.name for field in fields(Condition))
 _NAMES = frozenset((*_EDIT, *_PROBE, *_CASE))
-_KINDS: tuple[str, ...] = get_args(ProbeKind)
+_KINDS: tuple[str, ...] = ("generality", "locality", *BEYOND)
 
 
 class Jsonl(Dataset):
@@ -122,6 +123,10 @@ def _probe(record: Record) -> Probe:
     top_k = record.get("top_k") if record.has("top_k") else None
     if top_k is not None and (not isinstance(top_k, int) or top_k is True or top_k < 1):
         raise record.wrong("top_k", "a whole number of at least 1", top_k)
+    choices = record.texts("choices", optional=True)
+    if (kind in BEYOND) != bool(choices):
+        expected = "a list of at least one text" if kind in BEYOND else f"none with kind {kind!r}"
+        raise record.wrong("choices", expected, list(choices) if choices else None)
     return Probe(
         prompt=record.text("prompt"),
         target=record.text("target"),
@@ -134,12 +139,24 @@ def _probe(record: Record) -> Probe:
         answers=record.texts("answers", optional=True),
         subject=_text_if_given(record, "subject"),
         joiner=_joiner(record),
+        choices=choices,
+        conditions=tuple(_condition(entry) for entry in record.items("conditions"))
+        if record.has("conditions")
+        else (),
         **_chat(record),
     )
 
 
-def _flag(record: Record, field: str) -> bool:
-    value = record.get(field) if record.has(field) else False
+def _condition(record: Record) -> Condition:
+    record.check_names(_CONDITION, _NAMES)
+    answers = record.rows("answers")
+    if not answers or not all(answers):
+        raise record.wrong("answers", "a list of lists of texts", list(answers))
+    return Condition(record.text("prompt"), answers, _flag(record, "holds", True))
+
+
+def _flag(record: Record, field: str, default: bool = False) -> bool:
+    value = record.get(field) if record.has(field) else default
     if not isinstance(value, bool):
         raise record.wrong(field, "true or false", value)
     return value
@@ -222,7 +239,7 @@ def save_cases(path: str | Path, cases: Iterable[Case]) -> None:
 
 def _slim(value: Any) -> Any:
     """Turn an edit, probe or case into a JSON object without what is at its default."""
-    if isinstance(value, Edit | Probe | Case):
+    if isinstance(value, Edit | Probe | Case | Condition):
         entry: dict[str, Any] = {}
         for field in fields(value):
             part = getattr(value, field.name)

@@ -39,6 +39,7 @@ class Mquake(Dataset):
     )
     splits = ("CF-3k-v2", "CF-3k", "CF", "T")
     default = "CF-3k-v2"
+    sizes: ClassVar[dict[str, int]] = {"CF-3k-v2": 3_000, "CF-3k": 3_000, "CF": 9_218, "T": 1_825}
     marks = (("case_id", "requested_rewrite", "questions", "new_single_hops", "orig"),)
     passed_over = (
         "requested_rewrite.question",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -101,6 +101,7 @@ class UniEdit(Dataset):
     )
     splits = ("test", "train")
     default = "test"
+    sizes: ClassVar[dict[str, int]] = {"test": 103_723, "train": 207_419}
     marks = (("edit", "generality", "locality"),)
     # what is known of entities and relations beyond the criteria and the collisions
     passed_over = (

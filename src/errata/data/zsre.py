@@ -46,6 +46,7 @@ class Zsre(Dataset):
     )
     splits = ("eval", "train")
     default = "eval"
+    sizes: ClassVar[dict[str, int]] = {"eval": 19_086, "train": 163_196}
     marks = (
         ("src", "rephrase", "alt", "loc", "loc_ans"),
         ("src", "rephrase", "ans", "loc", "loc_ans"),

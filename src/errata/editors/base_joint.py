@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import gated, recall_layer, resolve_layer, under
+from errata.editors.base import gated, recall_layer, resolve_layer
 from errata.editors.base_located import Layers, LocateConfig, LocateEditor
+from errata.editors.joint_reads import JointReads
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
-from errata.locate.keys import edit_keys
 from errata.locate.memory import KeyMemory
-from errata.locate.values import Adaptive, optimise_values
+from errata.locate.values import Adaptive, Values, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import Place
 from errata.model.spec import Site
@@ -120,6 +119,21 @@ class JointEditor(LocateEditor):
         """Return numbers that every patch records."""
         return {}
 
+    def values(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        contexts: Contexts,
+        layer: int,
+        patches: Sequence[int],
+        held: Sequence[Mapping[Place, Tensor]] = (),
+    ) -> Values:
+        """Find the values of edits at one block; arguments as `optimise_values` takes them."""
+        return optimise_values(
+            lm, edits, contexts, layer, self.config, places=self.places, savings=self.config,
+            patches=patches, adaptive=self.adaptive, held=held,
+        )  # fmt: skip
+
     @property
     def edits_experts(self) -> bool:
         """Whether it edits single experts: not if it remembers keys, which are kept by block."""
@@ -170,7 +184,7 @@ class JointEditor(LocateEditor):
     ) -> list[Patch]:
         """Find the wanted values of all groups, then solve block after block."""
         at = self.prepared(lm)
-        run = _Run(lm, groups, at.contexts, self.mean, self.places)
+        run = JointReads(lm, groups, at.contexts, self.mean, self.places, before)
         memories = [self._recalled(patch, at.layers) for patch in before]
         changes: list[list[Change]] = [[] for _ in groups]
 
@@ -195,6 +209,7 @@ class JointEditor(LocateEditor):
                 try:
                     solved = self.change(lm, write)
                     changes[g].append(self.finished(lm, layer, solved, patches[g]))
+                    run.check(changes[g][-1], write.site)
                 except RowsError as error:
                     blamed = tuple(groups[g][row] for row in error.rows)
                     raise EditError(error.message, error.hint, edits=blamed) from None
@@ -204,6 +219,30 @@ class JointEditor(LocateEditor):
             self.make_patch(lm, own, group, **facts, **state)
             for own, group, state in zip(changes, groups, states, strict=True)
         ]
+
+    def residuals(self, lm: LM, edits: Sequence[Edit]) -> dict[int, Float[Tensor, "n d"]]:
+        """Return what each block misses: a value found at that block itself, less its present one.
+
+        On the unedited model; nothing is edited. A host that spreads finds only the last of them
+        (BLUE, Li et al. 2025).
+
+        Args:
+            lm: The model.
+            edits: The edits.
+
+        Returns:
+            By block, lowest first, one row per edit.
+        """
+        self.prepare(lm)
+        at = self.prepared(lm)
+        run = JointReads(lm, [edits], at.contexts, self.mean, self.places, [Patch()])
+        run.known = None  # nothing is written, and blocks come in any order
+        found = {}
+        for layer in at.layers:
+            target = run.targets([Patch()], layer, self)
+            _, current = run.read([Patch()], layer, layer)
+            found[layer] = target - current.to(target)
+        return found
 
     def _share(self, left: int) -> float:
         return {"linear": 1 / left, "sqrt": 1 / math.sqrt(left), "direct": 1.0}[self.rule]
@@ -215,7 +254,7 @@ class JointEditor(LocateEditor):
 
     def _states(
         self,
-        run: _Run,
+        run: JointReads,
         patches: Sequence[Patch],
         layers: Sequence[int],
         memories: Sequence[Mapping[int, KeyMemory]],
@@ -224,7 +263,7 @@ class JointEditor(LocateEditor):
         states: list[dict[str, Tensor]] = [{} for _ in patches]
         if not self.remembers:
             return states
-        keys = run.all_keys(patches, layers)
+        keys = run.keys_afterwards(patches, layers)
         for g, rows in enumerate(run.rows):
             for layer in layers:
                 memory = memories[g][layer].add(keys[layer][rows])
@@ -240,100 +279,3 @@ class JointEditor(LocateEditor):
             if name.rpartition(".")[0] not in new
         }
         return bounded(lm, replace(before, state=kept) + added)
-
-
-class _Run:
-    """The edits of all groups side by side; each row is read under its own group's patch."""
-
-    def __init__(
-        self,
-        lm: LM,
-        groups: Sequence[Sequence[Edit]],
-        contexts: Contexts,
-        mean: Mean,
-        places: tuple[Place, ...],
-    ) -> None:
-        self.lm, self.contexts, self.places = lm, contexts, places
-        self.mean: Mean = mean
-        self.edits = [edit for group in groups for edit in group]
-        ends = torch.tensor([len(group) for group in groups]).cumsum(0).tolist()
-        self.rows = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
-
-    def _gather(
-        self,
-        patches: Sequence[Patch],
-        read: Callable[[list[Edit], list[int]], Sequence[Tensor]],
-    ) -> list[Tensor]:
-        """Read tensors with one row per edit, in the order of all edits.
-
-        `read` is given edits, and the patch in the active stack that each is read under.
-        """
-        parts: list[Sequence[Tensor]] = []
-        order: list[int] = []
-        for numbers, places in under(self.lm, patches):
-            pairs = [
-                (row, patch)
-                for g, patch in zip(numbers, places, strict=True)
-                for row in range(self.rows[g].start, self.rows[g].stop)
-            ]
-            parts.append(read([self.edits[row] for row, _ in pairs], [p for _, p in pairs]))
-            order += [row for row, _ in pairs]
-        back = torch.tensor(order, device=self.lm.device).argsort()
-        return [torch.cat(column)[back] for column in zip(*parts, strict=True)]
-
-    def targets(
-        self,
-        patches: Sequence[Patch],
-        layer: int,
-        editor: JointEditor,
-    ) -> Float[Tensor, "n d"]:
-        """Optimise the value of every edit at one block, on the weights as they are."""
-        settings, place = editor.config, self.places[0]
-
-        def values(edits: list[Edit], places: list[int]) -> Sequence[Tensor]:
-            found = optimise_values(
-                self.lm, edits, self.contexts, layer, settings, places=self.places,
-                savings=settings, patches=places, adaptive=editor.adaptive,
-            )  # fmt: skip
-            return [editor.aimed(self.lm, edits, layer, found.target(place), place, places)]
-
-        (found,) = self._gather(patches, values)
-        return found
-
-    def read(
-        self, patches: Sequence[Patch], layer: int, aim: int
-    ) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n d"]]:
-        """Return mean keys at `layer`, and the present value of the bare prompts at `aim`."""
-        block = self.places[0] == "block"
-
-        def both(edits: list[Edit], places: list[int]) -> Sequence[Tensor]:
-            keys = edit_keys(
-                self.lm, edits, self.contexts, [layer], mean=self.mean,
-                hidden=block and aim == layer, patches=places,
-            )[layer]  # fmt: skip
-            aimed = keys
-            if aim != layer:  # only the bare prompts have to go further
-                aimed = edit_keys(
-                    self.lm, edits, self.contexts.bare, [aim], hidden=block, patches=places
-                )[aim]
-            value = aimed.hidden if block else aimed.value
-            assert value is not None
-            return keys.mean_key, value
-
-        keys, current = self._gather(patches, both)
-        return keys, current
-
-    def all_keys(
-        self, patches: Sequence[Patch], layers: Sequence[int]
-    ) -> dict[int, Float[Tensor, "n f"]]:
-        """Return mean keys at several blocks from one pass."""
-        found = self._gather(
-            patches,
-            lambda edits, places: [
-                reading.mean_key
-                for reading in edit_keys(
-                    self.lm, edits, self.contexts, layers, mean=self.mean, patches=places
-                ).values()
-            ],
-        )  # fmt: skip
-        return dict(zip(layers, found, strict=True))

@@ -132,8 +132,10 @@ class NetworkEditor(Editor):
         folder = weights.find(trained_as, self.settings.weights, lm.name)
         card = weights.read_card(folder, trained_as, lm)
         self.config = self._merged(card["settings"], str(folder))
+        sites = self.sites(lm)
         with torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
-            network = self.build(self.sites(lm), lm)
+            weights.check_declared(lambda: self.build(sites, lm), folder)
+            network = self.build(sites, lm)
         weights.load_into(network, folder)
         network = network.to(lm.device, wide_type(lm.dtype)).requires_grad_(False).eval()
         self.adopt(lm, network, weights.source(self.settings.weights))

@@ -9,6 +9,8 @@ from errata.errors import EditError
 from errata.patch.removal import edit_key
 
 SHOWN = 5  # contradictions that a message names
+LENGTH = 80
+"""Characters of a text that a message shows: answers may be whole paragraphs."""
 
 
 def contradictions(group: Sequence[Edit], by_subject: bool = False) -> list[tuple[Edit, Edit]]:
@@ -27,11 +29,6 @@ def contradictions(group: Sequence[Edit], by_subject: bool = False) -> list[tupl
         if first.target.strip() != edit.target.strip():
             found.append((first, edit))
     return found
-
-
-def contradiction(group: Sequence[Edit], by_subject: bool = False) -> tuple[Edit, Edit] | None:
-    """Return the first two edits of a group that ask for different answers to one prompt."""
-    return next(iter(contradictions(group, by_subject)), None)
 
 
 def refuse_conflicts(
@@ -55,8 +52,8 @@ def refuse_conflicts(
         hint += f"; or: --set conflicts={instead}"
     first, edit = found[0]
     message = (
-        f"two edits conflict: {edit.prompt!r} is to be answered by {first.target!r} and "
-        f"by {edit.target!r}"
+        f"two edits conflict: {_short(edit.prompt)} is to be answered by {_short(first.target)} "
+        f"and by {_short(edit.target)}"
     )
     if len(found) > 1:
         message = f"{len(found)} of {len(group)} edits conflict with earlier ones: {_named(found)}"
@@ -96,8 +93,12 @@ def refuse_earlier(
 
 def _named(found: Sequence[tuple[Edit, Edit]]) -> str:
     named = [
-        f"{edit.prompt!r} by {first.target!r} and by {edit.target!r}"
+        f"{_short(edit.prompt)} by {_short(first.target)} and by {_short(edit.target)}"
         for first, edit in found[:SHOWN]
     ]
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(named) + more
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= LENGTH else f"{text[: LENGTH - 1]}…")

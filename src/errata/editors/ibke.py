@@ -11,12 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from errata.case import Edit
+from errata.editors.base_inside import InsideEditor
 from errata.editors.base_ridge import RidgeConfig, RidgeEditor
-from errata.editors.base_trained import TrainedConfig, TrainedEditor
+from errata.editors.base_trained import TrainedConfig
 from errata.model.lm import LM
 from errata.model.spec import Site
 from errata.nets.attention import AttentionScale, CrossAttention
 from errata.nets.capture import Factors, Signals
+from errata.nets.inside import Inside
 from errata.nets.mirror import MIRROR, mirrors, turned
 from errata.nets.normalise import Norm, Normaliser
 from errata.nets.rates import EditRates, RateSpace
@@ -66,7 +68,10 @@ class BottleneckConfig(TrainedConfig):
     )
     mirror: bool = MIRROR
     latent_layers: int = Field(
-        default=0, ge=0, description="Blocks of self-attention in which the latents work on"
+        default=0,
+        ge=0,
+        le=100,
+        description="Blocks of self-attention in which the latents work on",
     )
     together: Literal["none", "latents", "tokens", "both"] = Field(
         default="none",
@@ -257,18 +262,7 @@ class IbkeNetwork(FactorNetwork):
     def forward(self, signals: Signals, noise: Noise | None = None) -> Update:
         """Return the update; each edit is compressed by itself, with one draw per matrix."""
         config = self.config
-        views = [net.norm(f.h, f.u) for net, f in self._each(signals)]
-        if config.mirror:
-            views = self._marked(views, signals)
-        masks = [f.tokens if config.tokens == "all" else f.mask for f in signals.factors]
-        whole = views[0][0]  # looked at only if something sees all matrices
-        if config.together != "none":
-            whole = torch.cat([seen for seen, _ in views], -1)
-        if config.together in {"latents", "both"}:
-            anywhere = torch.stack(masks).any(0)
-            contexts = [(whole, anywhere)] * len(views)
-        else:
-            contexts = [(seen, mask) for (seen, _), mask in zip(views, masks, strict=True)]
+        views, masks, contexts, whole = self._looked(signals)
         terms = []
         penalty = views[0][0].new_zeros(len(signals.owner))
         rates = self.rates()
@@ -287,6 +281,45 @@ class IbkeNetwork(FactorNetwork):
         weighted = config.beta * penalty if config.bottleneck else None
         return Update(tuple(terms), signals.groups, weighted, report)
 
+    def _looked(self, signals: Signals) -> tuple[list[Any], list[Tensor], list[Any], Tensor]:
+        """Return what each matrix' network looks at.
+
+        That is views (seen and carried), masks, and the contexts of the latents, each per matrix;
+        and the signals of all matrices side by side.
+        """
+        config = self.config
+        views = [net.norm(f.h, f.u) for net, f in self._each(signals)]
+        if config.mirror:
+            views = self._marked(views, signals)
+        masks = [f.tokens if config.tokens == "all" else f.mask for f in signals.factors]
+        whole = views[0][0]  # looked at only if something sees all matrices
+        if config.together != "none":
+            whole = torch.cat([seen for seen, _ in views], -1)
+        if config.together in {"latents", "both"}:
+            anywhere = torch.stack(masks).any(0)
+            contexts = [(whole, anywhere)] * len(views)
+        else:
+            contexts = [(seen, mask) for (seen, _), mask in zip(views, masks, strict=True)]
+        return views, masks, contexts, whole
+
+    def inside(self, signals: Signals) -> list[Inside]:
+        """Return what each matrix' network holds of the edits, without noise."""
+        views, masks, contexts, _ = self._looked(signals)
+        found = []
+        for (net, _), (seen, _), mask, context in zip(
+            self._each(signals), views, masks, contexts, strict=True
+        ):
+            latents, log_variance = net.encode(*context)
+            gates = None
+            if net.gate is not None:
+                gathered = net.gather(seen, net.blocks(latents))
+                gates = torch.sigmoid(net.gate(gathered))[..., 0]
+            count = mask.sum(-1, keepdim=True).clamp(min=1)
+            mean = (seen * mask[..., None]).sum(1) / count
+            variance = None if log_variance is None else log_variance.exp()
+            found.append(Inside(mean, latents, variance, gates, mask))
+        return found
+
     def _marked(
         self, views: list[tuple[Tensor, Tensor]], signals: Signals
     ) -> list[tuple[Tensor, Tensor]]:
@@ -300,7 +333,7 @@ class IbkeNetwork(FactorNetwork):
         ]
 
 
-class BottleneckEditor(TrainedEditor):
+class BottleneckEditor(InsideEditor):
     """What editors with IBKE's networks share."""
 
     Config: ClassVar[type[BottleneckConfig]] = BottleneckConfig

@@ -25,7 +25,7 @@ class MalmenConfig(TrainedConfig):
     """Settings of MALMEN's networks; the defaults are those published."""
 
     width: int = Field(default=1920, ge=1, description="Rank of each block's matrix")
-    n_blocks: int = Field(default=2, ge=1, description="Blocks of each network")
+    n_blocks: int = Field(default=2, ge=1, le=100, description="Blocks of each network")
     norm: Norm = Field(default="running", description="How signals are normalised")
     token: Literal["mask", "answer"] = Field(
         default="mask",

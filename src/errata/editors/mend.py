@@ -29,7 +29,7 @@ class MendConfig(RidgeConfig):
         default="all", description="out: the FFN's output matrix; all: its other matrices too"
     )
     width: int = Field(default=1920, ge=1, description="Rank of each layer's matrix")
-    n_layers: int = Field(default=2, ge=1, description="Layers of each network")
+    n_layers: int = Field(default=2, ge=1, le=100, description="Layers of each network")
     norm: Norm = Field(
         default="running",
         description="How signals are normalised: running statistics, as published, or unit (each "

@@ -7,10 +7,13 @@ session     what happens in between, unit by unit
 regimes     cases -> units (single, batch, sequential)
 pace        how many units go together, by the time they take
 questions   case -> tokenised questions
+conditions  what the unedited model has to know, for a question to count
 before      what the unedited model says, cached
 editing     units -> patches; a case that cannot be edited costs only itself
 questioning questions under patches, unknown hops edited first
 wild        the same questions answered freely
+beyond      a suite: choice, negation, the old answer (negated: prompts negated by rule)
+robustness  a suite: every case asked under perturbations
 metrics     hits, rates, comparisons
 summary     records -> summary, with bootstrap intervals
 ```

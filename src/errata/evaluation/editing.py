@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errata.case import Case, Edit
 from errata.errors import EditError, ErrataError, ModelError, PatchError
@@ -15,6 +16,40 @@ if TYPE_CHECKING:
 
 
 Outcome = Patch | ErrataError
+
+Numbered = tuple[int, Sequence[Case]]
+"""A unit and its number."""
+
+
+class Waiting(NamedTuple):
+    """A case that is edited and not asked yet: its unit's number and patch."""
+
+    unit: int
+    case: Case
+    patch: Patch | None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Units after their edits, before their questions.
+
+    Attributes:
+        patches: Of each unit; None: nothing was edited.
+        failed: Why cases could not be edited.
+        also: What records say besides answers, by case.
+    """
+
+    patches: Sequence[Patch | None]
+    failed: Mapping[str, str]
+    also: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def cases(self, batch: Sequence[Numbered]) -> list[Waiting]:
+        """Return the cases of the units in order."""
+        return [
+            Waiting(number, case, patch)
+            for (number, unit), patch in zip(batch, self.patches, strict=True)
+            for case in unit
+        ]
 
 
 def edit_groups(
@@ -67,8 +102,9 @@ def _parts(groups: Sequence[Sequence[Edit]], error: ErrataError) -> list[list[in
     return [list(range(half)), list(range(half, len(groups)))]
 
 
-def _culprits(error: object) -> tuple[Edit, ...]:
-    return error.edits if isinstance(error, EditError) else ()
+def _culprits(error: object) -> frozenset[Edit]:
+    """Return the edits that an error names; a set, as there may be thousands of them."""
+    return frozenset(error.edits) if isinstance(error, EditError) else frozenset()
 
 
 def _checked(patch: Patch) -> Outcome:

@@ -11,22 +11,21 @@ errata.evaluate(lm, "rome", cases, protocol="wild", judge=lambda question, answe
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from errata.errors import ConfigError, ErrataError, RunError
-from errata.served.client import AGAIN, open_here
+from errata.served import client as served
+from errata.served.client import Refused
 from errata.store.cache import digest, load_json, save_json
 from errata.store.files import cache_root
 
@@ -45,9 +44,6 @@ Reply with one letter: A for CORRECT, B for INCORRECT."""
 """Temperature 0; after Yang et al. 2025 (arXiv:2502.11177)."""
 
 FORMAT = 1
-LARGEST = 1 << 20
-"""Most bytes of a reply that are read."""
-
 SHOWN = 200
 
 
@@ -92,7 +88,7 @@ class Endpoint:
         timeout: Seconds without an answer before a question counts as lost.
         retries: How often a lost question is asked again.
         together: Questions under way at a time.
-        pause: Seconds before the first retry; doubled from one to the next.
+        sleep: Waits some seconds before a retry; replaced in tests.
     """
 
     url: str
@@ -100,7 +96,7 @@ class Endpoint:
     timeout: float = 60.0
     retries: int = 4
     together: int = 4
-    pause: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
         check_url(self.url)
@@ -140,49 +136,38 @@ class Endpoint:
 
     def _asked(self, text: str) -> bool:
         """Ask until there is a verdict, at most as often as allowed."""
-        reason = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
-            try:
-                reply = self._reply(text)
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {_text_of(error)}"
-                if error.code not in AGAIN:
-                    raise self._failure(reason, error.code) from None
-                continue
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = str(getattr(error, "reason", "") or error) or type(error).__name__
-                continue
-            verdict = read(reply)
-            if verdict is not None:
-                return verdict
-            reason = f"neither A nor B but {reply[:SHOWN]!r}"
-        raise self._failure(f"{reason} ({self.retries + 1} times)", None)
-
-    def _reply(self, text: str) -> str:
-        """Return what the endpoint answers.
-
-        Raises:
-            OSError: If it cannot be reached, or refuses.
-            ValueError: If it answers something else than a chat completion.
-        """
         body = {
             "model": self.model, "temperature": 0,
             "messages": [{"role": "user", "content": text}],
         }  # fmt: skip
-        headers = {"Content-Type": "application/json", "User-Agent": "errata"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
-        address = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with open_here(request, self.timeout) as response:
-            found = json.loads(response.read(LARGEST))
-        try:
-            content = found["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(f"no chat completion: {json.dumps(found)[:SHOWN]}") from None
-        return content if isinstance(content, str) else ""
+        reason = ""
+        for _ in range(self.retries + 1):
+            try:
+                found = self._client.post("chat/completions", body)
+            except Refused as error:
+                if error.code != 200:
+                    raise self._failure(error.reason, error.code) from None
+                reason = error.reason
+                continue
+            reply = _reply(found)
+            verdict = None if reply is None else read(reply)
+            if verdict is not None:
+                return verdict
+            shown = json.dumps(found) if reply is None else repr(reply)
+            reason = f"neither A nor B but {shown[:SHOWN]}"
+        raise self._failure(f"{reason} ({self.retries + 1} times)", None)
+
+    @cached_property
+    def _client(self) -> served.Client:
+        key = os.environ.get(KEY) or None
+        where = served.Endpoint(
+            served.address(self.url),
+            self.model,
+            timeout=self.timeout,
+            retries=self.retries,
+            key=key,
+        )
+        return served.Client(where, self.sleep)
 
     def _failure(self, reason: str, code: int | None) -> RunError:
         hint = "Verdicts so far are kept: go on with --resume when the endpoint answers."
@@ -190,7 +175,7 @@ class Endpoint:
             hint = f"Set its key in the environment variable {KEY}."
         elif code is not None and 300 <= code < 500:
             hint = "Check --judge (the address up to /v1) and --judge-model."
-        return RunError(f"the judge {self.model} at {self.url} gave no verdict: {reason}", hint)
+        return RunError(f"the judge {self.model} gave no verdict: {reason}", hint)
 
 
 _WORD = r"\b(A|B|CORRECT|INCORRECT)\b"
@@ -232,10 +217,10 @@ def check_url(url: str) -> str:
     return url
 
 
-def _text_of(error: urllib.error.HTTPError) -> str:
-    """Return what a server says of an error, shortened."""
+def _reply(found: Any) -> str | None:
+    """Return the text of a chat completion; None if it is none."""
     try:
-        text = error.read(LARGEST).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        text = ""
-    return " ".join(text.split())[:SHOWN] or str(error.reason)
+        content = found["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return content if isinstance(content, str) else ""

@@ -7,6 +7,8 @@ Definitions, with `k` counted over token ids:
 * **locality** the same with `o_t` replaced by the model's own pre-edit argmax at that position;
 * **ES, PS, NS** `[NLL(answer) < NLL(competitor)]`, NLL as the mean over target tokens; the answer
   is the new object for edits and paraphrases (ES, PS) and the true one for neighbours (NS);
+* **choice** `[NLL(answer) < NLL(c) for every choice c]`; **leakage** the same of the old answer,
+  compared with the new one; **negation** `[NLL(c) < NLL(answer) for some choice c]`;
 * **EM, PM, NM** `exp(-NLL(answer)) - exp(-NLL(competitor))`; **S** the harmonic mean of ES, PS, NS.
 """
 
@@ -48,6 +50,21 @@ def mean_nll(logprobs: Sequence[float]) -> float | None:
 def prefers(nll: float | None, foil_nll: float | None) -> int:
     """Return 1 if the answer is more probable than its competitor, 0 also if one is not finite."""
     return int(nll is not None and foil_nll is not None and nll < foil_nll)
+
+
+def compare(kind: str, nll: float | None, choices: Sequence[float | None]) -> int:
+    """Return the score of a question whose answer is compared with others; ties never count.
+
+    What is not finite makes nothing right: a destroyed model resists no negation.
+
+    Args:
+        kind: `choice`, `negation` or `leakage`.
+        nll: Of the answer.
+        choices: Of the others.
+    """
+    if kind == "negation":
+        return int(any(prefers(other, nll) for other in choices))
+    return int(all(prefers(nll, other) for other in choices))
 
 
 def margin(nll: float | None, foil_nll: float | None) -> float:

@@ -24,7 +24,10 @@ SECONDS = 10.0
 
 
 def paced(
-    items: Sequence[T], most: int, clock: Callable[[], float] = time.monotonic
+    items: Sequence[T],
+    most: int,
+    clock: Callable[[], float] = time.monotonic,
+    patience: float = 1.0,
 ) -> Iterator[Sequence[T]]:
     """Yield consecutive groups of items; the time between two of them is what a group took.
 
@@ -32,6 +35,7 @@ def paced(
         items: In order.
         most: Largest number in a group.
         clock: Seconds from any start.
+        patience: Factor of what a group may take.
     """
     start, size = 0, 1
     while start < len(items):
@@ -39,4 +43,4 @@ def paced(
         yield items[start : start + size]
         start += size
         taken = max(clock() - begun, 1e-9)
-        size = max(1, min(most, int(size * SECONDS / taken)))
+        size = max(1, min(most, int(size * patience * SECONDS / taken)))

@@ -16,14 +16,16 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError, DataError
+from errata.evaluation.long import TOKENS as LONG_TOKENS
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
 from errata.store.runs import UNCOMPARED
 
 if TYPE_CHECKING:
+    from errata.evaluation.beyond import BeyondSettings
     from errata.evaluation.robustness import RobustnessSettings
 
-SUITES = ("robustness",)
+SUITES = ("robustness", "beyond")
 BY_CONTENT = ("references", "perplexity", "general")
 """Settings that name files: the section `content` holds what was in them."""
 
@@ -31,6 +33,9 @@ PLACES = ("general_data", "judge")
 """Settings that say where something is to be had, which changes no number."""
 
 _DATA, _LONG = "Data", "Sequences (sequential:N)"
+WILD_TOKENS = 50
+"""Most tokens of an answer in wild, as published."""
+
 CALLABLE = "python"
 """What `judge` says of a function; `judge_model` is its name then."""
 
@@ -65,27 +70,38 @@ class Protocol(Settings):
     )  # fmt: skip
     suite: str | None = _field(
         None,
-        "Ask every case under perturbations instead: random prefix, long context, rephrased "
-        "prompt, rephrased and shuffled subject, possessive; whole answers count",
-        panel=_DATA, metavar="robustness",
+        "robustness: ask every case under perturbations instead (random prefix, long context, "
+        "rephrased prompt, rephrased and shuffled subject, possessive; whole answers count). "
+        "beyond: ask besides a choice among objects of the relation, the negated prompt, and for "
+        "the old answer",
+        panel=_DATA, metavar="robustness|beyond",
     )  # fmt: skip
     suite_set: dict[str, Any] = _field(
         {}, "A setting of the suite, e.g. text=FILE.txt or words=100", panel=_DATA,
         metavar="KEY=VALUE", validate_default=True,
     )  # fmt: skip
-    answers: Literal["forced", "wild"] = _field(
+    answers: Literal["forced", "wild", "long"] = _field(
         "forced",
         "forced: answers are scored token by token behind the true ones, as published; wild: also "
-        "as the model writes them itself, up to a full stop or newline, exact match",
-        name="protocol", metavar="forced|wild",
+        "as the model writes them itself, up to a full stop or newline, exact match; long: as it "
+        "writes them up to their end, ROUGE and BLEU",
+        name="protocol", metavar="forced|wild|long",
     )  # fmt: skip
     form: Literal["auto", "question", "qa", "chat"] = _field(
         "auto",
-        "How wild puts a question: as it stands, behind an instruction, or in the chat; auto: "
-        "in the chat if it ends in a question mark and the model has a template",
+        "How wild and long put a question: as it stands, behind an instruction, or in the chat; "
+        "auto: in the chat if it ends in a question mark and the model has a template",
         metavar="auto|question|qa|chat",
     )  # fmt: skip
-    new_tokens: int = _field(50, "Most tokens of an answer in wild", ge=1)
+    new_tokens: int | None = _field(
+        None, "Most tokens of a free answer; default: 50 in wild, 512 in long", ge=1
+    )
+    similarity: str | None = _field(
+        None,
+        "Sentence encoder whose cosine compares long answers with the wanted ones: minilm, mpnet "
+        "(from packages), a Hub id or folder, own (the model itself) or lexical",
+        metavar="ENCODER",
+    )  # fmt: skip
     judge: str | None = _field(
         None,
         "Endpoint that judges free answers beside exact match: an address that speaks OpenAI's "
@@ -139,6 +155,9 @@ class Protocol(Settings):
         "for sequences, else never",
         panel=_LONG, metavar="perplexity=Nx|never",
     )  # fmt: skip
+    details: bool = _field(
+        False, "Records also hold probability and rank of every token that is scored"
+    )  # fmt: skip
     drop_partial: bool = _field(False, "Leave out a last batch or sequence below N")
     keep_collisions: bool = _field(False, "Keep questions about facts that another case edits")
     bootstrap: int = _field(1000, "Resamples of the cases for confidence intervals; 0: none", ge=0)
@@ -190,13 +209,22 @@ class Protocol(Settings):
         """Check and complete the settings of the suite, so that the dump says all of them."""
         if info.data.get("suite") is None:
             if value:
-                raise ConfigError("suite_set needs a suite", "Add --suite robustness")
+                raise ConfigError("suite_set needs a suite", f"Add --suite {' or '.join(SUITES)}")
             return {}
-        return _tests(value).model_dump(mode="json")
+        return _tests(info.data["suite"], value).model_dump(mode="json")
 
     @field_serializer("suite_set")
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
         return dict(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens(cls, values: Any) -> Any:
+        """Answers get the published number of tokens, unless another is asked for."""
+        if isinstance(values, Mapping) and values.get("new_tokens") is None:
+            long = values.get("answers") == "long"
+            return {**values, "new_tokens": LONG_TOKENS if long else WILD_TOKENS}
+        return values
 
     @model_validator(mode="after")
     def _chat(self) -> Protocol:
@@ -208,6 +236,8 @@ class Protocol(Settings):
 
     @model_validator(mode="after")
     def _judged(self) -> Protocol:
+        if self.similarity is not None and self.answers != "long":
+            raise ConfigError("similarity compares long answers", "Add --protocol long")
         if self.judge is None and self.judge_model is None:
             return self
         if self.answers != "wild":
@@ -244,9 +274,9 @@ class Protocol(Settings):
         return parse_regime(self.regime)
 
     @property
-    def tests(self) -> RobustnessSettings | None:
+    def tests(self) -> RobustnessSettings | BeyondSettings | None:
         """The settings of the suite; None without one."""
-        return None if self.suite is None else _tests(self.suite_set)
+        return None if self.suite is None else _tests(self.suite, self.suite_set)
 
     @property
     def limit(self) -> float | None:
@@ -262,10 +292,12 @@ def _as_text(value: object) -> object:
     return value if value is None or isinstance(value, str) else str(value)
 
 
-def _tests(values: Mapping[str, Any]) -> RobustnessSettings:
+def _tests(suite: str, values: Mapping[str, Any]) -> RobustnessSettings | BeyondSettings:
+    from errata.evaluation.beyond import BeyondSettings
     from errata.evaluation.robustness import RobustnessSettings
 
-    return settings_from(RobustnessSettings, values, where="suite robustness")
+    kind = BeyondSettings if suite == "beyond" else RobustnessSettings
+    return settings_from(kind, values, where=f"suite {suite}")
 
 
 def protocol_of(

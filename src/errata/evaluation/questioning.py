@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.case import Case, Edit, how_asked
+from errata.case import Case, Edit, Probe, how_asked
 from errata.errors import EditError, ErrataError, ModelError
 from errata.evaluation.before import Before
 from errata.evaluation.consistency import References
 from errata.evaluation.editing import edit_groups
 from errata.evaluation.fluency import fluency, prompts_of
-from errata.evaluation.metrics import hits, margin, mean, mean_nll, prefers
+from errata.evaluation.metrics import compare, hits, margin, mean, mean_nll, prefers
 from errata.evaluation.questions import Question
 from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
@@ -55,6 +55,7 @@ class Questioner:
         known_k: A hop is known if all its target tokens are among this many most probable ones.
         clock: Measures named parts of the work.
         free: How free answers are asked for besides; None: they are not.
+        details: Whether entries hold probability and rank of every token that is scored.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Questioner:
         known_k: int,
         clock: Clock,
         free: Free | None = None,
+        details: bool = False,
     ) -> None:
+        self.details = details
         self.scorer = scorer
         self.editor = editor
         self.before = before
@@ -193,13 +196,18 @@ class Questioner:
             rows.append(self._supervised(one))
             if one.question.foil is not None:
                 rows.append(one.question.foil)
+            rows += one.question.choices
             patches += [one.patch] * (len(rows) - len(patches))
         scores = iter(self.scorer.score(rows, patches))
         entries = []
         for one in asked:
             score = next(scores)
             foil = next(scores) if one.question.foil is not None else None
-            entries.append(self._entry(one, score, foil))
+            entry = self._entry(one, score, foil)
+            if one.question.compared:
+                others = [next(scores) for _ in one.question.choices]
+                entry |= self._compared(one, score, others)
+            entries.append(entry)
         return entries
 
     def _supervised(self, one: _Asked) -> Row:
@@ -242,6 +250,8 @@ class Questioner:
                 for said, label in zip(score.argmax[:n], question.row.labels, strict=True)
             ]
             entry["gold"] = mean(gold)
+        if self.details:
+            entry |= _details(score.logprobs[:n], score.ranks[:n])
         if n <= SHOWN_TOKENS:
             entry["argmax"] = list(score.argmax[:n])
             entry["predicted"] = self.scorer.lm.tokenizer.decode(list(score.argmax[:n]))
@@ -276,22 +286,54 @@ class Questioner:
             },
         }
 
+    def _compared(self, one: _Asked, score: RowScore, others: Sequence[RowScore]) -> dict[str, Any]:
+        """Compare the answer with all others, after and before the edit."""
+        question = one.question
+        assert isinstance(question.source, Probe)
+        nlls = [mean_nll(own.logprobs) for own in (score, *others)]
+        texts = (question.target, *question.source.choices)
+        finite = [(nll, text) for nll, text in zip(nlls, texts, strict=True) if nll is not None]
+        before = self.before[one.case, one.number]
+        return {
+            "score": float(compare(question.kind, nlls[0], nlls[1:])),
+            "choices": list(question.source.choices),
+            "nll": nlls[0],
+            "choices_nll": nlls[1:],
+            "likeliest": min(finite)[1] if finite else None,
+            "before": {
+                "score": float(compare(question.kind, before.nll, before.choices_nll)),
+                "nll": before.nll,
+                "choices_nll": list(before.choices_nll),
+            },
+        }
+
     # ------------------------------------------------------------------ free answers
 
     def _speak(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
-        """Add what the model says by itself, and its score (see `errata.evaluation.wild`)."""
+        """Add what the model says by itself, and its score.
+
+        See `errata.evaluation.wild`, and for long answers `errata.evaluation.long`.
+        """
         assert self.free is not None
-        lm, questions = self.scorer.lm, {(one.case, one.number): one.question for one in asked}
+        lm, long = self.scorer.lm, self.free.long
+        questions = {
+            (one.case, one.number): one.question
+            for one in asked
+            if long is None or one.question.kind != "locality"
+        }
         rows, refused = rows_of(lm, questions, self.free.form)
         numbers = [i for i, one in enumerate(asked) if (one.case, one.number) in rows]
         texts = self.scorer.generate(
             [rows[asked[i].case, asked[i].number] for i in numbers],
             [self.free.new_tokens] * len(numbers),
             [asked[i].patch for i in numbers],
-            stops=STOPS,
+            stops=STOPS if long is None else (),
         )
         for i, text in zip(numbers, texts, strict=True):
             which = asked[i].case, asked[i].number
+            if long is not None:
+                entries[i]["long"] = {"text": text, **long(questions[which].target, text)}
+                continue
             before = self.free.before.get(which)
             entries[i]["wild"] = {
                 "text": text,
@@ -301,7 +343,9 @@ class Questioner:
         self._judge(asked, entries)
         for one, entry in zip(asked, entries, strict=True):
             if (one.case, one.number) in refused:
-                entry["wild_refused"] = refused[one.case, one.number]
+                entry["wild_refused" if long is None else "long_refused"] = refused[
+                    one.case, one.number
+                ]
 
     def _judge(self, asked: Sequence[_Asked], entries: Sequence[dict[str, Any]]) -> None:
         """Add a judge's verdicts on free answers, if there is a judge."""
@@ -311,13 +355,25 @@ class Questioner:
         judged = [
             (one, entry)
             for one, entry in zip(asked, entries, strict=True)
-            if "wild" in entry and one.question.kind != "locality"
+            if "wild" in entry and one.question.kind in ("reliability", "generality")
         ]
         verdicts = self.free.judge(
             [item_of(one.question, entry["wild"]["text"]) for one, entry in judged]
         )
         for (_, entry), verdict in zip(judged, verdicts, strict=True):
             entry["wild"]["judge"] = int(verdict)
+
+
+def _details(logprobs: Sequence[float], ranks: Sequence[int]) -> dict[str, Any]:
+    """Return probability and rank of each token that is scored; the first rank is 1.
+
+    A model that gives no numbers has null for both.
+    """
+    broken = [math.isnan(value) for value in logprobs]
+    return {
+        "probability": [None if b else math.exp(v) for b, v in zip(broken, logprobs, strict=True)],
+        "rank": [None if b else 1 + rank for b, rank in zip(broken, ranks, strict=True)],
+    }
 
 
 def _share(hit: Sequence[int], question: Question) -> float:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from errata.case import Case, Edit, Probe
+from errata.case import BEYOND, Beyond, Case, Edit, Probe
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.model.tokens import Row
 
-Kind = Literal["reliability", "generality", "locality"]
+Kind = Literal["reliability", "generality", "locality"] | Beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Question:
         hops: Facts the question builds on.
         foil: Prompt and competing answer, where two probabilities are compared.
         answers: What a generated answer may say; empty where none is compared.
+        choices: Prompt and each of the answers that the target is compared with.
         exact: Whether only a whole answer counts; otherwise the share of its tokens that are hit.
     """
 
@@ -45,11 +46,17 @@ class Question:
     hops: tuple[Edit, ...] = ()
     foil: Row | None = None
     answers: tuple[str, ...] = ()
+    choices: tuple[Row, ...] = ()
     exact: bool = False
+
+    @property
+    def compared(self) -> bool:
+        """Whether likelihoods are compared, rather than tokens counted."""
+        return self.kind in BEYOND
 
 
 def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question]:
-    """Return the questions of a case: its edits, then generality, then locality.
+    """Return the questions of a case: its edits, generality, locality, and those that compare.
 
     Args:
         lm: Tokenises.
@@ -62,7 +69,7 @@ def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question
         ModelError: If a question is longer than the model's context.
     """
     questions = [_of_edit(lm, edit, compare, case.exact) for edit in case.edits]
-    for kind in ("generality", "locality"):
+    for kind in ("generality", "locality", *BEYOND):
         for probe in case.of(kind):
             spoken = kind == "generality"
             questions.append(
@@ -77,7 +84,8 @@ def questions_of(lm: LM, case: Case, top_k: int, compare: bool) -> list[Question
                     criteria=probe.criteria,
                     hops=probe.hops if spoken else (),
                     foil=lm.row_of(probe, probe.foil) if probe.foil else None,
-                    answers=(probe.target, *probe.answers) if spoken else (),
+                    answers=(probe.target, *probe.answers) if kind != "locality" else (),
+                    choices=tuple(lm.row_of(probe, choice) for choice in probe.choices),
                     exact=spoken and case.exact,
                 )
             )

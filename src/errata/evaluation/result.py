@@ -8,12 +8,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from errata.evaluation.long import METRICS as LONG
+from errata.evaluation.long import TITLES
 from errata.evaluation.summary import METRICS
 
 FREE = {
     "reliability": "exact match", "generality": "exact match", "locality": "tokens as unedited",
 }  # fmt: skip
 """What is counted where the model answers freely."""
+BEYOND_TOLD = {
+    "choice": "picks the new answer", "negation": "another one behind a negation",
+    "leakage": "the old answer is still likelier",
+}  # fmt: skip
+"""What is counted where answers are compared."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,10 +58,22 @@ class Result:
             bound = _interval(compared["ci95"].get(metric))
             before = f"before the edit: {_percent(compared['before'][metric])}"
             yield metric, _percent(compared[metric]), bound, before
+        beyond: dict[str, Any] = summary.get("beyond") or {}
+        for metric, told in BEYOND_TOLD.items():
+            if metric in beyond:
+                before = f"{told}; before the edit: {_percent(beyond['before'][metric])}"
+                bound = _interval(beyond["ci95"].get(metric))
+                yield metric, _percent(beyond[metric]), bound, before
         wild: dict[str, Any] = summary.get("wild") or {}
         for metric in FREE if wild else ():
             bound = _interval(wild["ci95"].get(metric))
             yield f"{metric}, WILD", _percent(wild[metric]), bound, FREE[metric]
+        long: dict[str, Any] = summary.get("long") or {}
+        for kind in ("reliability", "generality"):
+            own = long.get(kind) or {}
+            for metric in (name for name in LONG if name in own):
+                bound = _interval(own["ci95"].get(metric))
+                yield f"{TITLES[metric]}, {kind}", _percent(own[metric]), bound, "long answers"
         judged: dict[str, Any] = wild.get("judge") or {}
         for metric in ("reliability", "generality") if judged else ():
             bound = _interval(judged["ci95"].get(metric))

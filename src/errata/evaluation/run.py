@@ -91,7 +91,8 @@ def evaluate(
         out: Run folder; None keeps everything in memory.
         resume: Go on with the run in `out`.
         force: Replace the run in `out`.
-        progress: Called with (cases done, cases in all) after every batch or step of sequences.
+        progress: Called with (cases done, cases in all) after every batch or step of sequences; a
+            case that is edited but not asked yet counts half.
         config_extra: More settings to keep in the run's configuration (JSON values).
         settings: Settings of the protocol (`regime="batch:10"`, `top_k=1`, see
             [`errata.evaluation.Protocol`][]) or of a named editor (`layer=5`); a name that both
@@ -131,7 +132,6 @@ def evaluate(
             if folder is not None:
                 folder.append(records)
             done |= {record["id"]: record for record in records}
-            show(0)
         records = [done[case.id] for unit in units for case in unit]
         header = {
             **stamp, "notes": list(notes), "top_k": chosen.top_k,
@@ -239,9 +239,13 @@ def _perturbed(
     tests = protocol.tests
     if tests is None:
         return replace(data, notes=())
+    from errata.evaluation.beyond import BeyondSettings, beyond_suite
     from errata.evaluation.robustness import robustness_suite
 
-    made = robustness_suite(lm, data, tests, options=options)
+    if isinstance(tests, BeyondSettings):
+        made = beyond_suite(lm, data, tests, options=options)
+    else:
+        made = robustness_suite(lm, data, tests, options=options)
     return replace(made, notes=made.notes[len(data.notes) :])
 
 
@@ -325,6 +329,7 @@ def _config(
             "stack_size": protocol.stack_size,
             "device": str(lm.device),
             "errata": __version__,
+            "data": dict(data.asked),  # to read the cases again; a path is compared by content
         },
     }
 

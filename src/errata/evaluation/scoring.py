@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from errata.errors import PatchError
 from errata.evaluation.fluency import sample
 from errata.evaluation.regimes import chunks
+from errata.model.kept import Kept, from_kept
 from errata.model.tokens import patched
 from errata.patch import Patch
 from errata.patch.in_place import applied
+from errata.patch.reach import first_changed
 from errata.patch.stack import Stack
 
 if TYPE_CHECKING:
@@ -35,11 +38,13 @@ class Scorer:
     Args:
         lm: The model; bit-identical after every call.
         stack_size: Largest number of patches installed side by side.
+        kept: Hidden states of rows in the unedited model, which patches above may begin from.
     """
 
-    def __init__(self, lm: LM, stack_size: int = 32) -> None:
+    def __init__(self, lm: LM, stack_size: int = 32, kept: Kept | None = None) -> None:
         self.lm = lm
         self.stack_size = stack_size
+        self.kept = kept
 
     def score(self, rows: Sequence[Row], patches: Sequence[Patch | None]) -> list[RowScore]:
         """Score each row under its patch (None: the base model), in the order of `rows`."""
@@ -103,12 +108,16 @@ class Scorer:
             kept = [entry for at, entry in enumerate(members) if at not in refused]
             if kept:
                 pairs = [(i, place) for place, (_, which) in enumerate(kept) for i in which]
-                with stack:
+                with stack, self._from_kept([patch for patch, _ in kept]):
                     put([i for i, _ in pairs], [place for _, place in pairs])
         for patch, which in alone:
-            with applied(self.lm, patch):
+            with applied(self.lm, patch), self._from_kept([patch]):
                 put(which, [-1] * len(which))
         return answers
+
+    def _from_kept(self, patches: Sequence[Patch]) -> AbstractContextManager[None]:
+        changed = None if self.kept is None else first_changed(self.lm, patches)
+        return from_kept(self.lm, self.kept, changed)
 
     def _stack(self, patches: Sequence[Patch]) -> tuple[Stack, set[int]]:
         """Stack what can be stacked; return the numbers of those that have to run in place."""

@@ -110,6 +110,22 @@ class SideBySide:
                 later += sum(len(case.edits) for case in good)
         return ages
 
+    def also(self) -> dict[str, dict[str, Any]]:
+        """Return what records say besides answers: ages, first scores; the last one the course."""
+        also: dict[str, dict[str, Any]] = {case.id: {} for unit in self.units for case in unit}
+        for case, age in self.ages().items():
+            also[case]["age"] = age
+        for case, scores in self.immediate.items():
+            also[case]["immediate"] = scores
+        for unit, trajectory, watched in zip(
+            self.units, self.trajectory, self.watched, strict=True
+        ):
+            if trajectory:
+                also[unit[-1].id]["trajectory"] = trajectory  # of the whole sequence
+            if watched["points"]:
+                also[unit[-1].id]["watched"] = watched
+        return also
+
     # ------------------------------------------------------------------ on disk
 
     def write(self, folder: Path) -> None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from errata.case import Case
 from errata.errors import EditError, ModelError
 from errata.evaluation import wild
-from errata.evaluation.before import Before, ask_before
+from errata.evaluation.before import Before, ask_before, kept_below
+from errata.evaluation.conditions import met
 from errata.evaluation.consistency import References
-from errata.evaluation.editing import edit_cases
+from errata.evaluation.editing import Edited, Numbered, Waiting, edit_cases
 from errata.evaluation.judge import Judge
+from errata.evaluation.long import long_scores
 from errata.evaluation.metrics import mean
 from errata.evaluation.pace import paced
 from errata.evaluation.protocol import Protocol
@@ -27,6 +29,7 @@ from errata.evaluation.sequence import Checkpoints, SideBySide, joined
 from errata.evaluation.tracking import Tracker, spread
 from errata.inspection.collapse import Watch, stops, unfit
 from errata.inspection.limits import due, parse_limit
+from errata.model.kept import keeping
 from errata.patch import Patch
 
 if TYPE_CHECKING:
@@ -39,9 +42,9 @@ log = logging.getLogger(__name__)
 SHARED_CASES = 1024
 """Most cases of units that share a patch whose questions are asked together."""
 
-
-Numbered = tuple[int, Sequence[Case]]
-"""A unit and its number."""
+PATIENCE = 6.0
+"""Questions of many cases may take longer than a group of units: answers of few rows are written
+at twice the cost of those of many."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,9 @@ class Session:
         self.once: dict[str, float] = {}
         self.questions: dict[str, list[Question]] = {}
         self.broken: dict[str, str] = {}
+        self.left_out: dict[str, int] = {}
         self.before: dict[tuple[str, int], Before] = {}
+        self.kept = kept_below(editor, lm)
         self.free: wild.Free | None = None
         self.laps: dict[str, float] = {}
         self.stop_when = stops(editor, protocol.stop_when)
@@ -119,11 +124,16 @@ class Session:
             except (EditError, ModelError) as error:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
-            self.before = ask_before(self.lm, self.questions)
+            self.questions, self.left_out = met(self.lm, self.questions)
+            with keeping(self.lm, self.kept):
+                self.before = ask_before(self.lm, self.questions)
+            form, most = self.protocol.form, self.protocol.new_tokens or 1
             if self.protocol.answers == "wild":
-                form, most = self.protocol.form, self.protocol.new_tokens
                 said = wild.ask_before(self.lm, self.questions, form, most)
                 self.free = wild.Free(form, most, said, self.judge)
+            elif self.protocol.answers == "long":
+                scores = long_scores(self.lm, self.protocol.similarity)
+                self.free = wild.Free(form, most, {}, long=scores)
         with self.clock("prepare"):
             self.editor.prepare(self.lm)
         self.once, self.laps = self.laps, {}
@@ -151,30 +161,39 @@ class Session:
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the records of units as they are finished, leaving out what is done already.
 
-        Which units go together depends on the time they take ([`errata.evaluation.pace`][]); what
-        their records say does not depend on it. A unit of which only a part is on record is done
-        again, and only the rest recorded.
+        Which units go together, and how many questions of large ones, depends on the time they
+        take ([`errata.evaluation.pace`][]); what their records say does not depend on it. A unit of
+        which only a part is on record is edited again, or its sequence taken from the checkpoint,
+        and only the rest asked.
 
         Args:
             units: All units.
-            done: Records that are there, by case.
-            show: Called with the cases that are edited but not on record, inside sequences.
+            done: Records that are there, by case; the caller adds those that it was given.
+            show: Called with the cases whose work is done beyond the records; one that is edited
+                but not asked counts half.
         """
         open_units = [
             (number, unit)
             for number, unit in enumerate(units)
             if any(case.id not in done for case in unit)
         ]
-        finish = self._finish_sequences if self.protocol.units.kind == "sequential" else self._batch
+        edit = self._edit_sequences if self.protocol.units.kind == "sequential" else self._edit
         checkpoints = Checkpoints(self.folder)
         for batch in self._together(units, open_units):
             self.laps = {}
-            records = finish(batch, checkpoints, show)
-            share = {part: seconds / len(records) for part, seconds in self.laps.items()}
-            fresh = [record for record in records if record["id"] not in done]
-            for record in fresh:
-                record["seconds"] = share
-            yield fresh
+            edited = edit(batch, checkpoints, show)
+            all_cases = sum(len(unit) for _, unit in batch)
+            shared = {part: seconds / all_cases for part, seconds in self.laps.items()}
+            waiting = [one for one in edited.cases(batch) if one.case.id not in done]
+            for part in self._asked_together(waiting):
+                self.laps = {}
+                records = self._ask(part, edited)
+                for name, seconds in self.laps.items():
+                    self.laps[name] = seconds / len(records)
+                for record in records:
+                    record["seconds"] = {**shared, **self.laps}
+                yield records
+                show(sum(one.case.id not in done for one in waiting) // 2)
             checkpoints.drop()  # the records are on disk by now
 
     def _together(
@@ -195,61 +214,61 @@ class Session:
             return
         yield from paced(open_units, max(1, self.protocol.stack_size // regime.size))
 
-    def _batch(
+    def _edit(
         self, batch: Sequence[Numbered], checkpoints: Checkpoints, show: Callable[[int], None]
-    ) -> list[dict[str, Any]]:
-        """Edit units side by side and ask all their questions."""
+    ) -> Edited:
+        """Edit units side by side."""
         units = [unit for _, unit in batch]
         failed = self._broken(units)
         editable = [[case for case in unit if case.id not in failed] for unit in units]
         with self.clock("edit"):
             patches, errors = edit_cases(self.editor, self.lm, editable, [None] * len(units))
-        failed |= errors
-        entries = self._ask(units, patches, failed)
-        return [
-            self._record(case, number, patch, entries.get(case.id), failed)
-            for (number, unit), patch in zip(batch, patches, strict=True)
-            for case in unit
-        ]
+        return Edited(patches, failed | errors)
 
     def _broken(self, units: Sequence[Sequence[Case]]) -> dict[str, str]:
         return {c.id: self.broken[c.id] for unit in units for c in unit if c.id in self.broken}
 
-    def _ask(
-        self,
-        units: Sequence[Sequence[Case]],
-        patches: Sequence[Patch | None],
-        failed: Mapping[str, str],
-    ) -> dict[str, dict[str, Any]]:
-        """Ask all questions of units under their patches: by case, what its record says of them."""
-        asked = [
-            (case, patch)
-            for unit, patch in zip(units, patches, strict=True)
-            for case in unit
-            if case.id not in failed
-        ]
+    def _asked_together(self, waiting: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
+        """Yield the cases that are asked in one go: all of a few, of many as time allows."""
         together = self.protocol.stack_size
-        if self.protocol.units.kind != "single" and not self._has_hops(units):
+        if len(waiting) <= together:
+            if waiting:
+                yield waiting
+            return
+        asked = (self.questions.get(one.case.id, ()) for one in waiting)
+        hops = any(question.hops for own in asked for question in own)
+        if self.protocol.units.kind != "single" and not hops:
             together = max(together, SHARED_CASES)  # edited hops would be one patch per question
+        yield from paced(waiting, together, patience=PATIENCE)
+
+    def _ask(self, part: Sequence[Waiting], edited: Edited) -> list[dict[str, Any]]:
+        """Ask all questions of cases under their patches, and return their records."""
+        asked = [one for one in part if one.case.id not in edited.failed]
         questioner = self._questioner()
-        found: dict[str, dict[str, Any]] = {}
-        for part in chunks(asked, together):
-            items = [(case.id, self.questions[case.id], patch) for case, patch in part]
-            for (case, _), entries in zip(part, questioner.ask(items), strict=True):
-                found[case.id] = {"questions": entries}
+        items = [(one.case.id, self.questions[one.case.id], one.patch) for one in asked]
+        entries = questioner.ask(items)
+        found: dict[str, dict[str, Any]] = {
+            one.case.id: {"questions": own} for one, own in zip(asked, entries, strict=True)
+        }
         if self.measures.references is not None:
-            chosen = [(case, patch) for case, patch in asked if case.id in self.measures.sampled]
+            chosen = [
+                (one.case, one.patch) for one in asked if one.case.id in self.measures.sampled
+            ]
             texts = questioner.sample_texts(chosen, self.measures.references, self.protocol.seed)
             for (case, _), own in zip(chosen, texts, strict=True):
                 found[case.id]["sampled"] = own
-        return found
+        return [
+            self._record(one, found.get(one.case.id), edited.failed)
+            | edited.also.get(one.case.id, {})
+            for one in part
+        ]
 
     # ------------------------------------------------------------------ sequences
 
-    def _finish_sequences(
+    def _edit_sequences(
         self, batch: Sequence[Numbered], checkpoints: Checkpoints, show: Callable[[int], None]
-    ) -> list[dict[str, Any]]:
-        """Edit sequences side by side, from where a checkpoint stands, and ask all questions."""
+    ) -> Edited:
+        """Edit sequences side by side, from where a checkpoint stands."""
         units = [unit for _, unit in batch]
         sequences = SideBySide([number for number, _ in batch], units, self.protocol.batch)
         checkpoints.resume(sequences)
@@ -264,29 +283,8 @@ class Session:
         while sequences.live():
             self._step(sequences)
             checkpoints.keep(sequences)
-            show(sequences.taken())
-        entries = self._ask(units, sequences.patches, sequences.failed)
-        ages = sequences.ages()
-        records = []
-        for (number, unit), patch, trajectory, watched in zip(
-            batch, sequences.patches, sequences.trajectory, sequences.watched, strict=True
-        ):
-            for case in unit:
-                record = self._record(case, number, patch, entries.get(case.id), sequences.failed)
-                if case.id in ages:
-                    record["age"] = ages[case.id]
-                if case.id in sequences.immediate:
-                    record["immediate"] = sequences.immediate[case.id]
-                records.append(record)
-            if trajectory:
-                records[-1]["trajectory"] = trajectory  # of the whole sequence
-            if watched["points"]:
-                records[-1]["watched"] = watched
-        return records
-
-    def _has_hops(self, units: Sequence[Sequence[Case]]) -> bool:
-        questions = (self.questions.get(case.id, ()) for unit in units for case in unit)
-        return any(question.hops for asked in questions for question in asked)
+            show(sequences.taken() // 2)
+        return Edited(sequences.patches, sequences.failed, sequences.also())
 
     def _step(self, sequences: SideBySide) -> None:
         """Make one step of every sequence that has one, each on top of its patch so far."""
@@ -347,34 +345,33 @@ class Session:
 
     def _questioner(self) -> Questioner:
         return Questioner(
-            Scorer(self.lm, self.protocol.stack_size),
+            Scorer(self.lm, self.protocol.stack_size, self.kept),
             self.editor,
             self.before,
             known_k=self.protocol.top_k,
             clock=self.clock,
             free=self.free,
+            details=self.protocol.details,
         )
 
     def _record(
-        self,
-        case: Case,
-        unit: int,
-        patch: Patch | None,
-        found: Mapping[str, Any] | None,
-        failed: Mapping[str, str],
+        self, one: Waiting, found: Mapping[str, Any] | None, failed: Mapping[str, str]
     ) -> dict[str, Any]:
+        case = one.case
         record: dict[str, Any] = {
             "id": case.id,
             **self.stamp,
-            "unit": unit,
+            "unit": one.unit,
             "edits": len(case.edits),
-            "patch_bytes": 0 if patch is None else bytes_of(patch),
+            "patch_bytes": 0 if one.patch is None else bytes_of(one.patch),
             "error": failed.get(case.id),
             "questions": [],
             **(found or {}),
         }
         if isinstance(case.meta.get("domain"), str):
             record["domain"] = case.meta["domain"]
+        if case.id in self.left_out:
+            record["left_out"] = self.left_out[case.id]
         return record
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from errata.case import BEYOND
 from errata.evaluation.bootstrap import Table, intervals
+from errata.evaluation.long import METRICS as LONG
 from errata.evaluation.metrics import mean
 from errata.evaluation.named_tests import ROBUSTNESS, named_tests
 from errata.inspection.limits import told_of
@@ -57,6 +59,9 @@ def summarise(
         "hops": _hops(good),
         "counterfact": _counterfact(rates, bounds),
         "wild": _wild(rates, bounds, good),
+        **_beyond(rates, bounds),
+        **_left_out(good),
+        **_long(rates, bounds, good),
         **{metric: rates.get(metric) for metric in SAMPLED},
         "retention": retention(good),
         **_tracked(records),
@@ -82,7 +87,9 @@ def scores_of(record: Record) -> Scores:
     for entry in record["questions"]:
         kind, name = entry["kind"], entry["name"]
         put(kind, name, entry["score"])
-        if kind != "reliability":
+        if kind in BEYOND:
+            put(f"before.{kind}", name, entry["before"]["score"])
+        elif kind != "reliability":
             put(f"{kind}_top1", name, entry["top1"])
         if "gold" in entry:
             put("locality_gold", name, entry["gold"])
@@ -90,6 +97,9 @@ def scores_of(record: Record) -> Scores:
             put(f"wild.{kind}", name, entry["wild"]["score"])
             if "judge" in entry["wild"]:
                 put(f"judge.{kind}", name, entry["wild"]["judge"])
+        for metric in LONG if "long" in entry else ():
+            if metric in entry["long"]:
+                put(f"long.{metric}.{kind}", name, entry["long"][metric])
         if "prefers" in entry:
             for prefix, values in (("", entry), ("before.", entry["before"])):
                 for metric, field in zip(
@@ -117,9 +127,10 @@ def _group(
     pools: dict[str, dict[Any, list[float]]] = {"generality": {}, "locality": {}}
     for record in records:
         for entry in record["questions"]:
-            if entry["kind"] in pools:
+            if entry["kind"] != "reliability":
+                own = pools.setdefault(entry["kind"], {})
                 for value in key(entry):
-                    pools[entry["kind"]].setdefault(value, []).append(entry["score"])
+                    own.setdefault(value, []).append(entry["score"])
     return {
         kind: {
             str(value): {"mean": mean(pool[value]), "items": len(pool[value])}
@@ -189,10 +200,31 @@ def _counterfact(
     }
 
 
+def _left_out(records: Iterable[Record]) -> dict[str, int]:
+    """Return the number of questions whose conditions the unedited model did not meet, if any."""
+    count = sum(record.get("left_out", 0) for record in records)
+    return {"left_out": count} if count else {}
+
+
+def _beyond(rates: Mapping[str, float], bounds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return what came of the questions that compare answers, if there are any."""
+    names = [kind for kind in BEYOND if kind in rates]
+    if not names:
+        return {}
+    return {
+        "beyond": {
+            **{name: rates[name] for name in names},
+            "ci95": {name: bounds[name] for name in names if name in bounds},
+            "before": {name: rates[f"before.{name}"] for name in names},
+        }
+    }
+
+
 def _wild(
     rates: Mapping[str, float], bounds: Mapping[str, list[float]], records: Sequence[Record]
 ) -> dict[str, Any] | None:
-    kinds = ("reliability", "generality", "locality")
+    kinds = ["reliability", "generality", "locality"]
+    kinds += [kind for kind in BEYOND if f"wild.{kind}" in rates]
     if not any(f"wild.{kind}" in rates for kind in kinds):
         return None
     pools: dict[str, dict[str, list[float]]] = {}
@@ -213,6 +245,22 @@ def _wild(
         **_verdicts(rates, bounds),
         **({"refused": refused} if refused else {}),
     }
+
+
+def _long(
+    rates: Mapping[str, float], bounds: Mapping[str, list[float]], records: Sequence[Record]
+) -> dict[str, Any]:
+    """Return the scores of long answers by kind of question; nothing if none were asked for."""
+    found: dict[str, Any] = {}
+    for kind in ("reliability", "generality"):
+        names = {m: f"long.{m}.{kind}" for m in LONG if f"long.{m}.{kind}" in rates}
+        if names:
+            own = {m: bounds[name] for m, name in names.items() if name in bounds}
+            found[kind] = {**{m: rates[name] for m, name in names.items()}, "ci95": own}
+    refused = sum("long_refused" in e for record in records for e in record["questions"])
+    if refused:
+        found["refused"] = refused
+    return {"long": found} if found else {}
 
 
 def _verdicts(

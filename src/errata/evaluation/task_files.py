@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import DataError
-from errata.untrusted import DEPTH, check_file, check_values, read_text
+from errata.untrusted import Refused, check_file, check_values, check_yaml, read_text
 
 TASK_BYTES = 1 << 20
 """Of a task file."""
@@ -73,16 +73,11 @@ def read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text, depth = read_text(path, limit=TASK_BYTES), 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH:
-                raise DataError(f"{path} cannot be read as a task: more than {DEPTH} levels deep")
-            if isinstance(event, yaml.AliasEvent):  # a few lines of them unfold to gigabytes
-                raise DataError(f"{path} uses YAML aliases, which errata does not read", TRUST)
-            if str(getattr(event, "tag", None) or "").startswith("!"):
-                raise DataError(f"{path} uses {event.tag}, which may run code", TRUST)
+        text = read_text(path, limit=TASK_BYTES)
+        try:
+            check_yaml(text)
+        except Refused as error:
+            raise DataError(f"{path} cannot be read as a task: {error.message}", TRUST) from None
         config = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, DataError):

@@ -14,9 +14,6 @@ arXiv:2502.11177). So every question is asked once more:
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,17 +21,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from errata.case import Edit, Probe
-from errata.errors import EditError, ErrataError, ModelError
+from errata.errors import EditError, ModelError
+from errata.evaluation.before import remembered
 from errata.evaluation.judge import Item, Judge
 from errata.evaluation.questions import Question
-from errata.store.cache import load_json, save_json
-from errata.store.files import cache_root
 
 if TYPE_CHECKING:
+    from errata.evaluation.long import LongScores
     from errata.model.lm import LM
     from errata.model.tokens import Row
 
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 STOPS = (".", "\n")
@@ -57,12 +53,14 @@ class Free:
         new_tokens: Most tokens of an answer.
         before: What the unedited model says to locality questions.
         judge: Judges answers beside exact match; None: nobody does.
+        long: Scores long answers, which go on until the model ends them; None: they are short.
     """
 
     form: Form
     new_tokens: int
     before: Mapping[Asked, str]
     judge: Judge | None = None
+    long: LongScores | None = None
 
 
 def squad(text: str) -> str:
@@ -121,10 +119,16 @@ def rows_of(
 
 
 def score_of(lm: LM, question: Question, said: str, before: str | None) -> float:
-    """Return the score of an answer: exact match, or for locality what stayed as it was."""
+    """Return the score of an answer: exact match, or for locality what stayed as it was.
+
+    Behind a negation the answer is right if it is another one, and not empty.
+    """
     if question.kind == "locality":
         return agreement(lm, said, before or "")
-    return float(exact_match(said, question.answers or (question.target,)))
+    match = exact_match(said, question.answers or (question.target,))
+    if question.kind == "negation":
+        return float(bool(squad(said)) and not match)
+    return float(match)
 
 
 def item_of(question: Question, said: str) -> Item:
@@ -150,22 +154,10 @@ def ask_before(
         if question.kind == "locality"
     }
     rows, _ = rows_of(lm, wanted, form)
-    texts = _kept(lm, list(rows.values()), new_tokens)
+
+    def ask(part: Sequence[Row]) -> list[str]:
+        return lm.generate(list(part), new_tokens, stops=STOPS)
+
+    how = f"wild {FORMAT} {new_tokens}"
+    texts = remembered(lm, how, list(rows.values()), ask, "free answers of the unedited model")
     return dict(zip(rows, texts, strict=True))
-
-
-def _kept(lm: LM, rows: Sequence[Row], new_tokens: int) -> list[str]:
-    if not rows:
-        return []
-    total = hashlib.sha256(json.dumps([row.ids for row in rows]).encode()).hexdigest()
-    facts = f"wild {FORMAT} {lm.fingerprint} {lm.dtype} {lm.device.type} {new_tokens} {total}"
-    path = cache_root() / "preedit" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
-    stored = load_json(path)
-    if isinstance(stored, list) and len(stored) == len(rows):
-        return stored
-    texts = lm.generate(list(rows), new_tokens, stops=STOPS)
-    try:
-        save_json(path, texts)
-    except ErrataError as error:
-        log.warning("the unedited answers cannot be kept in %s: %s", path, error.message)
-    return texts

@@ -17,6 +17,7 @@ from errata.inspection.neighbours import Asked, bare_subjects, neighbours_of
 from errata.model.logprobs import RowScore
 from errata.model.tokens import Row
 from errata.patch.report import NAMED, EditReport, Neighbour, plain
+from errata.progress import watched
 
 if TYPE_CHECKING:
     from errata.editors.base import Editor
@@ -28,6 +29,10 @@ SAID = 8
 
 WEAKENED = 0.5
 """Share of its probability below which an earlier edit counts as weakened."""
+
+
+PARTS = 4
+"""Of asking: the unedited model about all around, about the edits; the patched one; its words."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +162,21 @@ def look(
     edits = list(dict.fromkeys([*requests, *patch.edits, *old]))
     rows = [lm.row_of(edit) for edit in edits]
     around, scores = None, []
-    if neighbourhood:
-        around, scores = Surroundings.of(lm, requests, edits, rows if earlier is None else ())
-    with _under(lm, earlier):
-        before = [Answer.of(score) for score in scores or lm.score(rows)]
-    with patch.applied(lm):
-        seen, scores = ({}, lm.score(rows)) if around is None else around.now(lm, rows)
-        after = [Answer.of(score) for score in scores]
-        missed = [i for i, answer in enumerate(after) if not answer.taken]
-        says = lm.generate([edits[i] for i in missed], SAID) if missed else []
+    with watched("asking what came of it, part") as part:
+        part(0, PARTS)
+        if neighbourhood:
+            around, scores = Surroundings.of(lm, requests, edits, rows if earlier is None else ())
+        part(1, PARTS)
+        with _under(lm, earlier):
+            before = [Answer.of(score) for score in scores or lm.score(rows)]
+        part(2, PARTS)
+        with patch.applied(lm):
+            seen, scores = ({}, lm.score(rows)) if around is None else around.now(lm, rows)
+            after = [Answer.of(score) for score in scores]
+            part(3, PARTS)
+            missed = [i for i, answer in enumerate(after) if not answer.taken]
+            says = lm.generate([edits[i] for i in missed], SAID) if missed else []
+        part(PARTS, PARTS)
     results: dict[Edit, dict[str, Any]] = {
         edit: {
             "taken": new.taken, "taken_before": was.taken, "p_before": was.probability,

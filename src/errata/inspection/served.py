@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from errata.case import Case, Chat, Edit, Probe, in_chat
+from errata.case import BEYOND, Case, Chat, Edit, Probe, in_chat
 from errata.errors import EndpointError
 from errata.inspection.answers import SHOWN, word_of
 from errata.model.chat import SYSTEM
@@ -233,7 +233,7 @@ def questions_of(
         for edit in case.edits:
             own = told.get(put(edit).question)
             found.append(Question(EDIT, EDIT, put(edit), case.id, p_before=own and own.p_before))
-        for probe in case.probes:
+        for probe in filter(askable, case.probes):
             found.append(Question(probe.kind, probe.name, put(probe), case.id, probe.answers))
     if report is None:
         return found
@@ -247,6 +247,15 @@ def questions_of(
             before = entry.before if asked == recorded else None
             found.append(Question(kind, kind, asked, kind, subject=entry.subject, before=before))
     return found
+
+
+def askable(probe: Probe) -> bool:
+    """Whether a server can be asked a probe.
+
+    Likelihoods of several answers cannot be compared through it, and the unedited model, which has
+    to meet conditions, need not be there.
+    """
+    return probe.kind not in BEYOND and not probe.conditions
 
 
 def ask_server(

@@ -23,6 +23,7 @@ from errata.config import Settings
 from errata.errors import ConfigError, ModelError
 from errata.model.chat import frame_of
 from errata.model.tokens import Row
+from errata.progress import watched
 from errata.spacing import AUTO
 from errata.store.cache import digest, load_json, save_json
 from errata.store.files import cache_root
@@ -258,17 +259,25 @@ def sample_prefixes(lm: LM, recipe: str, seed: int) -> list[str]:
         for word in seeds:
             rows += [list(_seed_ids(lm, word)) for _ in range(count)]
             limits += [total] * count
-    while live := [i for i, row in enumerate(rows) if len(row) < limits[i]]:
-        now = [Row(tuple(rows[i]), (len(rows[i]) - 1,), (), len(rows[i])) for i in live]
-        batch = lm.batch(now, range(len(now)))
-        at = torch.tensor([(j, len(row.ids) - 1) for j, row in enumerate(now)], device=lm.device)
-        best, ids = lm.logits(batch, at).double().topk(TOP_K, dim=-1)
-        chosen = torch.multinomial(best.softmax(-1).cpu(), 1, generator=generator)
-        tokens = ids.cpu().gather(1, chosen)[:, 0].tolist()
-        for i, token in zip(live, tokens, strict=True):
-            rows[i].append(token)
+    wanted = sum(limits) - sum(map(len, rows))
+    with watched(f"{lm.name} writes what stands in front of prompts, tokens") as show:
+        while live := [i for i, row in enumerate(rows) if len(row) < limits[i]]:
+            show(wanted - sum(limits) + sum(map(len, rows)), wanted)
+            _grow(lm, rows, live, generator)
     texts = [clean(str(lm.tokenizer.decode(row, skip_special_tokens=True))) for row in rows]
     return [f"{text}. " for text in texts if text]
+
+
+def _grow(lm: LM, rows: list[list[int]], live: Sequence[int], generator: torch.Generator) -> None:
+    """Add a token to each of the rows that are not long enough yet."""
+    now = [Row(tuple(rows[i]), (len(rows[i]) - 1,), (), len(rows[i])) for i in live]
+    batch = lm.batch(now, range(len(now)))
+    at = torch.tensor([(j, len(row.ids) - 1) for j, row in enumerate(now)], device=lm.device)
+    best, ids = lm.logits(batch, at).double().topk(TOP_K, dim=-1)
+    chosen = torch.multinomial(best.softmax(-1).cpu(), 1, generator=generator)
+    tokens = ids.cpu().gather(1, chosen)[:, 0].tolist()
+    for i, token in zip(live, tokens, strict=True):
+        rows[i].append(token)
 
 
 def _seed_ids(lm: LM, word: str) -> tuple[int, ...]:

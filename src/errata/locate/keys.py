@@ -7,7 +7,8 @@ model) and ends at the last module that is read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from torch import Tensor
 from errata.case import Edit
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
+from errata.locate.pieces import needs_subject, rows_of
+from errata.model.kept import Kept, putting, resuming
 from errata.model.passes import Place, capture, module_at, wide
-from errata.model.tokens import Row
+from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -42,6 +45,45 @@ class Reading:
     hidden: Float[Tensor, "n d"] | None
 
 
+class Known:
+    """What passes over the same rows share while a method writes block after block, ascending.
+
+    A change of block `l` leaves the blocks below alone, so what was read in front of block `l`
+    serves until block `l` is changed, and the next pass, to block `l + 1`, begins there:
+
+    ```
+     reading block l      0 … l-1 │ l          the output of block l-1 is kept
+     reading block l+1    ─────── │ l   l+1    two blocks run, not l + 2; it is block l's output now
+    ```
+
+    Rows of the same edit and tokens are the same row, whichever pass and patch they come in.
+    """
+
+    def __init__(self) -> None:
+        self._edits: Sequence[int] = ()
+        self._kept: Kept | None = None
+        self._next: Kept | None = None
+
+    def next_block(self, layer: int) -> None:
+        """Go on to a block: its passes keep what stands in front of it."""
+        self._kept, self._next = self._next, Kept(layer - 1)
+
+    def of(self, edits: Sequence[int]) -> Known:
+        """Say which edits the rows of the next pass belong to, as many rows to each."""
+        self._edits = edits
+        return self
+
+    @contextmanager
+    def around(self, lm: LM, rows: Sequence[Row], batch: Batch) -> Iterator[None]:
+        """Let the pass of one batch begin where it can, and keep what it computes for the next."""
+        each = len(rows) // len(self._edits)
+        names = [(self._edits[i // each], rows[i].ids) for i in batch.index]
+        assert self._next is not None, "next_block comes first"
+        begin = self._next if self._next.holds(names) else self._kept
+        with resuming(lm, begin, names, batch), putting(lm, self._next, names, batch):
+            yield
+
+
 @torch.no_grad()
 def read(
     lm: LM,
@@ -50,6 +92,7 @@ def read(
     layers: Sequence[int],
     *,
     hidden: bool = False,
+    known: Known | None = None,
 ) -> dict[int, Reading]:
     """Read keys and values of several layers in one pass over the rows.
 
@@ -59,6 +102,7 @@ def read(
         at: For each row, the position to read.
         layers: Block numbers.
         hidden: Whether block outputs are wanted too.
+        known: What earlier passes over the same rows have kept.
 
     Returns:
         One reading per layer; its rows are in the order of `rows`.
@@ -71,7 +115,8 @@ def read(
     blocks = [module_at(lm, layer, "block") for layer in layers] if hidden else []
     parts: list[tuple[tuple[int, ...], list[Tensor]]] = []
     for batch in lm.batches(cut):
-        keys, values = capture(lm, batch, projections, [*projections, *blocks])
+        with nullcontext() if known is None else known.around(lm, cut, batch):
+            keys, values = capture(lm, batch, projections, [*projections, *blocks])
         b = torch.arange(len(batch), device=lm.device)
         t = torch.tensor([at[i] for i in batch.index], device=lm.device)
         parts.append((batch.index, [wide(x[b, t]) for x in (*keys, *values)]))
@@ -117,14 +162,14 @@ def subject_rows(
         EditError: If an edit has no subject, or its subject is not in the prompt.
     """
     for edit in edits:
-        if edit.subject is None:
+        if edit.subject is None and needs_subject(edit):
             raise EditError(
                 f"the edit {edit.prompt!r} has no subject, which this editor needs",
                 'Give one: --subject TEXT, or "subject" in the record',
             )
     rows: list[Row] = []
     for edit, patch in zip(edits, patches or [-1] * len(edits), strict=True):
-        own = contexts.rows(edit, lm.prompt_of)
+        own = rows_of(lm, edit, contexts, answered=False)
         if own[0].subject_last in contexts.sinks:
             warn_once(lm, edit)
         rows += [replace(row, patch=patch) for row in own]
@@ -174,6 +219,7 @@ def edit_keys(
     mean: Mean = "flat",
     hidden: bool = False,
     patches: Sequence[int] | None = None,
+    known: Known | None = None,
 ) -> Mapping[int, EditKeys]:
     """Read the keys of edits at the last token of their subject, for several layers in one pass.
 
@@ -185,13 +231,15 @@ def edit_keys(
         mean: How contexts are averaged.
         hidden: Whether block outputs are wanted too.
         patches: For each edit, the patch in the active stack that it is read under.
+        known: What earlier passes over the same edits have kept.
 
     Raises:
         EditError: If an edit lacks its subject.
     """
     rows = subject_rows(lm, edits, contexts, patches)
     n = len(contexts)
-    readings = read(lm, rows, [row.subject_last for row in rows], layers, hidden=hidden)
+    at = [row.subject_last for row in rows]
+    readings = read(lm, rows, at, layers, hidden=hidden, known=known)
     weights = contexts.weights(mean).to(lm.device)
 
     def average(tensor: Tensor) -> Tensor:

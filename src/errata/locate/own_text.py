@@ -13,7 +13,7 @@ import os
 import random
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,8 +132,13 @@ def own_text(lm: LM, samples: int, tokens: int | None = None, seed: int = SEED) 
     name = f"text that {lm.name} {_WROTE} (seed {seed})"
     with watched(f"{lm.name} writes ordinary text, tokens") as progress:
         while sum(counts[:samples]) < wanted and len(texts) < samples:
-            progress(min(sum(counts), wanted), wanted)
-            _extend(lm, texts, counts, samples, wanted, seed)
+            begun = sum(counts)
+            progress(min(begun, wanted), wanted)
+            _extend(
+                lm, texts, counts, samples, wanted, seed,
+                # with the last token of a text it is kept, and no sooner
+                lambda more, begun=begun: progress(min(begun + more, wanted - 1), wanted),
+            )  # fmt: skip
             if not sum(counts):
                 raise DataError(
                     f"{lm.name} ends every text at once: it cannot write its own",
@@ -163,9 +168,15 @@ def _file(lm: LM, seed: int) -> Path:
 
 
 def _extend(
-    lm: LM, texts: list[str], counts: list[int], samples: int, wanted: int, seed: int
+    lm: LM,
+    texts: list[str],
+    counts: list[int],
+    samples: int,
+    wanted: int,
+    seed: int,
+    show: Callable[[int], None],
 ) -> None:
-    """Write as many further texts as run side by side."""
+    """Write as many further texts as run side by side; `show` is called with their tokens."""
     start = Row((start_id(lm),), (0,), (), 1)
     length = min(LENGTH, lm.max_length or LENGTH)
     mean = sum(counts) / len(counts) if counts else length
@@ -173,7 +184,7 @@ def _extend(
     count = min(samples - len(texts), left)
     (part, *_) = parts_of(lm, [start] * count, [length] * count)
     numbers = range(len(texts), len(texts) + len(part))
-    for ids in sampled(lm, start, [f"{seed}/{number}" for number in numbers], length):
+    for ids in sampled(lm, start, [f"{seed}/{number}" for number in numbers], length, show=show):
         texts.append(str(lm.tokenizer.decode(ids, skip_special_tokens=True)).strip())
         counts.append(len(ids))
 
@@ -188,7 +199,12 @@ def start_id(lm: LM) -> int:
 
 @torch.no_grad()
 def sampled(
-    lm: LM, start: Row, seeds: Sequence[str], length: int, top_k: int = TOP_K
+    lm: LM,
+    start: Row,
+    seeds: Sequence[str],
+    length: int,
+    top_k: int = TOP_K,
+    show: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Sample texts side by side at temperature 1, each from a generator of its own.
 
@@ -198,6 +214,7 @@ def sampled(
         seeds: Seed of each text.
         length: Tokens of a text at most, the start included.
         top_k: Tokens to choose from.
+        show: Called with the number of tokens that are written, after each step.
 
     Returns:
         The new tokens of each text; it ends in front of an end-of-text token.
@@ -216,4 +233,6 @@ def sampled(
             for i, token in zip(growing.live, chosen, strict=True)
         ]
         growing.extend([-1 if token in ends else token for token in chosen], done)
+        if show is not None:
+            show(sum(map(len, growing.ids)) - len(seeds) * len(start.ids))
     return [ids[len(start.ids) :] for ids in growing.ids]

@@ -5,11 +5,13 @@ computed once:
 
 * blocks up to `l` (their output is kept and only the blocks above run);
 * everything before the subject's last token (kept as keys and values of the attention);
-* logits at positions without a label.
+* logits at positions without a label;
+* the essence row `"{subject} is a"`, of which only the subject's last token is read: the bare
+  prompt's row holds that already where it begins with the subject, and elsewhere it ends there.
 
 ```
  row r of an edit   ids: [ … subject … last | relation … target ]    one row per context, and
-                                     │                               "{subject} is a" (essence)
+                                     │                               "{subject}" if need be
    kept once        ◀── prefix ──▶ column[r]
    run each step                     ◀──────── batch ────────▶
 
@@ -25,9 +27,9 @@ Each saving is exact and can be switched off (`Savings`); tests compare them wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +40,9 @@ from torch import Tensor, nn
 from errata.case import Edit
 from errata.config import Settings
 from errata.locate.contexts import Contexts
+from errata.locate.essence import run_rows
 from errata.locate.keys import subject_rows
+from errata.locate.pieces import edit_rows as edit_rows
 from errata.model.experts import label
 from errata.model.hooks import after, bare, hooked
 from errata.model.passes import (
@@ -73,7 +77,8 @@ class Savings(Settings):
         default=True, description="Keep keys and values of the tokens before the subject's last"
     )
     answer_only: bool = Field(
-        default=True, description="Compute logits only where there is a label"
+        default=True,
+        description="Compute logits only where there is a label, and the essence only once",
     )
 
 
@@ -99,34 +104,40 @@ def _adds(lm: LM, layer: int) -> bool:
     return bool(((moved - hidden - shift).abs().max() / shift.abs().max()) < tolerance)
 
 
+Held = tuple[Int[Tensor, " R"], Mapping[Place, Float[Tensor, "e d"]]]
+"""Columns at which vectors are added that are not optimised, and the vectors, of one further place
+per row."""
+
+
 @dataclass
 class Rows:
-    """One chunk of edits laid out as rows: for each edit its contexts, then the essence row.
+    """One chunk of edits laid out as rows: for each edit its contexts, then its essence row if any.
 
     Attributes:
         lm: The model.
         layer: Block whose output the vectors move.
         places: Where in the block.
         n_edits: Edits still in the batch.
-        per_edit: Rows per edit.
+        owner: Per row, the number of its edit, ascending.
         batch: Padded rows, or what follows their prefixes; it says under which patch each runs.
         prefix: Keys and values of the prefixes, if they are cached.
         cut: Blocks up to this one are skipped; None: none is.
         hidden: Output of block `cut`.
         column: Per row, the column of the subject's last token.
-        at: `(row, column)` of every label, then of the essence rows' subjects.
+        at: `(row, column)` of every label, then of the subject that each edit's essence is read at.
         labels: Next token at each label position.
         label_weight: 1 / (contexts x target tokens).
         start: Per place, the output on the bare prompt, before anything is added.
         loss_layer: Block whose output the head reads; None for the last.
         answer_only: Whether logits are computed at `at` only.
+        held: What is added at further columns and stays: columns, and vectors by place.
     """
 
     lm: LM
     layer: int
     places: tuple[Place, ...]
     n_edits: int
-    per_edit: int
+    owner: Int[Tensor, " R"]
     batch: Batch
     prefix: Prefix | None
     cut: int | None
@@ -138,6 +149,7 @@ class Rows:
     start: dict[Place, Float[Tensor, "e d"]]
     loss_layer: int | None
     answer_only: bool
+    held: list[Held] = field(default_factory=list)
 
     def _arguments(self) -> dict[str, Any]:
         # a forward pass appends to the cache it is given, so each one gets a fresh one
@@ -145,15 +157,17 @@ class Rows:
             return {}
         return self.lm.behind(self.prefix.cache())
 
-    def _adder(self, vectors: Float[Tensor, "e d"]) -> Any:
+    def _adder(self, place: Place, vectors: Float[Tensor, "e d"]) -> Any:
         """Hook that adds each edit's vector at its rows' subjects; out of place, for autograd."""
         rows = torch.arange(len(self.column), device=self.column.device)
+        everything = [(self.column, vectors), *((at, held[place]) for at, held in self.held)]
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             states = first(output)
-            added = vectors.repeat_interleave(self.per_edit, 0).to(states.dtype)
-            shaped = states.view(len(rows), -1, states.shape[-1])  # some models flatten tokens
-            moved = shaped.index_put((rows, self.column), added, accumulate=True)
+            moved = states.view(len(rows), -1, states.shape[-1])  # some models flatten tokens
+            for column, vector in everything:
+                added = vector[self.owner].to(states.dtype)
+                moved = moved.index_put((rows, column), added, accumulate=True)
             return with_first(output, moved.view(states.shape))
 
         return hook
@@ -165,8 +179,8 @@ class Rows:
 
         Returns:
             Mean negative log-likelihood of the target per edit, the log-probabilities at the
-            subject of the essence row, and whether all target tokens are the most probable ones in
-            all contexts.
+            subject of its essence prompt (of none, if edits have none), and whether all target
+            tokens are the most probable ones in all contexts.
         """
         lm = self.lm
         with ExitStack() as context:
@@ -175,7 +189,7 @@ class Rows:
             for place, vector in vectors.items():
                 skipped = self.cut == self.layer
                 module = module_at(lm, self.layer, "block" if skipped else place)
-                context.enter_context(hooked(lm, after(module, self._adder(vector))))
+                context.enter_context(hooked(lm, after(module, self._adder(place, vector))))
             if self.loss_layer is not None and self.loss_layer < lm.n_layers - 1:
                 context.enter_context(_exit_at(lm, self.loss_layer))
             if self.answer_only:
@@ -187,7 +201,7 @@ class Rows:
         n = len(self.labels)
         label_logits = logits[:n].gather(1, self.labels[:, None])[:, 0]
         nll = (logits[:n].logsumexp(-1) - label_logits) * self.label_weight
-        edit = self.at[:n, 0] // self.per_edit  # an edit's rows stand together
+        edit = self.owner[self.at[:n, 0]]
         total = nll.new_zeros(self.n_edits).index_add(0, edit, nll)
         misses = (logits[:n].detach().amax(-1) > label_logits.detach()).to(nll.dtype)
         said = nll.new_zeros(self.n_edits).index_add(0, edit, misses) == 0
@@ -195,9 +209,9 @@ class Rows:
 
     def keep(self, edits: Int[Tensor, " k"]) -> None:
         """Drop all edits but these (numbers within the present batch)."""
-        rows = (
-            edits[:, None] * self.per_edit + torch.arange(self.per_edit, device=edits.device)
-        ).view(-1)
+        place = torch.full((self.n_edits,), -1, device=edits.device)
+        place[edits] = torch.arange(len(edits), device=edits.device)
+        rows = (place[self.owner] >= 0).nonzero()[:, 0]
         number = torch.full((len(self.column),), -1, device=edits.device)
         number[rows] = torch.arange(len(rows), device=edits.device)
         moved = number[self.at[:, 0]]
@@ -215,7 +229,11 @@ class Rows:
             self.prefix = self.prefix.rows(rows)
         if self.hidden is not None:
             self.hidden = self.hidden[rows]
-        self.column = self.column[rows]
+        self.column, self.owner = self.column[rows], place[self.owner[rows]]
+        self.held = [
+            (at[rows], {where: vectors[edits] for where, vectors in own.items()})
+            for at, own in self.held
+        ]
         self.n_edits = len(edits)
 
 
@@ -234,27 +252,6 @@ def _exit_at(lm: LM, layer: int) -> AbstractContextManager[None]:
             lambda module, args, output: with_first(output, seen[0]),
         ),
     )
-
-
-def essence_prompt(subject: str) -> str:
-    """Return the prompt whose distribution at the subject must not drift."""
-    return f"{subject} is a"
-
-
-def edit_rows(lm: LM, edit: Edit, contexts: Contexts, patch: int = -1) -> list[Row]:
-    """Tokenise an edit: prompt and target in each context, then the essence row.
-
-    Args:
-        lm: The model.
-        edit: An edit with a subject.
-        contexts: Texts in front of the prompt.
-        patch: The patch in the active stack that its rows run under; -1: none.
-    """
-    subject = str(edit.subject)
-    rows = contexts.rows(edit, lm.row_of)
-    essence = essence_prompt(subject)
-    rows.append(contexts.off_sinks("", lambda text: lm.row(essence, None, subject, prefix=text)))
-    return [replace(row, patch=patch) for row in rows]
 
 
 def plan_chunks(
@@ -315,45 +312,50 @@ def build_rows(
     savings: Savings,
     loss_layer: int | None = None,
     known: dict[Place, Float[Tensor, "e d"]] | None = None,
+    held: Sequence[tuple[Sequence[int], Mapping[Place, Float[Tensor, "e d"]]]] = (),
 ) -> Rows:
     """Lay out the rows of some edits and compute once what does not depend on the vectors.
 
     Args:
         lm: The model.
-        rows: Of each edit, its contexts and then its essence row.
+        rows: Of each edit, its contexts and then its essence row, whole, if edits have one.
         per_edit: How many rows an edit has.
         layer: Block at which vectors are added.
         places: Where in the block.
         savings: Which savings are used.
         loss_layer: Block whose output the head reads; None for the last.
         known: Outputs on the bare prompts, if they are not to be read off these rows.
+        held: Of pieces of an answer, for each piece in front of them its place in every row, and
+            what was found there.
     """
-    edits = len(rows) // per_edit
+    labelled = sum(bool(row.labels) for row in rows[:per_edit])
+    rows, owner, essence_rows = run_rows(lm, rows, per_edit, spare=savings.answer_only)
     device = lm.device
     cut, cached = _savings(lm, layer, places, savings)
     prefix = None
     if cached:
-        prefix = make_prefix(lm, rows, [row.subject_last for row in rows])
+        # what is added further left moves everything behind it
+        own = [row.subject[0] if held and row.subject else row.subject_last for row in rows]
+        prefix = make_prefix(lm, rows, own)
         batch, extra = suffix_batch(lm, rows, prefix)
     else:
         batch, extra = lm.batch(rows, range(len(rows))), {}
     starts = prefix.starts if prefix is not None else (0,) * len(rows)
     column = [row.subject_last - start for row, start in zip(rows, starts, strict=True)]
-    pairs, labels, weights, essence = [], [], [], []
+    pairs, labels, weights = [], [], []
     for r, (row, first_run) in enumerate(zip(rows, starts, strict=True)):
-        if not row.labels:
-            essence.append((r, column[r]))
+        if not row.labels:  # an essence row
             continue
         pairs += [(r, p - first_run) for p in row.positions]
         labels += row.labels
-        weights += [1 / ((per_edit - 1) * len(row.labels))] * len(row.labels)
+        weights += [1 / (labelled * len(row.labels))] * len(row.labels)
     modules = [module_at(lm, layer, place) for place in places]
     below = [] if cut is None else [module_at(lm, cut, "block")]
     _, outputs = capture(lm, batch, outputs=[*modules, *below], **extra)
     extra.clear()
     if prefix is not None and cut is not None:
         prefix = prefix.above(cut + 1)
-    bare = torch.arange(0, len(rows), per_edit, device=device)
+    bare = torch.tensor([owner.index(e) for e in range(owner[-1] + 1)], device=device)
     columns = torch.tensor(column, device=device)
     shape = (len(rows), batch.input_ids.shape[1], -1)
     start: dict[Place, Tensor] = {
@@ -362,12 +364,16 @@ def build_rows(
     }
     wider = torch.float64 if lm.dtype == torch.float64 else torch.float32
     return Rows(
-        lm, layer, places, edits, per_edit, batch, prefix, cut,
+        lm, layer, places, len(bare), torch.tensor(owner, device=device), batch, prefix, cut,
         outputs[-1] if below else None, columns,
-        torch.tensor(pairs + essence, device=device),
+        torch.tensor([*pairs, *((r, column[r]) for r in essence_rows)], device=device),
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device, dtype=wider),
         known or start, loss_layer, savings.answer_only,
+        [
+            (torch.tensor(at, device=device) - torch.tensor(starts, device=device), vectors)
+            for at, vectors in held
+        ],
     )  # fmt: skip
 
 

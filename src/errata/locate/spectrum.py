@@ -24,6 +24,7 @@ from errata.errors import EditError
 from errata.locate.moment_files import Moment, tensor_digest
 from errata.locate.moments import keep, model_folder
 from errata.locate.solve import Factor, factor
+from errata.progress import waiting
 from errata.store.cache import digest, load_tensors
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def spectrum(moment: Float[Tensor, "f f"]) -> tuple[Float[Tensor, " f"], Float[T
     matrix = moment.detach().to(torch.float64)
     if not torch.isfinite(matrix).all():
         raise EditError("the second moment of the keys holds NaN or inf", "Compute it again")
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    with waiting(f"directions that keys use, of {len(matrix):,}"):
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     return values, vectors
 
 
@@ -157,7 +159,8 @@ def get_factor(lm: LM, layer: int, moment: Moment, ridge: float = 0.0) -> Factor
     stored = load_tensors(path)
     if stored is not None:
         return Factor(stored[0]["lower"], stored[1]["ridge"])
-    made = factor(matrix, ridge=ridge)
+    with waiting(f"factoring the second moment of layer {layer}"):
+        made = factor(matrix, ridge=ridge)
     keep(path, {"lower": made.lower}, {"ridge": made.ridge})
     return made
 

@@ -16,7 +16,7 @@ early stop act per edit, so every edit follows the path it would follow alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from errata.config import Settings
 from errata.errors import EditError
 from errata.locate.contexts import Contexts
 from errata.locate.keys import start_values
+from errata.locate.pieces import Piece, has_essence, held_at
 from errata.locate.rows import Rows, Savings, build_rows, plan_chunks
 from errata.model.passes import Place
 from errata.progress import Step, watched
@@ -115,6 +116,7 @@ def optimise_values(
     savings: Savings | None = None,
     patches: Sequence[int] | None = None,
     adaptive: Adaptive | None = None,
+    held: Sequence[Mapping[Place, Float[Tensor, "e d"]]] = (),
 ) -> Values:
     """Find the target values of many edits at once.
 
@@ -128,6 +130,8 @@ def optimise_values(
         savings: Which exact savings are used; all by default.
         patches: For each edit, the patch in the active stack that its value is found under.
         adaptive: How the weight of the likelihood follows the optimisation; None: it is 1.
+        held: Of edits that are pieces of answers, each with as many pieces in front of it: what was
+            found for those, and stays added at their places. All edits have an essence, or none.
 
     Raises:
         EditError: If an edit has no subject, it is not in the prompt, or a loss became NaN or
@@ -137,13 +141,20 @@ def optimise_values(
     parts: list[Values] = []
     order: list[int] = []
     for chunk, tokens in plan_chunks(lm, edits, contexts, patches):
-        per_edit = len(contexts) + 1
+        per_edit = len(contexts) + has_essence(edits[0])
+        stays = [
+            (
+                [held_at(edits[chunk[r // per_edit]], row, k) for r, row in enumerate(tokens)],
+                {place: vectors[chunk] for place, vectors in own.items()},
+            )
+            for k, own in enumerate(held)
+        ]
         exact = start_values(lm, tokens[::per_edit], layer, places) if lm.roughly else None
         title = f"target values of {len(chunk)} edit{'s'[: len(chunk) > 1]}, step"
         with watched(title) as show, lm.searching():
             rows = build_rows(
                 lm, tokens, per_edit, layer, places,
-                savings=savings, loss_layer=settings.loss_layer, known=exact,
+                savings=savings, loss_layer=settings.loss_layer, known=exact, held=stays,
             )  # fmt: skip
             parts.append(_descend(rows, settings, adaptive, show))
         order += chunk
@@ -161,6 +172,46 @@ def optimise_values(
         {place: torch.cat([part.delta[place] for part in parts])[back] for place in places},
         [updates[i] for i in back],
         [losses[i] for i in back],
+    )
+
+
+def values_in_turn(
+    edits: Sequence[Edit],
+    patches: Sequence[int],
+    find: Callable[[list[Edit], list[int], list[Mapping[Place, Tensor]]], Values],
+) -> Values:
+    """Find the values of pieces of answers, those of each answer one after another.
+
+    A piece's value is found with what was found for the pieces in front of it added at theirs; the
+    first pieces of all answers are found together, then the second ones.
+
+    Args:
+        edits: Edits and pieces; the pieces of an answer follow one another.
+        patches: For each, the patch in the active stack.
+        find: Finds the values of some of them: given those, their patches, and what `held` means in
+            `optimise_values`.
+    """
+    rounds: dict[tuple[int, bool], list[int]] = {}
+    for i, edit in enumerate(edits):
+        number = edit.number if isinstance(edit, Piece) else 0
+        rounds.setdefault((number, has_essence(edit)), []).append(i)
+    found: list[tuple[Values, int]] = [None] * len(edits)  # type: ignore[list-item]
+    for (number, _), members in sorted(rounds.items()):
+        held: list[Mapping[Place, Tensor]] = []
+        for k in range(number):
+            own = [found[i - number + k] for i in members]
+            held.append(
+                {p: torch.stack([v.delta[p][at] for v, at in own]) for p in own[0][0].delta}
+            )
+        values = find([edits[i] for i in members], [patches[i] for i in members], held)
+        for at, i in enumerate(members):
+            found[i] = (values, at)
+    places = list(found[0][0].start)
+    return Values(
+        {p: torch.stack([v.start[p][at] for v, at in found]) for p in places},
+        {p: torch.stack([v.delta[p][at] for v, at in found]) for p in places},
+        [v.updates[at] for v, at in found],
+        [v.losses[at] for v, at in found],
     )
 
 
@@ -183,7 +234,7 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, sho
             leaves = [tensor.detach().requires_grad_(not last) for tensor in live]
             nll, essence, said = rows.losses(dict(zip(places, leaves, strict=True)))
             base = essence.detach() if base is None else base
-            kl = (essence.exp() * (essence - base)).sum(-1)
+            kl = (essence.exp() * (essence - base)).sum(-1) if len(essence) else 0 * nll.detach()
             decay = sum(
                 leaf.norm(dim=-1) / size**2 for leaf, size in zip(leaves, length, strict=True)
             )
@@ -217,7 +268,7 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, sho
             keep = running.nonzero()[:, 0]
             rows.keep(keep)
             adam.keep(keep)
-            alive, base = alive[keep], base[keep]
+            alive, base = alive[keep], base[keep] if len(base) else base
             live = [value[keep] for value in live]
             length = [size[keep] for size in length]
             factor, running = factor[keep], running[keep]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from errata.model.kept import kept_or_resumed
 from errata.model.logprobs import RowScore, score_logits
 from errata.model.tokens import Row, positions_of, share_rows
 
@@ -31,7 +32,9 @@ def score_rows(lm: LM, rows: Sequence[Row], max_tokens: int | None = None) -> li
     for batch in lm.batches(shared, max_tokens):
         pairs = [(host, p) for host in batch.index for p in shared[host].positions]
         line = {pair: number for number, pair in enumerate(pairs)}
-        logits = lm.logits(batch, positions_of(shared, batch.index, lm.device))
+        names = [shared[host].ids for host in batch.index]
+        with kept_or_resumed(lm, names, batch):
+            logits = lm.logits(batch, positions_of(shared, batch.index, lm.device))
         asked = [(host, i) for host in batch.index for i in guests[host]]
         logprobs, argmax, ranks = score_logits(
             logits,

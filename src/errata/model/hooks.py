@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from errata.model.kept import Kept
     from errata.model.lm import LM
     from errata.model.tokens import Batch
     from errata.patch.around import AroundModel
@@ -46,6 +47,7 @@ class Installed:
         at: The (row, position) pairs whose logits it computes; None: all.
         depth: How many times everything has been lifted.
         applied: How many patches are applied in place: the weights are not the model's own.
+        kept: Hidden states that rows may begin from; None: every pass is whole.
         written: By id, the parameters that these have written to, and their own values.
         nested: How many passes the one that runs is inside of.
     """
@@ -56,6 +58,7 @@ class Installed:
     at: Tensor | None = None
     depth: int = 0
     applied: int = 0
+    kept: Kept | None = None
     written: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
     nested: int = 0
 

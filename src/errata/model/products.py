@@ -56,7 +56,7 @@ def rounded_products(lm: LM) -> Iterator[None]:
     try:
         for path in lm.spec.blocks:
             for module in lm.module(path).modules():
-                if type(module) in (nn.Linear, Conv1D) and _is_plain(module):
+                if type(module) in (nn.Linear, Conv1D) and _rounds(module):
                     module.forward = _product(module)
                     swapped.append(module)
         yield
@@ -65,9 +65,15 @@ def rounded_products(lm: LM) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Whether a projection's weight is there, and nobody has put a `forward` of his own on it."""
     weight: Any = module.weight
-    return weight.dtype == torch.float32 and not weight.is_meta and "forward" not in vars(module)
+    return not weight.is_meta and "forward" not in vars(module)
+
+
+def _rounds(module: nn.Module) -> bool:
+    weight: Any = module.weight
+    return weight.dtype == torch.float32 and is_plain(module)
 
 
 def _product(module: Any) -> Callable[[Tensor], Tensor]:
@@ -99,15 +105,20 @@ def speed_of_bfloat16(device: torch.device) -> float:
 
     Measured once per processor and release of torch, at the shape of an FFN of a small model.
     """
+    return remembered("bfloat16.json", device, _measured)
+
+
+def remembered(file: str, device: torch.device, measure: Callable[[torch.device], float]) -> float:
+    """Return what was once measured on this processor with this release of torch, else measure."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     key = f"{device.type} {name} torch {torch.__version__}"
-    path = cache_root() / "machine" / "bfloat16.json"
+    path = cache_root() / "machine" / file
     try:
         known = json.loads(path.read_text("utf-8"))
         return float(known[key])
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    found = round(_measured(device), 2)
+    found = round(measure(device), 2)
     write_atomically(path, json.dumps({**known, key: found}, indent=1).encode())
     return found
 
@@ -127,12 +138,19 @@ def _measured(device: torch.device, rows: int = 128, width: int = 768, rounds: i
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         mine, theirs = x.to(dtype), weight.to(dtype)
-        taken = []
-        for _ in range(rounds):
-            begun = time.perf_counter()
-            for _ in range(4):
-                product = nn.functional.linear(mine, theirs)
-            float(product[0, 0])  # a GPU works behind our back until something is read
-            taken.append(time.perf_counter() - begun)
-        seconds[dtype] = min(taken[1:])
+        seconds[dtype] = seconds_of(
+            lambda mine=mine, theirs=theirs: nn.functional.linear(mine, theirs), rounds
+        )
     return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def seconds_of(product: Callable[[], Tensor], rounds: int = 5) -> float:
+    """Return how long four products take at best, the first round left out."""
+    taken = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for _ in range(4):
+            result = product()
+        float(result[0, 0])  # a GPU works behind our back until something is read
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from errata import __version__
 from errata.documents import Document, checked
-from errata.errors import ConfigError, ModelError
+from errata.errors import ConfigError, ErrataError, ModelError
 from errata.model.weights import Identity, identity
 from errata.store.files import sha256_of
 from errata.store.folders import write_folder
@@ -37,7 +38,7 @@ SHIPPED = Path(__file__).parent.parent / "world" / "pocket_editors"
 def is_trained_editor(folder: Path) -> bool:
     """Whether a folder holds the trained networks of an editor."""
     try:
-        return "editor" in read_object(folder / CONFIG)
+        return "editor" in read_object(folder / CONFIG, within=folder)
     except (OSError, ValueError):
         return False
 
@@ -90,8 +91,14 @@ def locate(given: str, hint: str = "") -> Path:
         path = Path(given).expanduser()
         path.is_dir()
     if path.is_dir():
-        if (path / "best" / CONFIG).is_file():  # the folder of a training run
-            return path / "best"
+        best = path / "best"
+        if (best / CONFIG).is_file():  # the folder of a training run
+            if not best.resolve().is_relative_to(path.resolve()):
+                raise ConfigError(
+                    f"{best} is a link to {best.resolve()}, outside of its folder",
+                    "Name that folder itself if its networks are meant.",
+                )
+            return best
         if (path / "lock").is_file() and not (path / WEIGHTS).is_file():
             raise ConfigError(
                 f"the training run in {path} has kept no networks yet",
@@ -127,7 +134,7 @@ class _Config(Document):
     revision: str | None = None
     fingerprint_float16: str | None = None
     dtype: str | None = None
-    sha256: str | None = None
+    sha256: str
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -173,10 +180,35 @@ def read_card(folder: Path, editor: str, lm: LM) -> dict[str, Any]:
     if base is None or not base.same(identity(lm)):
         raise ModelError(
             f"the networks in {folder} were trained on {config.get('model')} "
-            f"({base or 'unknown weights'}), not on {lm.name} ({identity(lm)})",
-            f"Train them for this model: errata train {editor} --model {lm.name} …",
+            f"({base or 'unknown weights'}), not on {lm.name} ({identity(lm)})"
+            + _why(config.get("shape"), _shape(lm)),
+            f"Train them for this model: errata train {editor} --model {lm.name} …; or load the "
+            f"weights they were trained on: --model {config.get('model')}",
         )
     return config
+
+
+def _shape(lm: LM) -> dict[str, Any]:
+    """Return what tells one architecture from another."""
+    vocabulary, width = (int(n) for n in lm.embedding.shape)
+    kind = str(getattr(lm.model.config, "model_type", "model"))
+    return {"type": kind, "blocks": lm.n_layers, "width": width, "vocabulary": vocabulary}
+
+
+def _why(theirs: Any, mine: Mapping[str, Any]) -> str:
+    """Say what kind of other model it is, as far as the sizes tell; earlier cards have none."""
+    if not isinstance(theirs, dict):
+        return ""
+    if theirs == mine:
+        return (
+            ": a model of the same shape with other weights, as another quantisation or release of "
+            "one checkpoint has, or a copy tuned or edited since; its gradient factors are others"
+        )
+    sizes = "{type}, {blocks} blocks of width {width}, {vocabulary:,} tokens"
+    try:
+        return f": {sizes.format(**theirs)}, not {sizes.format(**mine)}"
+    except (KeyError, ValueError, TypeError):  # written by hand
+        return ""
 
 
 def save(
@@ -216,6 +248,7 @@ def save(
         "model": lm.name,
         "revision": lm.revision,
         **identity(lm).record(),
+        "shape": _shape(lm),
         "errata": __version__,
         **(facts or {}),
     }
@@ -230,37 +263,91 @@ def save(
     return folder
 
 
+def check_declared(build: Callable[[], nn.Module], folder: Path) -> None:
+    """Refuse settings that declare other tensors than the file holds, before any is allocated.
+
+    Args:
+        build: Makes the networks; called on a device that has shapes and no memory. Networks that
+            cannot be made there are compared when they are loaded.
+        folder: Where they are kept.
+
+    Raises:
+        ModelError: Names what does not fit.
+    """
+    path = folder / WEIGHTS
+    try:
+        with torch.device("meta"):
+            own = _shapes(build().state_dict())
+    except (NotImplementedError, ErrataError):
+        return
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if "meta" in str(error):
+            return
+        raise ModelError(
+            f"{folder / CONFIG} declares networks that cannot be made: {error}",
+            "Train or download it again.",
+        ) from None
+    from safetensors import safe_open
+
+    with _opening(folder), safe_open(path, "pt") as file:
+        names = file.keys()
+        _compare(own, {name: tuple(file.get_slice(name).get_shape()) for name in names}, path)
+
+
 def load_into(network: nn.Module, folder: Path) -> None:
     """Load saved tensors into networks of the same settings.
 
     Raises:
         ModelError: If the file is missing or damaged, does not fit, or holds NaN.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    expected = read_config(folder)["sha256"]
+    with _opening(folder):
+        if sha256_of(path) != expected:
+            raise ValueError(f"it does not match the checksum in {CONFIG}")
+        tensors = load_file(path)
+    own = network.state_dict()
+    _compare(_shapes(own), _shapes(tensors), path)
+    converted = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            raise ModelError(
+                f"{path}: {name} holds {tensor.dtype}; expected {own[name].dtype}",
+                "Train or download it again.",
+            )
+        # once converted: what is finite in float64 need not be in float32
+        if tensor.is_floating_point() and not bool(torch.isfinite(converted[name]).all()):
+            raise ModelError(f"{path}: {name} holds NaN or infinite values", "Train it again.")
+    network.load_state_dict(converted)
+
+
+@contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """Name the file of weights that is missing, elsewhere or damaged."""
+    from safetensors import SafetensorError
 
     path = folder / WEIGHTS
     if not path.is_file():
         raise ModelError(f"{folder} holds no {WEIGHTS}", "Train or download it again.")
     try:
         check_file(path, within=folder)
-        expected = read_config(folder).get("sha256")  # earlier versions wrote none
-        if expected is not None and sha256_of(path) != expected:
-            raise ValueError(f"it does not match the checksum in {CONFIG}")
-        tensors = load_file(path)
+        yield
     except (SafetensorError, ValueError, OSError) as error:
         raise ModelError(f"{path} is damaged: {error}", "Train or download it again.") from None
-    own = network.state_dict()
-    fits = own.keys() == tensors.keys() and all(own[k].shape == t.shape for k, t in tensors.items())
-    if not fits:
-        strange = sorted(own.keys() ^ tensors.keys()) or sorted(
-            k for k in own if own[k].shape != tensors[k].shape
-        )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _compare(
+    own: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    strange = sorted(own.keys() ^ there.keys()) or sorted(k for k in own if own[k] != there[k])
+    if strange:
         raise ModelError(
             f"{path} does not fit the settings in {CONFIG}: {', '.join(strange[:3])}",
             "Train or download it again.",
         )
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{path}: {name} holds NaN or infinite values", "Train it again.")
-    network.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Chat, Edit, Probe
+from errata.progress import waiting
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -174,10 +175,11 @@ def compare(
             answers(lm, prompts, targets, chat, system),
         )
 
-    with nullcontext() if before is None else before.applied(lm):
-        old = look()
-    with patch.applied(lm):
-        new = look()
+    with waiting("asking before and after"):
+        with nullcontext() if before is None else before.applied(lm):
+            old = look()
+        with patch.applied(lm):
+            new = look()
     views = Comparison()
     for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         p_before, hit_before = old.likely[i] or (None, None)

@@ -29,6 +29,7 @@ from errata.patch.factored import low_rank_svd as low_rank_svd
 from errata.patch.folder import pack
 from errata.patch.patch import Patch
 from errata.patch.places import beside, is_transposed
+from errata.patch.signature import NAME as SIGNATURE
 from errata.store.files import open_to_others, sha256_of
 from errata.store.folders import replacing, write_folder
 
@@ -129,7 +130,7 @@ def to_lora(
         patch, record_of(of_base(patch), "lora", base, digests), _use_lora(base, folder.name)
     )
     written = {WEIGHTS_NAME: packed, **told, CONFIG_NAME: text.encode()}
-    write_folder(folder, written, force=force, what="an adapter")
+    write_folder(folder, written, force=force, what="an adapter", gone=(SIGNATURE,))
     most = RANKS[-1]
     beyond = lost_at(found.pairs, most) if rank > most else {}
     return LoraReport(folder, base, rank, modules, found.lost, beyond)

@@ -20,6 +20,7 @@ from errata.errors import ErrataError, PatchError
 from errata.patch.changes import Change, change_of
 from errata.patch.document import check_document
 from errata.patch.patch import Patch
+from errata.patch.signature import NAME as SIGNATURE
 from errata.store.files import sha256_of
 from errata.store.folders import write_folder
 from errata.untrusted import check_file, reachable, read_object
@@ -79,7 +80,7 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
     files = {TENSOR_NAME: packed, JSON_NAME: text.encode()}
-    write_folder(folder, files, force=force, what="a patch")
+    write_folder(folder, files, force=force, what="a patch", gone=(SIGNATURE,))
     return folder
 
 

@@ -20,6 +20,7 @@ from errata.patch.adapter import patch_of
 from errata.patch.card import files_of, read_record, record_of
 from errata.patch.factored import base_of, factored, of_base
 from errata.patch.llama_cpp import Names, need_gguf
+from errata.patch.signature import NAME as SIGNATURE
 from errata.store.folders import write_folder
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def to_gguf(
     modelfile = f"FROM {served}\nADAPTER ./{FILE_NAME}\n"
     told = files_of(patch, record, "\n".join(report.serve), language="sh")
     files = {**told, MODELFILE: modelfile.encode(), FILE_NAME: packed}
-    write_folder(folder, files, force=force, what="an adapter")
+    write_folder(folder, files, force=force, what="an adapter", gone=(SIGNATURE,))
     return report
 
 

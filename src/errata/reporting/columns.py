@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from errata.case import BEYOND
 from errata.config import did_you_mean
 from errata.errors import ConfigError
 from errata.evaluation.metrics import mean
@@ -17,7 +18,9 @@ COUNTERFACT = ("ES", "PS", "NS", "S")
 TEXTS = ("fluency", "consistency")
 TEST, WILD, JUDGE, RETENTION, GENERAL = "test.", "wild.", "judge.", "retention.", "general."
 PERPLEXITY = "perplexity"
-GROUPS = ("core", "top1", "counterfact", "texts", "wild", "suite", "retention", "general")
+GROUPS = (
+    "core", "top1", "counterfact", "texts", "wild", "beyond", "suite", "retention", "general"
+)  # fmt: skip
 """Names of groups, in the order of their columns."""
 
 _SHORT = {
@@ -26,6 +29,8 @@ _SHORT = {
     "fluency": "GE", "consistency": "RS", "perplexity": "PPL",
     "wild.reliability": "Rel wild", "wild.generality": "Gen wild", "wild.locality": "Loc wild",
     "judge.reliability": "Rel judged", "judge.generality": "Gen judged",
+    "choice": "MC", "negation": "Neg", "leakage": "Leak",
+    "wild.choice": "MC wild", "wild.negation": "Neg wild", "wild.leakage": "Leak wild",
     "retention.immediate": "at once", "retention.final": "at end",
 }  # fmt: skip
 _TOLD = {
@@ -34,6 +39,8 @@ _TOLD = {
     "texts": "GE, RS: fluency (100 times bits) and consistency of sampled texts",
     "wild": "wild: answers as the model itself writes them (WILD): exact match, and equal tokens; "
     "judged: by a judge instead",
+    "beyond": "MC: picks the new answer among objects of the relation; Neg: another answer is "
+    "likelier behind the negated prompt; Leak: the old answer is still likelier (less is better)",
     "suite": "names in lower case: tests of the suite, micro-averages over their questions",
     "retention": "at once, at end: reliability right after each edit, and after all of them",
     "general": "PPL: perplexity after all edits; names with a slash: metrics of general ability",
@@ -70,6 +77,8 @@ def column_of(name: str) -> Column:
         return Column(name, "counterfact", title)
     if name in TEXTS:
         return Column(name, "texts", title, unit="bits" if name == "fluency" else "percent")
+    if name.removeprefix(WILD) in BEYOND:
+        return Column(name, "beyond", title, marked=not name.endswith("leakage"))
     if name.startswith((WILD, JUDGE)):
         return Column(name, "wild", title)
     if name.startswith(TEST):
@@ -87,6 +96,7 @@ def ordered(names: Iterable[str]) -> list[str]:
     """Return metrics in the order of their columns."""
     first = [*CORE, *TOP1, *COUNTERFACT, *TEXTS, *(TEST + name for name in ROBUSTNESS)]
     first += [*(WILD + name for name in CORE), *(JUDGE + name for name in CORE)]
+    first += [*BEYOND, *(WILD + name for name in BEYOND)]
     first += [RETENTION + "immediate", RETENTION + "final", PERPLEXITY]
     ranks = {name: place for place, name in enumerate(first)}
 
@@ -143,7 +153,9 @@ def scores_in(record: Mapping[str, Any]) -> dict[tuple[str, str], list[float]]:
 
 
 def _is_shown(metric: str) -> bool:
-    return metric in (*CORE, *TOP1, *COUNTERFACT, *TEXTS) or metric.startswith((WILD, JUDGE))
+    return metric in (*CORE, *TOP1, *COUNTERFACT, *TEXTS, *BEYOND) or metric.startswith(
+        (WILD, JUDGE)
+    )
 
 
 def is_column(metric: str) -> bool:

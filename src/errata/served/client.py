@@ -139,11 +139,11 @@ def open_here(request: urllib.request.Request, timeout: float) -> Any:
 _OPENER = urllib.request.build_opener(_Stay)
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The server's answer to one request is an error.
 
     Args:
-        code: Of HTTP; 0 if there was no answer.
+        code: Of HTTP; 0 if there was no answer, 200 if it is not what was asked for.
         reason: What is said to the user.
         wait: Seconds after which it may be tried again; None: it may not.
     """
@@ -174,8 +174,8 @@ class Client:
             EndpointError: If nothing answers, or it wants another key.
         """
         try:
-            found = self._patiently("models", None)
-        except _Refused as error:
+            found = self.post("models", None)
+        except Refused as error:
             if error.code in (404, 405, 501):
                 return None
             raise self._error(error) from None
@@ -234,7 +234,7 @@ class Client:
         path = "chat/completions" if chat else "completions"
         try:
             return read_said(self._asked(path, body, probabilities))
-        except _Refused as error:
+        except Refused as error:
             return Failure(error.reason)
         except ValueError as error:
             return Failure(f"{self.endpoint.url}: the answer is none of a completion: {error}")
@@ -243,20 +243,28 @@ class Client:
         """Ask with log probabilities, and without where the server does not give them."""
         if not self._plain.is_set():
             try:
-                return self._patiently(path, body | probabilities)
-            except _Refused as error:
+                return self.post(path, body | probabilities)
+            except Refused as error:
                 if error.code not in (400, 422) or "logprob" not in error.reason.lower():
                     raise
                 self._plain.set()
-        return self._patiently(path, body)
+        return self.post(path, body)
 
-    def _patiently(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        """Make a request, again where that may help."""
+    def post(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        """Make a request, again where that may help, and return what JSON says.
+
+        Args:
+            path: Behind the endpoint's address.
+            body: What is sent; None: nothing (GET).
+
+        Raises:
+            Refused: If it fails.
+        """
         tries = 0
         while True:
             try:
                 return self._once(path, body)
-            except _Refused as error:
+            except Refused as error:
                 if error.wait is None or tries >= self.endpoint.retries or self._down.is_set():
                     if error.code == 0:
                         self._down.set()  # the questions behind it do not wait as well
@@ -275,27 +283,28 @@ class Client:
             with open_here(request, self.endpoint.timeout) as reply:
                 raw = reply.read(LARGEST + 1)
         except urllib.error.HTTPError as error:
-            raise _refusal(url, error) from None
+            with error:
+                raise _refusal(url, error) from None
         except TimeoutError:
             seconds = f"{self.endpoint.timeout:g} seconds"
-            raise _Refused(0, f"{url} gives no answer within {seconds}", 0.0) from None
+            raise Refused(0, f"{url} gives no answer within {seconds}", 0.0) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             why = getattr(error, "reason", None) or error
             if isinstance(why, TimeoutError):
                 seconds = f"{self.endpoint.timeout:g} seconds"
-                raise _Refused(0, f"{url} gives no answer within {seconds}", 0.0) from None
+                raise Refused(0, f"{url} gives no answer within {seconds}", 0.0) from None
             text = getattr(why, "strerror", None) or str(why) or type(why).__name__
-            raise _Refused(0, f"nothing answers at {url}: {text}", 0.0) from None
+            raise Refused(0, f"nothing answers at {url}: {text}", 0.0) from None
         if len(raw) > LARGEST:
-            raise _Refused(200, f"{url} answers with more than {LARGEST >> 20} MB")
+            raise Refused(200, f"{url} answers with more than {LARGEST >> 20} MB")
         try:
             return json.loads(raw)
         except (ValueError, RecursionError):
             begin = raw[:60].decode("utf-8", "replace").strip()
             reason = f"{url} answers with something that is no JSON: {begin!r}"
-            raise _Refused(200, reason) from None
+            raise Refused(200, reason) from None
 
-    def _error(self, error: _Refused) -> EndpointError:
+    def _error(self, error: Refused) -> EndpointError:
         hint = None
         if error.code in (401, 403):
             hint = f"Put the key into the environment: {KEYS[0]}=…"
@@ -304,22 +313,31 @@ class Client:
         return EndpointError(error.reason, hint)
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> _Refused:
+def _refusal(url: str, error: urllib.error.HTTPError) -> Refused:
     """Read an answer that is an error."""
     if 300 <= error.code < 400:
         where = error.headers.get("Location", "elsewhere")
-        return _Refused(error.code, f"{url} sends us to {where}: give that address instead")
-    try:
-        told = json.loads(error.read(LARGEST))
-        told = told.get("error", told) if isinstance(told, dict) else told
-        told = told.get("message", told) if isinstance(told, dict) else told
-    except (OSError, ValueError, RecursionError, http.client.HTTPException):
-        told = error.reason
+        return Refused(error.code, f"{url} sends us to {where}: give that address instead")
+    told = _told(error) or error.reason
     text = " ".join(str(told).split())[:200]
     what = {401: "wants another key", 403: "does not allow this", 429: "is asked too often"}
     reason = f"{url} {what.get(error.code, f'answers {error.code}')}: {text}"
     wait = _seconds(error.headers.get("Retry-After")) if error.code in AGAIN else None
-    return _Refused(error.code, reason, wait)
+    return Refused(error.code, reason, wait)
+
+
+def _told(error: urllib.error.HTTPError) -> Any:
+    """Return what a server says of an error: a message in JSON, or plain text."""
+    try:
+        raw = error.read(LARGEST).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+    try:
+        told = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw if raw.lstrip()[:1] not in ("<", "{", "[") else ""  # a page says nothing
+    told = told.get("error", told) if isinstance(told, dict) else told
+    return told.get("message", told) if isinstance(told, dict) else told
 
 
 def _seconds(text: str | None) -> float:

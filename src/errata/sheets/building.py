@@ -134,12 +134,15 @@ def build(
     chosen = [fitted(editor, lm) for editor in editors_of(sheet, lm.name)]
     check_facts(facts, chosen)
     step: Callable[..., None] = progress or (lambda *_: None)
+    there = [None if fresh else _kept(lm, chosen, fact) for fact in facts]
+    if None in there:
+        for editor in chosen:
+            editor.prepare(lm)  # shows by itself how far it has come
     parts: list[Patch] = []
     made: list[str] = []
-    for number, fact in enumerate(facts):
-        step(number, len(facts), fact.id)
-        part = None if fresh else _kept(lm, chosen, fact)
+    for number, (fact, part) in enumerate(zip(facts, there, strict=True)):
         if part is None:
+            step(number, len(facts), fact.id)  # what was kept says nothing of how long it takes
             part = _edited(lm, chosen, fact)
             made.append(fact.id)
         parts.append(part)
@@ -198,7 +201,6 @@ def _edited(lm: LM, chosen: Sequence[Editor], fact: Fact) -> Patch:
         if len(chosen) > 1:
             _, patch = best(lm, chosen, edits, None)
         else:
-            chosen[0].prepare(lm)
             patch, _ = make(lm, chosen[0], edits, None)
     except ErrataError as error:
         raise EditError(f"{fact.place}: {error.message}", error.hint) from error

@@ -56,11 +56,11 @@ class Difference:
             parts.append(f"{len(self.removed)} removed")
         told = [", ".join(parts) if parts else "the same facts"]
         if self.moved:
-            told.append(f"{_named(self.moved)} moved")
+            told.append(f"{named(self.moved)} moved")
         if self.back:
-            told.append(f"{_named(self.back)} as before the edits again")
+            told.append(f"{named(self.back)} as before the edits again")
         if self.beside:
-            told.append(f"of what was not asked before, {_named(self.beside)} moved")
+            told.append(f"of what was not asked before, {named(self.beside)} moved")
         return "; ".join(told)
 
     @property
@@ -86,7 +86,8 @@ class Difference:
         }
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
     shown = ", ".join(names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
@@ -99,7 +100,8 @@ def told_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _changes(one: Facts, two: Facts) -> Difference:
+def changes(one: Facts, two: Facts) -> Difference:
+    """Return what two sets of facts have not in common, by their ids."""
     both = [name for name in two if name in one]
     changed = {}
     for name in both:
@@ -116,7 +118,7 @@ def _changes(one: Facts, two: Facts) -> Difference:
 
 def words(one: Facts, two: Facts) -> str:
     """Say in words what two sets of facts have not in common."""
-    return str(_changes(one, two))
+    return str(changes(one, two))
 
 
 def difference(one: str | Path, two: str | Path) -> Difference:
@@ -131,7 +133,7 @@ def difference(one: str | Path, two: str | Path) -> Difference:
         PatchError: If a patch was not built of a sheet.
     """
     (first, then), (second, now) = _side(Path(one)), _side(Path(two))
-    found = _changes(first, second)
+    found = changes(first, second)
     if then is None or now is None:
         return found
     both = [prompt for prompt in now if prompt in then]

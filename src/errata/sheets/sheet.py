@@ -1,8 +1,8 @@
-"""A sheet: a folder with `errata.toml` (model, editors, gates) and `facts/*.jsonl`."""
+"""A sheet: a folder with `errata.toml` (model, editors, gates) and facts in JSONL or YAML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,6 +12,8 @@ from pydantic import Field, field_validator
 
 from errata.config import Settings, read_toml, settings_from
 from errata.data._reading import read_lines
+from errata.data._records import Record
+from errata.data._yaml import ENDINGS, read_yaml
 from errata.errors import ConfigError, DataError
 from errata.sheets.fact import Fact, fact_of
 from errata.store.digest import digest_of_all
@@ -136,7 +138,8 @@ def load_sheet(folder: str | Path, at: date | None = None) -> Sheet:
     if not facts:
         raise DataError(
             f"{folder / FACTS} holds no fact",
-            'One object per line: {"id": …, "prompt": …, "target": …}',
+            'In a .jsonl file one object per line: {"id": …, "prompt": …, "target": …}; in a .yaml '
+            "file a list of them.",
         )
     _check_ids(facts)
     _check_answers(facts, at or date.today())
@@ -154,12 +157,33 @@ def files_of(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"cannot read {folder / FACTS}: {error.strerror or error}") from None
     for entry in entries:
-        if entry.suffix in (".json", ".yaml", ".yml", ".toml", ".csv"):
+        if entry.suffix in (".json", ".toml", ".csv"):
             raise DataError(
-                f"{entry} would be overlooked: facts are read from .jsonl files",
+                f"{entry} would be overlooked: facts are read from .jsonl and .yaml files",
                 "Write one object per line to a file that ends in .jsonl.",
             )
-    return [entry for entry in entries if entry.suffix == ".jsonl" and entry.name[0] != "."]
+    endings = (".jsonl", *ENDINGS)
+    return [entry for entry in entries if entry.suffix in endings and entry.name[0] != "."]
+
+
+QUOTES = "Mend the entry; numbers and true or false that are meant as texts stand in quotes."
+
+
+def facts_of(path: Path) -> Iterator[tuple[Record, Fact]]:
+    """Read a file of facts, each with the record that it was read from.
+
+    Raises:
+        DataError: Names file, line and field.
+    """
+    written = path.suffix in ENDINGS
+    for record in read_yaml(path) if written else read_lines(path):
+        if isinstance(record, DataError):
+            raise DataError(record.message, "Mend the line.")
+        try:
+            yield record, fact_of(record)
+        except DataError as error:
+            plain = written and error.hint == "Mend the line."
+            raise DataError(error.message, QUOTES if plain else error.hint) from None
 
 
 def _read(path: Path, folder: Path) -> list[Fact]:
@@ -167,12 +191,7 @@ def _read(path: Path, folder: Path) -> list[Fact]:
         check_file(path, within=folder)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    found = []
-    for record in read_lines(path):
-        if isinstance(record, DataError):
-            raise DataError(record.message, "Mend the line.")
-        found.append(fact_of(record))
-    return found
+    return [fact for _, fact in facts_of(path)]
 
 
 def _check_ids(facts: Sequence[Fact]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from errata.data._reading import read_bytes
+from errata.data._yaml import ENDINGS, without_entry
 from errata.errors import ConfigError, DataError
-from errata.sheets.fact import fact_of
-from errata.sheets.sheet import FACTS, TOML, Sheet, files_of
+from errata.sheets.sheet import FACTS, TOML, Sheet, facts_of, files_of
 from errata.store.files import write_atomically, write_together
 
 HEAD = """\
 # A fact sheet: corrections of one model, kept under version control.
-# Facts are in facts/*.jsonl, one per line. `errata sheet build` makes one patch out of them,
-# `errata sheet check` says whether it holds, and exits with 3 if a gate is missed.
+# Facts are in facts/*.jsonl, one per line, or in facts/*.yaml. `errata sheet build` makes one
+# patch out of them, `errata sheet check` says whether it holds: 3 if a gate is missed.
 
 name = {name}
 model = {model}
@@ -90,7 +91,7 @@ def new_sheet(
 
 
 def without_fact(sheet: Sheet, name: str) -> Path:
-    """Take the line of a fact out of its file; all other lines keep their bytes.
+    """Take a fact out of its file; all other lines keep their bytes.
 
     Args:
         sheet: The sheet, as it was read.
@@ -100,20 +101,20 @@ def without_fact(sheet: Sheet, name: str) -> Path:
         The file.
 
     Raises:
-        DataError: If there is no such fact, or the file was changed since it was read.
+        DataError: If there is no such fact, the file was changed since it was read, or it is YAML
+            of which no lines can be taken out.
         ErrataError: If the file cannot be written.
     """
-    from errata.data._reading import read_bytes, read_lines
-
     sheet.find(name)
     for path in files_of(sheet.folder):
-        for record in read_lines(path):
-            if isinstance(record, DataError):
-                raise record
-            if fact_of(record).id != name:
+        for record, fact in facts_of(path):
+            if fact.id != name:
                 continue
-            lines = read_bytes(path).split(b"\n")
-            del lines[int(record.key) - 1]
-            write_atomically(path, b"\n".join(lines))
+            if path.suffix in ENDINGS:
+                write_atomically(path, without_entry(path, int(record.key)))
+            else:
+                lines = read_bytes(path).split(b"\n")
+                del lines[int(record.key) - 1]
+                write_atomically(path, b"\n".join(lines))
             return path
     raise DataError(f"{name!r} is no longer in {sheet.folder}", "Read the sheet again.")

@@ -93,7 +93,12 @@ def replacing(
 
 
 def write_folder(
-    folder: Path, files: Mapping[str, bytes], *, force: bool, what: str = "something"
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    force: bool,
+    what: str = "something",
+    gone: Collection[str] = (),
 ) -> None:
     """Write files that belong together: all of them are there, or what was there before.
 
@@ -102,15 +107,19 @@ def write_folder(
         files: Content by name; the most important one last.
         force: Whether such files that are there may be replaced.
         what: What is there if they may not, for the message.
+        gone: Names of files that belong to what is replaced, and go with it.
 
     Raises:
         ErrataError: If they cannot be written.
     """
     if not _stays(Path(os.path.realpath(folder))):
-        with replacing(folder, force=force, owned=tuple(files), what=what) as new:
+        with replacing(folder, force=force, owned=(*files, *gone), what=what) as new:
             for name, data in files.items():
                 write_whole(new / name, data)
         return
+    for name in gone:
+        with suppress(FileNotFoundError):
+            (folder / name).unlink()
     staged = {folder / name: data for name, data in files.items()}
     *_, last = files  # without it the folder holds nothing that could be read by mistake
     write_together(staged, last=folder / last)

@@ -18,7 +18,7 @@ __all__ = ["pair_facts", "strategies"]
 strategies = Registry(
     "strategy", "errata.strategies", Path(__file__).parent, "errata.strategies", home="strategy",
     base="errata.strategies.base:Strategy",
-    stated=("name", "title", "paper", "hosts", "needs", "weights", "exports"),
+    stated=("name", "title", "paper", "hosts", "needs", "spares", "weights", "exports"),
 )  # fmt: skip
 
 
@@ -29,12 +29,13 @@ def pair_facts(strategy: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str
         strategy: The strategy's facts.
         host: Those of the editor it is put on.
     """
+    needs = dict.fromkeys((*host["needs"], *strategy["needs"]))
     return {
         **host,
         "name": f"{host['name']}+{strategy['name']}",
         "title": f"{host['title']}+{strategy['title']}",
         "paper": f"{strategy['paper']}; on {host['paper']}",
-        "needs": tuple(dict.fromkeys((*host["needs"], *strategy["needs"]))),
+        "needs": tuple(need for need in needs if need not in strategy.get("spares", ())),
         "weights": strategy["weights"] and host["weights"],
         "exports": tuple(form for form in host["exports"] if form in strategy["exports"]),
     }

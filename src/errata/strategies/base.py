@@ -19,12 +19,14 @@ class Strategy(Editor):
 
     Attributes:
         hosts: Names of the editors it works on.
+        spares: What a host needs and the pair does not.
         Settings: Its own settings, added to those of the host.
         overrides: Host -> model -> settings of the pair, on top of those that the host has for that
             model: published ones, or a preset.
     """
 
     hosts: ClassVar[tuple[str, ...]]
+    spares: ClassVar[tuple[str, ...]] = ()
     Settings: ClassVar[type[Settings]] = Settings
     overrides: ClassVar[Mapping[str, Mapping[str, Mapping[str, object]]]] = {}
 
@@ -34,6 +36,7 @@ def combine(strategy: type[Strategy], host: type[Editor]) -> type[Editor]:
     from pydantic import create_model
 
     stated = [{fact: getattr(cls, fact) for fact in FACTS} for cls in (strategy, host)]
+    stated[0]["spares"] = strategy.spares
     facts = pair_facts(*stated)
     own = strategy.overrides.get(host.name, {})
     bases: Any = (strategy.Settings, host.Config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +76,7 @@ class DataEntry(Settings):
     skip_bad: bool = Field(default=False, description="Leave broken records out")
     options: dict[str, Value] = Field(default_factory=dict, description="As --data-set")
     label: str | None = Field(default=None, description="Name in tables")
+    models: tuple[str, ...] | None = Field(default=None, description="Only for these models")
     protocol: dict[str, Value] = Field(
         default_factory=dict,
         description="What is asked on this data set only, as the recipe's [protocol]",
@@ -215,6 +216,9 @@ def recipe_from(
             if kind is DataEntry and "protocol" in table:
                 own = _table(table["protocol"], where, f"{section}.{name}.protocol")
                 table["protocol"] = _protocol(own, f"{where} [data.{name}.protocol]", data_dir)
+            for key in ("settings", "edit_settings", "on") if kind is EditorRow else ():
+                if key in table:
+                    table[key] = _placed(table[key], data_dir)
             if kind is EditorRow and "train" in table:
                 inner = _table(table["train"], where, f"{section}.{name}.train")
                 if "data" in inner:
@@ -234,6 +238,7 @@ def recipe_from(
         except ConfigError as error:
             told = error.message.removeprefix("protocol: ")
             raise ConfigError(f"{where} {place}: {told}", error.hint) from None
+        _check_names(f"{where} [data.{name}] models", entry.models or (), recipe.models)
     for name, row in recipe.editors.items():
         _check_row(row, recipe, f"{where} [editors.{name}]")
     return recipe
@@ -265,14 +270,7 @@ def _protocol(table: Mapping[str, Any], where: str, data_dir: str | Path) -> dic
             hint = "Write seeds = […]." if name in NOT_ASKED else did_you_mean(name, known)
             raise ConfigError(f"{where}: unknown setting {name!r}", hint)
 
-    def placed(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: placed(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [placed(item) for item in value]
-        return value.replace(DATA, str(data_dir)) if isinstance(value, str) else value
-
-    return placed(table)
+    return _placed(table, data_dir)
 
 
 def _read(kind: type[S], table: Mapping[str, Any], where: str) -> S:
@@ -288,17 +286,25 @@ def _read(kind: type[S], table: Mapping[str, Any], where: str) -> S:
     return settings_from(kind, table, where=where)
 
 
-def _placed(specs: Any, data_dir: str | Path) -> Any:
-    """Return the names of data sets with the folder put in; anything else as it is."""
-    if not isinstance(specs, list | tuple):
-        return specs
-    return [spec.replace(DATA, str(data_dir)) if isinstance(spec, str) else spec for spec in specs]
+def _placed(value: Any, data_dir: str | Path) -> Any:
+    """Return a value with the folder of local data put into all its texts."""
+    if isinstance(value, Mapping):
+        return {key: _placed(item, data_dir) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_placed(item, data_dir) for item in value]
+    return value.replace(DATA, str(data_dir)) if isinstance(value, str) else value
 
 
 def _table(value: Any, where: str, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: {name} is {value!r}; expected a table [{name}]")
     return value
+
+
+def _check_names(place: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{place}: {name!r} is not in this recipe", did_you_mean(name, known))
 
 
 def _check_row(row: EditorRow, recipe: Recipe, place: str) -> None:
@@ -309,11 +315,7 @@ def _check_row(row: EditorRow, recipe: Recipe, place: str) -> None:
         ("models", row.models or (), recipe.models),
         ("data", row.data or (), recipe.data),
     ):
-        for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"{place} {key}: {name!r} is not in this recipe", did_you_mean(name, known)
-                )
+        _check_names(f"{place} {key}", names, known)
     if row.edit_settings and row.train is None:
         raise ConfigError(
             f"{place}: edit_settings belong to rows with a training", "Write them as settings."

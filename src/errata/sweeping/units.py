@@ -110,6 +110,8 @@ def expand(
             training = _training(recipe, out, name, row, model, of, steps)
             trainings[training.name] = training
         for data in row.data or recipe.data:
+            if model not in (recipe.data[data].models or recipe.models):
+                continue
             cell = _cell(recipe, out, name, row, model, data, seed, limit, training)
             if cell.name in cells:
                 raise ConfigError(f"two rows of the recipe are both called {name!r}")

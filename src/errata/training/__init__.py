@@ -14,6 +14,7 @@ from errata.training.config import TrainConfig
 if TYPE_CHECKING:
     from errata.case import Case
     from errata.data import LoadedData
+    from errata.data.corpus import Corpus
     from errata.model.lm import LM
     from errata.training.loop import Trained
     from errata.training.prepared import Prepared
@@ -44,7 +45,7 @@ def train_networks(
     This is `errata.train`, where every argument is described, without its defaults: the editor is
     an object and the settings of the loop are given.
     """
-    from errata.training.groups import complete, make_groups
+    from errata.training.groups import complete, make_groups, with_sentences
     from errata.training.loop import Trainer
     from errata.training.sources import describe
 
@@ -55,10 +56,16 @@ def train_networks(
     if about is None:
         about = {"data": [describe(data.name, data) for data in loaded]} if loaded else {}
 
+    text = None if config.il_text is None else _text(lm, config.il_text)
+    if text is not None:
+        about = {**about, "il_text": text.id}
+
     def groups(some: Sequence[Case]) -> list[Any]:
         made = make_groups(
             lm, some, hops=config.hops, generality=config.generality, seed=config.seed
         )
+        if text is not None:
+            made = with_sentences(lm, made, text.texts, config.seed)
         return complete(lm, editor, made)
 
     lm.check_finite()
@@ -68,6 +75,17 @@ def train_networks(
         lm, editor, made, held, config, Path(out), dict(about), report, prepared, watch
     )
     return trainer.run(resume=resume, force=force)
+
+
+DOCUMENTS = 2000
+"""Texts that sentences are drawn from."""
+
+
+def _text(lm: LM, source: str) -> Corpus:
+    """Read the texts of `il_text`."""
+    from errata.data.corpus import WIKITEXT, load_corpus
+
+    return load_corpus(lm.name, WIKITEXT if source == "wikitext" else source, DOCUMENTS)
 
 
 def _cases(data: Cases) -> list[Case]:

@@ -54,6 +54,16 @@ class TrainConfig(Settings):
     kl: Literal["edited_first", "original_first"] = Field(
         default="edited_first", description="Direction of the locality loss (eq. 35: edited first)"
     )
+    il_mean: Literal["token", "question"] = Field(
+        default="token",
+        description="Locality loss: mean over all tokens of a step, or over questions (eq. 35), "
+        "each the mean over its answer",
+    )
+    il_text: str | None = Field(
+        default=None,
+        description="Sentences as further locality questions, one per record, as the authors' "
+        "other trained editors take them: wikitext, world, a file or a data set of the Hub",
+    )
     reduction: Literal["token_mean", "seq_sum"] = Field(
         default="token_mean",
         description="Generality loss per token, or summed over each answer's tokens (eq. 34)",

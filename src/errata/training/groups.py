@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 from errata.case import Case, Edit
 from errata.data._questions import PORTABILITY
-from errata.errors import EditError, ModelError
+from errata.errors import DataError, EditError, ModelError
 from errata.model.lm import LM
 from errata.model.tokens import Row
 from errata.nets.capture import edit_rows
 
 if TYPE_CHECKING:
     from errata.training.trainable import Trainable
+
+
+SENTENCE_TOKENS = 64
+"""Tokens at most of a sentence that is a locality question."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,37 @@ def _group(lm: LM, case: Case, wanted: set[tuple[str, str]] | None, plain_only: 
         tuple(lm.row_of(p) for p in case.of("locality")),
         len(case.edits),
     )
+
+
+def with_sentences(
+    lm: LM, groups: Sequence[Group], texts: Sequence[str], seed: int = 0
+) -> list[Group]:
+    """Return the groups, each with a sentence of a text as one more locality question.
+
+    All its tokens but the first are asked for, so that the whole sentence stays as probable as it
+    was. The text of a group is drawn by seed and id and does not depend on the groups beside it.
+
+    Args:
+        lm: The model, for its tokenizer.
+        groups: The groups.
+        texts: Texts; each is cut to `SENTENCE_TOKENS` tokens.
+        seed: Of what is drawn.
+
+    Raises:
+        DataError: If no text has two tokens.
+    """
+    rows = [row for row in lm.text_rows(texts, SENTENCE_TOKENS) if len(row.ids) > 1]
+    if not rows:
+        raise DataError("il_text: no text has two tokens", "Give another: --train il_text=FILE.txt")
+    asked = [
+        replace(row, ids=row.ids[:-1], positions=tuple(range(len(row.ids) - 1)),
+                labels=row.ids[1:], prompt_length=1)
+        for row in rows
+    ]  # fmt: skip
+    return [
+        replace(group, locs=(*group.locs, random.Random(f"{seed} {group.id}").choice(asked)))
+        for group in groups
+    ]
 
 
 def complete(lm: LM, editor: Trainable, groups: Sequence[Group]) -> list[Group]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from errata.errors import ConfigError, DataError, RunError
+from errata.model.multiplying import fast_layers, fast_products
+from errata.model.packing import packs
 from errata.model.passes import wide_type
 from errata.nets import weights
 from errata.nets.update import EditNetwork
@@ -115,6 +117,7 @@ class Trainer:
             "matrices": [site.path for _, site in self.sites],
             "settings": settings,
             "training": config.model_dump(mode="json", exclude=NOT_COMPARED),
+            **({"compute": "bfloat16"} if lm.roughly else {}),
             **about,
         }
         self._prepared = prepared
@@ -136,7 +139,11 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             shutil.rmtree(self.out / FILES, ignore_errors=True)  # of a run that was killed
             context.callback(shutil.rmtree, self.out / FILES, ignore_errors=True)
+            kind = context.enter_context(fast_products(self.lm))
             self._set_up()
+            self.objective.packed = packs(self.lm)
+            if self.config.mixed_precision == "no":
+                context.enter_context(fast_layers(self.network, kind))
             progress = self._start(resume)
             log = Log(self.out, progress.step) if main else None
             context.callback(finish, self.accelerator)

@@ -24,6 +24,7 @@ from errata.patch.stack import Stack
 from errata.training.calibrate import calibrate
 from errata.training.config import TrainConfig
 from errata.training.groups import Group
+from errata.training.lines import line_logits, may_share_a_line
 from errata.training.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Counts:
 
     Attributes:
         gen: Tokens (or answers) of generality questions.
-        loc: Tokens of locality questions.
+        loc: Tokens of locality questions (or questions).
         edits: Edits.
     """
 
@@ -59,10 +60,15 @@ class Objective:
         lm: The frozen model.
         prepared: What was computed beforehand.
         config: Weights, reductions and directions.
+
+    Attributes:
+        packed: Whether questions run one behind the other, without padding; the losses are the
+            same. Ask `errata.model.packing.packs` whether the model allows it.
     """
 
     def __init__(self, lm: LM, prepared: Prepared, config: TrainConfig) -> None:
         self.lm, self.prepared, self.config = lm, prepared, config
+        self.packed = False
         self._sites = [site for _, site in prepared.sites]
 
     def start(self, network: Any, groups: Sequence[Group], mine: Sequence[Group]) -> None:
@@ -96,9 +102,27 @@ class Objective:
         gens = [row for g in groups for row in self.gens(g)]
         return Counts(
             sum(len(row.labels) if by_token else 1 for row in gens),
-            sum(len(row.labels) for g in groups for row in g.locs),
+            sum(len(row.labels) if self.config.il_mean == "token" else 1
+                for g in groups for row in g.locs),
             sum(len(g.edits) for g in groups),
-        )
+        )  # fmt: skip
+
+    def divergence(
+        self, p: Float[Tensor, "n V"], q: Float[Tensor, "n V"], rows: Sequence[Row]
+    ) -> Tensor:
+        """Return the sum of `KL(p || q)` over the tokens of locality questions, or over questions.
+
+        Args:
+            p: Log-probabilities at the tokens of `rows`, in order.
+            q: Likewise.
+            rows: The questions; where they are counted, each is the mean over its answer's tokens.
+        """
+        terms = p.exp() * (p - q)
+        if self.config.il_mean == "token":
+            return terms.sum()
+        sizes = [len(row.labels) for row in rows]
+        shares = [1 / size for size in sizes for _ in range(size)]
+        return (terms.sum(-1) * p.new_tensor(shares)).sum()
 
     def run(
         self,
@@ -181,6 +205,16 @@ class Objective:
         if not questions:
             return sg, il
         factors = {path: (a, b) for path, (a, b) in leaves.items()}
+        if self.packed and may_share_a_line(self.lm, rows):
+            for index in bucket(rows, self.lm.max_tokens):
+                some, owner = [rows[i] for i in index], [questions[i].group for i in index]
+                with torch.set_grad_enabled(learn):
+                    logits = line_logits(self.lm, prepared, some, owner, factors)
+                    gen, loc = self._loss([questions[i] for i in index], logits, counts)
+                    if learn:
+                        (gen + loc).backward()
+                sg, il = sg + gen.detach(), il + loc.detach()
+            return sg, il
         with Stack.of_factors(self.lm, factors), torch.set_grad_enabled(learn):
             for index in bucket(rows, self.lm.max_tokens, max_padding=self.lm.pass_cost):
                 batch = self.lm.batch(rows, index)
@@ -215,6 +249,6 @@ class Objective:
             base = torch.cat([q.base for q in questions if q.base is not None]).to(logprobs)
             edited = logprobs[torch.tensor(locs, device=device)]
             p, q = (edited, base) if self.config.kl == "edited_first" else (base, edited)
-            divergence = (p.exp() * (p - q)).sum()
-            loc = divergence * (self.config.il_weight / max(counts.loc, 1))
+            asked = [question.row for question in questions if question.base is not None]
+            loc = self.divergence(p, q, asked) * (self.config.il_weight / max(counts.loc, 1))
         return gen, loc

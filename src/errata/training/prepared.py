@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.model.packing import Line
 from errata.model.passes import capture as capture_outputs
 from errata.model.passes import module_at, reuse_below, wide
 from errata.model.spec import Site
@@ -244,6 +245,14 @@ class Prepared:
         if not self.lowest:
             return nullcontext()
         return reuse_below(self.lm, self.lowest - 1, self._lookup(rows, batch))
+
+    def line_below(self, rows: Sequence[Row], line: Line) -> Float[Tensor, "1 N d"]:
+        """Return what comes out below the lowest edited block at the tokens of rows in a line."""
+        number = [self.number.get(row.ids) for row in rows]
+        known = [n for n in number if n is not None]
+        if self.hidden is not None and len(known) == len(rows):
+            return torch.cat([self.hidden.get(n) for n in known])[None]
+        return self._compute_below(line.batch)
 
     def signals_of(self, groups: Sequence[Group]) -> Signals:
         """Return the gradient factors of the groups' edits."""

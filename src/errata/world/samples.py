@@ -37,6 +37,7 @@ from errata.world.sample_questions import (
     ultraeditbench,
     wikibigedit,
 )
+from errata.world.sample_texts import akew, rippleedits
 from errata.world.world import Fact, World
 
 Json = dict[str, Any]
@@ -74,14 +75,18 @@ def sample_files(world: World) -> dict[str, tuple[str, int]]:
         "locft.json": locft,
         "knowedit.json": knowedit,
         "ultraeditbench.json": ultraeditbench,
+        "rippleedits.json": rippleedits,
+        "akew.json": akew,
     }
     files: dict[str, tuple[str, int]] = {}
     for name, make in formats.items():
         facts = chosen
         if name == "rep.json":  # rephrased subjects are mostly other names
             facts = spread(world, [f for f in shared if world.entities[f.head].aliases], RECORDS)
-        if name in ("knowedit.json", "wikibigedit.json"):
+        if name in ("knowedit.json", "wikibigedit.json", "rippleedits.json"):
             facts = leading_on(world, [f for f in eligible(world) if others(world, f)], RECORDS)
+        if name == "rippleedits.json":  # its records are longer
+            facts = facts[: RECORDS // 2]
         files[name] = _list([make(world, number, fact) for number, fact in enumerate(facts)])
     files["mquake.json"] = _list(_mquake(world))
     for domain, records in _uniedit(world).items():

@@ -35,6 +35,9 @@ RELEASED_VERSION = 2
 GAP = 1e-5
 """Between two balls that share a border after a conflict."""
 
+TOGETHER = 1 << 24
+"""Most distances (queries x keys) that are held at once: 64 MB in float32."""
+
 MARGIN = 1e-6
 """A ball that is widened to a query is this much wider, relatively: the same query, computed in
 another batch, must lie inside."""
@@ -92,8 +95,14 @@ class Codebook:
         Of keys at the same distance the first counts.
 
         Distances are differences squared and summed, not a matrix product, whose rounding exceeds
-        small distances. Of many keys a product chooses the few that are measured.
+        small distances. Of many keys a product chooses the few that are measured, for so many
+        queries at once that memory does not grow with the codebook.
         """
+        lines = max(1, TOGETHER // max(1, len(self)))
+        if len(queries) > lines:
+            parts = [self.nearest(part) for part in queries.split(lines)]
+            distances, keys = zip(*parts, strict=True)
+            return torch.cat(distances), torch.cat(keys)
         if len(self) <= EXACT:
             distance = torch.cdist(queries, self.keys, compute_mode="donot_use_mm_for_euclid_dist")
             return distance.min(dim=1)

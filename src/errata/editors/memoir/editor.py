@@ -12,50 +12,32 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.editors.base import (
-    Conflicts,
     Cost,
-    Editor,
-    EditorConfig,
-    Layer,
-    resolve_layer,
     under,
 )
+from errata.editors.base_beside import BesideConfig, BesideEditor
 from errata.editors.memoir.memory import KIND, Feature, Memory, Use, feature_of, masks_of
 from errata.editors.memoir.training import write
-from errata.editors.t_patcher.memory import Text
 from errata.editors.wise.route import activation_of
 from errata.editors.wise.training import Asked, Recipe, SidePass, chunks
 from errata.errors import EditError, PatchError
-from errata.locate.contexts import ContextSettings, context_count, get_contexts
 from errata.model.lm import LM
 from errata.model.passes import capture, wide
 from errata.model.spec import Site
-from errata.model.tokens import Row, bucket, patched
+from errata.model.tokens import Row, bucket
 from errata.patch import Module, Patch
-from errata.store.digest import digest_of_all, seed_of
-from errata.tuning.ending import Stop, ending
-
-DEPTH = 0.86
-"""Where `auto` puts the memory: 27 of 32 blocks, as published."""
+from errata.store.digest import seed_of
 
 STATE_COPIES = 4
 """Copies of the matrix that one group needs: memory, leaf, gradient and the next one."""
-
-PROMPTS = 100
-"""Texts whose mean is taken off, as published."""
 
 LIKELY = 0.95
 """Of the overlaps of other texts with an edit, this share lies below what `tau=auto` calls low."""
 
 
-class MemoirConfig(EditorConfig, Conflicts):
+class MemoirConfig(BesideConfig):
     """Settings of MEMOIR."""
 
-    layer: Layer = Field(
-        default="auto",
-        description="Block of the memory; auto: as published for this model, else at 0.86 of the "
-        "depth",
-    )
     share: float = Field(
         default=0.25, gt=0, le=1, description="Share of the columns that a mask holds"
     )
@@ -69,20 +51,6 @@ class MemoirConfig(EditorConfig, Conflicts):
         description="What masks are taken from: the mean of a prompt's inputs less that of other "
         "texts, the mean, or the last one",
     )
-    contexts: str | tuple[str, ...] = Field(
-        default="wise",
-        description="Texts in front of an edit's prompt: a recipe (wise: 11, sampled from the "
-        "unedited model) or a list of templates that end in {}",
-    )
-    memory_text: str = Field(
-        default="auto",
-        description="Other texts: auto (wikitext-103; for the pocket model its own world), world, "
-        "a local .txt, .json or .jsonl file, or a data set of the Hub",
-    )
-    memory_words: int = Field(default=8, ge=0, description="A text has more words than this")
-    memory_length: int = Field(default=24, ge=1, description="Tokens of a text at most")
-    lr: float = Field(default=1.0, gt=0, description="Step of plain gradient descent")
-    steps: int = Field(default=70, ge=1, description="Steps at most (published: n_iter)")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a gradient")
     weight_decay: float = Field(
         default=0.0,
@@ -90,21 +58,9 @@ class MemoirConfig(EditorConfig, Conflicts):
         description="Share of the whole memory that goes with every step (as released: 1e-5; "
         "earlier edits fade)",
     )
-    stop: Stop = Field(
-        default="none",
-        description="What the model learns to say behind an answer: nothing more is asked for, or "
-        "eos: the end of the text, turn: the end of its turn in the chat",
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of contexts, texts and the permutation")
-    memory_gb: float = Field(
-        default=4.0,
-        gt=0,
-        description="Most that a patch's memory may take (more is refused), and memory for groups "
-        "edited side by side",
-    )
 
 
-class Memoir(Editor):
+class Memoir(BesideEditor):
     """A residual memory of one matrix; a question reads with the mask of the edit it is like."""
 
     name = "memoir"
@@ -124,39 +80,16 @@ class Memoir(Editor):
         "llama-3-8b": {"layer": 27, "share": 4096 / 14336, "tau": 0.4, "steps": 30},
         "gpt-j-6b": {"layer": 21, "share": 0.25, "tau": 0.46, "steps": 70},
     }
+    paragraphs = 100  # whose mean is taken off, as published
     config: MemoirConfig
 
     def _place(self, lm: LM) -> tuple[int, Site]:
-        rule = min(lm.n_layers - 1, round(DEPTH * lm.n_layers))
-        layer = resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", rule))
+        layer = self.block(lm)
         return layer, lm.site(layer)
-
-    @property
-    def _context_settings(self) -> ContextSettings:
-        return ContextSettings(contexts=self.config.contexts, seed=self.config.seed)
-
-    def _texts(self, lm: LM) -> list[Row]:
-        config = self.config
-        text = Text(
-            config.memory_text, PROMPTS, config.memory_words, config.memory_length, config.seed
-        )
-        return text.rows(lm)
-
-    def prepare(self, lm: LM) -> None:
-        """Sample the contexts and read the other texts."""
-        get_contexts(lm, self._context_settings)
-        self._texts(lm)
-
-    def made_of(self, lm: LM) -> dict[str, str]:
-        """Return digests of the contexts and of the other texts."""
-        contexts = get_contexts(lm, self._context_settings)
-        texts = [repr(row.ids) for row in self._texts(lm)]
-        return {"contexts": digest_of_all(contexts.prefixes), "texts": digest_of_all(texts)}
 
     def cost(self, lm: LM) -> Cost:
         """A pass forward and one back in every step, for every context and an idle text."""
-        rows = context_count(self._context_settings) + 1
-        return Cost(passes=2.0 * rows * self.config.steps, questions=1.02)
+        return self.cost_of(1.02)
 
     # ------------------------------------------------------------------ editing
 
@@ -175,7 +108,7 @@ class Memoir(Editor):
             for numbers, patches in under(lm, [bare[g] for g in members]):
                 here = [members[i] for i in numbers]
                 asked = [
-                    self._asked(lm, groups[g][position], patch)
+                    self.asked(lm, groups[g][position], patch)
                     for g, patch in zip(here, patches, strict=True)
                 ]
                 for part in chunks(lm, asked, at_once):
@@ -189,16 +122,6 @@ class Memoir(Editor):
             assert use is not None
             made.append(self.make_patch(lm, [memory.module(site.path, use)], group))
         return made
-
-    def _asked(self, lm: LM, edit: Edit, patch: int) -> Asked:
-        """Return the rows of an edit: behind every context; and one that no loss looks at."""
-        ways = get_contexts(lm, self._context_settings)
-        rows = [
-            ending(lm, lm.row_of(way.put(edit), prefix=way.prefix), self.config.stop, edit)
-            for way in ways
-        ]
-        idle = Row(rows[0].ids[:1], (0,), (), 1)
-        return Asked.of(patched(rows, [patch] * len(rows)), *patched([idle], [patch]))
 
     def _write(
         self,
@@ -238,7 +161,7 @@ class Memoir(Editor):
         """Return where overlaps of other texts end and those of an edit's contexts begin."""
         if self.config.tau != "auto":
             return self.config.tau
-        others = inputs_of(lm, site, self._texts(lm), self.config.feature).to(memory.centre)
+        others = inputs_of(lm, site, self.texts(lm), self.config.feature).to(memory.centre)
         if self.config.feature == "centred":
             others = others - memory.centre
         first = own[0].to(memory.centre)
@@ -264,7 +187,7 @@ class Memoir(Editor):
         order = torch.randperm(site.d_in, generator=generator)
         key = ("MEMOIR's centre", site.path, self.config)
         centre = lm.once(
-            key, lambda: inputs_of(lm, site, self._texts(lm), "mean").mean(0), owner=self
+            key, lambda: inputs_of(lm, site, self.texts(lm), "mean").mean(0), owner=self
         )
         return Memory.empty(site.d_out, order, centre.to(lm.device), dtype)
 

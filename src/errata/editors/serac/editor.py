@@ -14,7 +14,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.editors.base import Cost, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
-from errata.editors.contradictions import contradiction
+from errata.editors.contradictions import refuse_conflicts
 from errata.editors.serac.network import SeracNetwork, full_text, shown_text, stored_text
 from errata.editors.serac.route import KIND, Rule, ScopeMemory, share
 from errata.errors import EditError, PatchError
@@ -160,19 +160,14 @@ class Serac(NetworkEditor):
     def check_together(self, group: Sequence[Edit]) -> None:
         """Refuse two answers to one prompt, unless the later one may win.
 
+        The router cannot tell them apart.
+
         Raises:
-            EditError: Names the later edit.
+            EditError: Names all of them.
         """
         if self.config.conflicts == "replace" or self.config.route_on == "target_leak":
             return
-        found = contradiction(group)
-        if found is not None:
-            first, edit = found
-            raise EditError(
-                f"{edit.prompt!r} is edited twice in one group, to {first.target!r} "
-                f"and to {edit.target!r}: the router cannot tell them apart",
-                "Leave one of them out, or: --set conflicts=replace", edits=[edit],
-            )  # fmt: skip
+        refuse_conflicts(group, instead="replace")
 
     def cost(self, lm: LM) -> Cost:
         """An edit is read once; questions are asked of two models."""

@@ -127,7 +127,7 @@ class SeracObjective(Objective):
             base = torch.cat(self.prepared.answers_of(locs)).to(logprobs)
             edited = torch.cat(parts[gens:])
             p, q = (edited, base) if self.config.kl == "edited_first" else (base, edited)
-            il = (p.exp() * (p - q)).sum() * (self.config.il_weight / max(counts.loc, 1))
+            il = self.divergence(p, q, locs) * (self.config.il_weight / max(counts.loc, 1))
         return sg * self.config.sg_weight, il
 
     def _scope(

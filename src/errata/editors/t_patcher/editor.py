@@ -19,13 +19,14 @@ from errata.editors.base import (
     resolve_layer,
     under,
 )
-from errata.editors.contradictions import contradiction
+from errata.editors.contradictions import refuse_conflicts
 from errata.editors.t_patcher.held import Held, Place, earlier
 from errata.editors.t_patcher.losses import Penalty, StatesPenalty, TextPenalty
-from errata.editors.t_patcher.memory import Text, base_memory, memories
+from errata.editors.t_patcher.memory import base_memory, memories
 from errata.editors.t_patcher.training import Schedule, Start, Work
 from errata.editors.t_patcher.units import KIND
 from errata.errors import EditError
+from errata.locate.paragraphs import Paragraphs
 from errata.locate.sinks import warn_of_sinks
 from errata.model.lm import LM
 from errata.model.tokens import Row, patched
@@ -169,13 +170,13 @@ class TPatcher(Editor):
         bias = form.bias if self.config.bias == "auto" else self.config.bias
         return Place(layer, lm.site(layer), form, bias, lm.spec.ffn_in[layer][0].d_in)
 
-    def _text(self) -> Text:
+    def _text(self) -> Paragraphs:
         """Return which paragraphs are needed: one per step, or for a number of states."""
         settings = self.config
         count = int(settings.of_form("steps"))
         if settings.form == "unit_per_token":
             count = -(-settings.memory_size // max(settings.memory_words, TOKENS_PER_PARAGRAPH))
-        return Text(
+        return Paragraphs(
             settings.memory_text, count, settings.memory_words, settings.memory_length,
             settings.seed,
         )  # fmt: skip
@@ -185,19 +186,13 @@ class TPatcher(Editor):
         base_memory(lm, self._place(lm).layer, self._text())
 
     def check_together(self, group: Sequence[Edit]) -> None:
-        """Refuse edits of one prompt with different targets.
+        """Refuse edits of one prompt with different targets: their units fire at the same tokens.
 
         Raises:
-            EditError: Names the later one.
+            EditError: Names all of them.
         """
-        found = contradiction(group)
-        if found is not None and self.config.conflicts == "refuse":
-            first, edit = found
-            raise EditError(
-                f"{edit.prompt!r} has to become {edit.target!r}, but also "
-                f"{first.target!r}: their units fire at the same tokens",
-                "Leave one of them out, or: --set conflicts=replace", edits=[edit],
-            )  # fmt: skip
+        if self.config.conflicts == "refuse":
+            refuse_conflicts(group, instead="replace")
 
     # ------------------------------------------------------------------ editing
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from errata.errors import DataError
-from errata.locate.own_text import text_for
+from errata.locate.paragraphs import Paragraphs
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row, bucket, patched
 
@@ -21,56 +17,8 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
     from errata.patch import Patch
 
-HEADING = re.compile(r"^\s*=|=\s*$")
-"""A line of wikitext that is no text."""
 
-SPARE = 4
-"""Documents asked for per paragraph wanted: of wikitext's lines many are headings or short."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Which paragraphs are taken.
-
-    Attributes:
-        source: A name that [`text_for`][errata.locate.own_text.text_for] knows.
-        count: Paragraphs.
-        words: A paragraph has more words than this.
-        length: Tokens of a paragraph at most.
-        seed: Seed of their order.
-    """
-
-    source: str
-    count: int
-    words: int
-    length: int
-    seed: int
-
-    def rows(self, lm: LM) -> list[Row]:
-        """Return the paragraphs, tokenised, as many as wanted or as there are.
-
-        Raises:
-            DataError: If the text cannot be read, or holds no paragraph that is long enough.
-        """
-        return lm.once(("T-Patcher's paragraphs", self), lambda: self._read(lm))
-
-    def _read(self, lm: LM) -> list[Row]:
-        corpus = text_for(lm, self.source, SPARE * self.count)
-        texts = [
-            text
-            for text in corpus.texts
-            if len(text.split()) > self.words and not HEADING.search(text)
-        ]
-        if not texts:
-            raise DataError(
-                f"{corpus.name} holds no paragraph of more than {self.words} words",
-                "Take shorter ones: --set memory_words=0, or another text: --set memory_text=FILE",
-            )
-        random.Random(self.seed).shuffle(texts)
-        return lm.text_rows(texts[: self.count], self.length)
-
-
-def base_memory(lm: LM, layer: int, text: Text) -> list[Float[Tensor, "T d"]]:
+def base_memory(lm: LM, layer: int, text: Paragraphs) -> list[Float[Tensor, "T d"]]:
     """Return the FFN's inputs at the tokens of each paragraph, in the model without any patch.
 
     They are kept with the model for as long as no weight is written to: an editor needs them for
@@ -106,7 +54,7 @@ def inputs_of(lm: LM, layer: int, rows: Sequence[Row]) -> list[Float[Tensor, "T 
 def memories(
     lm: LM,
     layer: int,
-    text: Text,
+    text: Paragraphs,
     patches: Sequence[Patch],
     places: Sequence[int],
 ) -> tuple[list[list[Float[Tensor, "T d"]]], Int[Tensor, " G"] | None]:

@@ -10,24 +10,19 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Cost, Editor, resolve_layer, under
-from errata.editors.t_patcher.memory import Text
+from errata.editors.base import Cost, under
+from errata.editors.base_beside import BesideEditor
 from errata.editors.wise.route import activation_of
 from errata.editors.wise.settings import PUBLISHED, WiseConfig
 from errata.editors.wise.sides import KIND, Margins, Sides, Use, mask_of
 from errata.editors.wise.training import Asked, Recipe, SidePass, chunks, move
 from errata.errors import ConfigError, EditError, PatchError
-from errata.locate.contexts import ContextSettings, context_count, get_contexts
 from errata.model.lm import LM
 from errata.model.spec import Site
-from errata.model.tokens import Row, patched
+from errata.model.tokens import Row
 from errata.patch import Module, Patch
-from errata.store.digest import digest_of_all, seed_of
-from errata.tuning.ending import ending
+from errata.store.digest import seed_of
 from errata.tuning.rows import Tuned
-
-DEPTH = 0.86
-"""Where `auto` puts the memories: 27 of 32 blocks, as published for Llama-2 and Mistral."""
 
 STATE_COPIES = 6
 """Copies of the matrix that training one group needs: start, value, gradient, mask, temporaries."""
@@ -40,7 +35,7 @@ FLOOR = 0.05
 that the model knows already moves nothing."""
 
 
-class Wise(Editor):
+class Wise(BesideEditor):
     """Side copies of one matrix that edits move; a question goes to the one it moves most in."""
 
     name = "wise"
@@ -56,6 +51,7 @@ class Wise(Editor):
     exports = ()
     Config = WiseConfig
     published: ClassVar[Mapping[str, Mapping[str, object]]] = PUBLISHED
+    paragraphs = 512
     config: WiseConfig
 
     def _place(self, lm: LM) -> tuple[int, Site]:
@@ -64,8 +60,7 @@ class Wise(Editor):
         Raises:
             ConfigError: If the FFN has a gate and its first matrix is asked for: there are two.
         """
-        rule = min(lm.n_layers - 1, round(DEPTH * lm.n_layers))
-        layer = resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", rule))
+        layer = self.block(lm)
         site = self.config.site
         if site == "auto":
             site = str(self.known_settings(lm).get("site", "ffn_out"))
@@ -81,36 +76,15 @@ class Wise(Editor):
 
     # ------------------------------------------------------------------ what is read beside edits
 
-    @property
-    def _context_settings(self) -> ContextSettings:
-        return ContextSettings(contexts=self.config.contexts, seed=self.config.seed)
-
-    def _texts(self, lm: LM) -> list[Row]:
+    def texts(self, lm: LM) -> list[Row]:
         """Return the irrelevant texts, tokenised."""
-        config = self.config
-        if config.irrelevant:
-            return lm.text_rows(config.irrelevant, config.memory_length)
-        text = Text(config.memory_text, 512, config.memory_words, config.memory_length, config.seed)
-        return text.rows(lm)
-
-    def prepare(self, lm: LM) -> None:
-        """Sample the contexts and read the irrelevant texts."""
-        get_contexts(lm, self._context_settings)
-        self._texts(lm)
-
-    def made_of(self, lm: LM) -> dict[str, str]:
-        """Return digests of the contexts and of the irrelevant texts."""
-        contexts = get_contexts(lm, self._context_settings)
-        texts = [repr(row.ids) for row in self._texts(lm)]
-        return {
-            "contexts": digest_of_all(contexts.prefixes),
-            "irrelevant texts": digest_of_all(texts),
-        }
+        if self.config.irrelevant:
+            return lm.text_rows(self.config.irrelevant, self.config.memory_length)
+        return super().texts(lm)
 
     def cost(self, lm: LM) -> Cost:
         """A pass forward and one back in every step, for every context and an irrelevant text."""
-        rows = context_count(self._context_settings) + 1
-        return Cost(passes=2.0 * rows * self.config.steps, questions=1.05)
+        return self.cost_of(1.05)
 
     def _activation(self, lm: LM) -> str:
         if self.config.activation != "auto":
@@ -151,7 +125,7 @@ class Wise(Editor):
             for numbers, patches in under(lm, [bare[g] for g in members]):
                 here = [members[i] for i in numbers]
                 asked = [
-                    self._asked(lm, groups[g][position], patch)
+                    self.asked(lm, groups[g][position], patch)
                     for g, patch in zip(here, patches, strict=True)
                 ]
                 for part in chunks(lm, asked, at_once):
@@ -166,16 +140,11 @@ class Wise(Editor):
             for one, own, group in zip(sides, margins, groups, strict=True)
         ]
 
-    def _asked(self, lm: LM, edit: Edit, patch: int) -> Asked:
-        """Return the rows of an edit: behind every context, and an irrelevant text drawn by it."""
-        ways = get_contexts(lm, self._context_settings)
-        rows = [
-            ending(lm, lm.row_of(way.put(edit), prefix=way.prefix), self.config.stop, edit)
-            for way in ways
-        ]
-        texts = self._texts(lm)
+    def asked(self, lm: LM, edit: Edit, patch: int, beside: Row | None = None) -> Asked:
+        """Return the rows of an edit; the other one is an irrelevant text that the edit draws."""
+        texts = self.texts(lm)
         draw = seed_of(f"{self.config.seed}\0{edit.prompt}\0{edit.target}") % len(texts)
-        return Asked.of(patched(rows, [patch] * len(rows)), *patched([texts[draw]], [patch]))
+        return super().asked(lm, edit, patch, beside or texts[draw])
 
     def _base(self, lm: LM, layer: int, site: Site, bare: Sequence[Patch]) -> Tensor | None:
         """Return the whole matrices that the published decay pulls at."""

@@ -6,45 +6,25 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from errata.editors.base import Conflicts, EditorConfig, Layer
+from errata.editors.base_beside import BesideConfig
 from errata.editors.wise.sides import Margins, Merge, RouteOn
-from errata.tuning.ending import Stop
 
 Margin = float | Literal["auto"]
 
 
-class WiseConfig(EditorConfig, Conflicts):
+class WiseConfig(BesideConfig):
     """Settings of WISE; the defaults are EasyEdit's for Llama-2 and Mistral where they fit all."""
 
-    layer: Layer = Field(
-        default="auto",
-        description="Block of the memories; auto: as published for this model, else at 0.86 of the "
-        "depth",
-    )
     site: Literal["auto", "ffn_in", "ffn_out"] = Field(
         default="auto",
         description="Matrix in the block: first or second of the FFN; auto: as published for this "
         "model (ffn_in for GPT2-XL), else ffn_out",
-    )
-    contexts: str | tuple[str, ...] = Field(
-        default="wise",
-        description="Texts in front of an edit's prompt: a recipe (wise: 11, sampled from the "
-        "unedited model) or a list of templates that end in {}",
     )
     irrelevant: tuple[str, ...] = Field(
         default=(),
         description="Texts that memories have to leave alone, one of them beside every edit, drawn "
         "by the edit; none: from memory_text",
     )
-    memory_text: str = Field(
-        default="auto",
-        description="Where such texts come from: auto (wikitext-103; for the pocket model its own "
-        "world), world, a local .txt, .json or .jsonl file, or a data set of the Hub",
-    )
-    memory_words: int = Field(default=8, ge=0, description="A text has more words than this")
-    memory_length: int = Field(default=24, ge=1, description="Tokens of a text at most")
-    lr: float = Field(default=1.0, gt=0, description="Step of plain gradient descent")
-    steps: int = Field(default=70, ge=1, description="Steps at most (published: n_iter)")
     alpha: Margin = Field(
         default="auto",
         description="Distance that an irrelevant text stays below; auto: a quarter of beta",
@@ -92,18 +72,6 @@ class WiseConfig(EditorConfig, Conflicts):
     )
     long: int = Field(
         default=100, ge=1, description="A text of more tokens is as far as its farthest one"
-    )
-    stop: Stop = Field(
-        default="none",
-        description="What the model learns to say behind an answer: nothing more is asked for, or "
-        "eos: the end of the text, turn: the end of its turn in the chat",
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of contexts, masks and irrelevant texts")
-    memory_gb: float = Field(
-        default=4.0,
-        gt=0,
-        description="Most that a patch's memories may take (more is refused), and memory for "
-        "groups edited side by side",
     )
     compat: bool = Field(
         default=False,

@@ -29,6 +29,21 @@ METRICS = ("reliability", "generality", "locality")
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Further numbers of a figure, in a file of their own.
+
+    Attributes:
+        name: Behind the figure's in the name of the file.
+        head: Columns.
+        rows: Lines.
+    """
+
+    name: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
 class Drawing:
     """One figure.
 
@@ -38,6 +53,7 @@ class Drawing:
         rows: Its numbers: rates from 0 to 1.
         paint: Draws them on an empty figure.
         size: In inches.
+        more: Further numbers.
     """
 
     name: str
@@ -45,15 +61,16 @@ class Drawing:
     rows: tuple[tuple[Any, ...], ...]
     paint: Callable[[Figure], None]
     size: tuple[float, float] = (6.4, 4.2)
+    more: tuple[Numbers, ...] = ()
 
     def csv(self) -> str:
         """Return its numbers."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.head)
-        for row in self.rows:
-            writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row])
-        return text.getvalue()
+        return _csv(self.head, self.rows)
+
+    def tables(self) -> dict[str, str]:
+        """Return all its numbers as CSV, by the name of the file."""
+        own = {f"{self.name}.csv": self.csv()}
+        return own | {f"{self.name}-{n.name}.csv": _csv(n.head, n.rows) for n in self.more}
 
     def pictures(self) -> dict[str, bytes]:
         """Return PNG and SVG; the same runs give the same files.
@@ -79,16 +96,25 @@ class Drawing:
         return found
 
 
+def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row])
+    return text.getvalue()
+
+
 def save(drawing: Drawing, out: Path, *, force: bool = False) -> list[Path]:
-    """Write a figure as NAME.png, NAME.svg and NAME.csv.
+    """Write a figure as NAME.png, NAME.svg, NAME.csv, and further numbers as NAME-….csv.
 
     Raises:
         RunError: If they are there already and may not be replaced.
         MissingExtra: If matplotlib is not installed.
     """
-    files = {out / f"{drawing.name}.csv": drawing.csv().encode()}
-    there = [path for path in (out / f"{drawing.name}.{e}" for e in ("csv", "png", "svg"))
-             if path.exists()]  # fmt: skip
+    files = {out / name: text.encode() for name, text in drawing.tables().items()}
+    pictures = [out / f"{drawing.name}.{ending}" for ending in ("png", "svg")]
+    there = [path for path in (*files, *pictures) if path.exists()]
     if there and not force:
         raise RunError(f"{there[0]} is there already", "Replace it with --force.")
     files |= {out / f"{drawing.name}.{e}": data for e, data in drawing.pictures().items()}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from errata.errors import RunError
 from errata.reporting.collect import Cell
 from errata.reporting.figures.base import COLOURS, MARKERS, Drawing, mean
+from errata.reporting.tables import LEFT_OUT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,15 +19,18 @@ LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 def drawing(cells: Sequence[Cell]) -> Drawing:
     """Return the scatter: a colour per editor, a marker per backbone, means over data sets.
 
+    As in the paper, zsRE does not count where there is another data set.
+
     Raises:
         RunError: If no run has both generality and locality.
     """
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for cell in cells:
-        own = found.setdefault((cell.label, cell.model), {"generality": [], "locality": []})
-        for name, values in own.items():
+    counted = [cell for cell in cells if cell.data_name not in LEFT_OUT] or cells
+    found: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
+    for cell in counted:
+        own = found.setdefault((cell.label, cell.model), {"generality": {}, "locality": {}})
+        for name, by_data in own.items():
             if cell.summary[name] is not None:
-                values.append(cell.summary[name])
+                by_data.setdefault(cell.data, []).append(cell.summary[name])
     points = {key: own for key, own in found.items() if all(own.values())}
     if not points:
         raise RunError(
@@ -35,13 +39,28 @@ def drawing(cells: Sequence[Cell]) -> Drawing:
         )
     rows = []
     for (label, model), own in points.items():
-        g, loc = mean(own["generality"]), mean(own["locality"])
-        rows.append((label, model, g, loc, 2 * g * loc / (g + loc) if g + loc else 0.0))
-    head = ("editor", "model", "generality", "locality", "f1")
-    return Drawing("scatter", head, tuple(rows), lambda figure: _paint(figure, rows))
+        g, loc = (mean([mean(seeds) for seeds in by_data.values()]) for by_data in own.values())
+        f1 = 2 * g * loc / (g + loc) if g + loc else 0.0
+        rows.append((label, model, g, loc, f1, " ".join(own["generality"])))
+    head = ("editor", "model", "generality", "locality", "f1", "data")
+    labels = {row[0] for row in rows}
+    size = (6.4, max(4.2, 0.2 * len(labels) + 1.6))
+    return Drawing("scatter", head, tuple(rows), lambda figure: _paint(figure, rows), size)
 
 
-def _paint(figure: Figure, rows: Sequence[tuple[str, str, float, float, float]]) -> None:
+def _look(number: int, marker: str) -> dict[str, Any]:
+    """Return how the points of an editor look: colours come twice, filled and hollow."""
+    colour = COLOURS[number % len(COLOURS)]
+    hollow = number // len(COLOURS) % 2 == 1
+    return {
+        "linestyle": "", "marker": marker, "markersize": 7, "color": colour,
+        "markerfacecolor": "white" if hollow else colour,
+        "markeredgecolor": colour if hollow else "white",
+        "markeredgewidth": 1.6 if hollow else 0.6,
+    }  # fmt: skip
+
+
+def _paint(figure: Figure, rows: Sequence[tuple[Any, ...]]) -> None:
     import numpy as np
 
     axes = figure.add_subplot()
@@ -55,20 +74,16 @@ def _paint(figure: Figure, rows: Sequence[tuple[str, str, float, float, float]])
         )  # fmt: skip
     labels = list(dict.fromkeys(label for label, *_ in rows))
     models = list(dict.fromkeys(model for _, model, *_ in rows))
-    for label, model, g, loc, _ in rows:
-        axes.plot(
-            100 * g, 100 * loc, linestyle="", markersize=7, zorder=2, markeredgecolor="white",
-            color=COLOURS[labels.index(label) % len(COLOURS)],
-            marker=MARKERS[(models.index(model) if len(models) > 1 else labels.index(label))
-                           % len(MARKERS)],
-        )  # fmt: skip
+    several = len(models) > 1
+    for label, model, g, loc, *_ in rows:
+        number = labels.index(label)
+        marker = MARKERS[(models.index(model) if several else number) % len(MARKERS)]
+        axes.plot(100 * g, 100 * loc, zorder=2, **_look(number, marker))
     handles = []
     for at, label in enumerate(labels):
-        marker = "o" if len(models) > 1 else MARKERS[at % len(MARKERS)]
-        handles += axes.plot(
-            [], [], linestyle="", marker=marker, color=COLOURS[at % len(COLOURS)], label=label
-        )
-    if len(models) > 1:
+        marker = "o" if several else MARKERS[at % len(MARKERS)]
+        handles += axes.plot([], [], label=label, **_look(at, marker))
+    if several:
         for at, model in enumerate(models):
             marker = MARKERS[at % len(MARKERS)]
             handles += axes.plot(

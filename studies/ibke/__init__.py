@@ -1,0 +1,1 @@
+"""IBKE trained on a pretrained model, beside the direct editors of `studies.real`."""

@@ -1,0 +1,43 @@
+"""`python -m studies.ibke run NETWORKS`, then `page`: trained networks evaluated, and the page.
+
+NETWORKS is a folder that `errata train` wrote (recipes/ibke-smollm2.toml says how). The direct
+editors beside them are rows of `studies.real`, on the same records.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """Evaluate networks, or write the page."""
+    from studies.real.run import default
+
+    parser = argparse.ArgumentParser(prog="python -m studies.ibke", description=__doc__)
+    parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("networks", nargs="?", type=Path, help="folder of the training run")
+    parser.add_argument("--name", default="ibke", help="name of the result")
+    parser.add_argument("--limit", type=int, default=100, help="held-out records")
+    parser.add_argument(
+        "--data", type=Path, default=default("ERRATA_DATA", "data"), help="default $ERRATA_DATA"
+    )
+    parser.add_argument(
+        "--models", type=Path, default=default("ERRATA_MODELS", "~/.cache/real-models"),
+        help="folder with smollm2; default $ERRATA_MODELS",
+    )  # fmt: skip
+    given = parser.parse_args()
+    if given.what == "run":
+        if given.networks is None:
+            parser.error("run needs the folder of a training run")
+        from studies.ibke.run import carry_out
+
+        carry_out(given.name, given.networks, given.data, given.models, given.limit)
+    else:
+        from studies.ibke.page import write_page
+
+        write_page()
+
+
+if __name__ == "__main__":
+    main()

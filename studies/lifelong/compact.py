@@ -1,0 +1,53 @@
+"""What is kept of a run: ids and scores, never the texts of the data or of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KEPT = ("editor", "model", "fingerprint", "data", "data_version", "regime", "top_k", "cases",
+        "edits", "failed", "reliability", "generality", "locality", "wild", "perplexity",
+        "trajectory", "collapse", "bytes", "also", "errata")  # fmt: skip
+"""Of the summary."""
+
+DIGITS = 4
+
+
+def compact(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of a record.
+
+    A question is `[kind, score, top 1, WILD]`: the first letter of its kind, and None where it was
+    not asked freely. Of a case that failed only that is kept.
+    """
+    kept: dict[str, Any] = {"id": record["id"], "age": record.get("age")}
+    if record.get("error") is not None:
+        return {"id": record["id"], "failed": True}
+    kept["asked"] = [
+        [
+            entry["kind"][0],
+            round(float(entry["score"]), DIGITS),
+            round(float(entry["top1"]), DIGITS),
+            round(float(entry["wild"]["score"]), DIGITS) if "wild" in entry else None,
+        ]
+        for entry in record["questions"]
+    ]
+    return kept
+
+
+def result_of(
+    records: list[dict[str, Any]], summary: Mapping[str, Any], cpu: float | None
+) -> dict[str, Any]:
+    """Return what is kept of a run.
+
+    Args:
+        records: Its records.
+        summary: Its summary.
+        cpu: CPU seconds of everything, questions included; None: not measured.
+    """
+    spent = summary.get("seconds") or {}
+    return {
+        "summary": {key: summary.get(key) for key in KEPT},
+        "cpu": None if cpu is None else round(cpu, 1),
+        "wall": {key: round(float(spent[key]), 1) for key in ("edit", "evaluate") if key in spent},
+        "records": [compact(record) for record in records],
+    }

@@ -1,0 +1,125 @@
+"""What is run: editors through one long sequence each, on pocket and on a pretrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Editor:
+    """One row of the tables.
+
+    Attributes:
+        label: In tables.
+        name: Of the editor, as `errata eval --editor` takes it.
+        settings: Beside its defaults.
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+BREADTH: Mapping[str, Any] = {
+    "batch_size": 10, "shuffle": True, "stop": "eos", "state": "keep", "replay": 20,
+}  # fmt: skip
+"""Fine-tuning as LocFT does it, carried on from step to step, with earlier edits replayed."""
+
+EDITORS = {
+    "none": Editor("unedited", "none"),
+    "ultraedit": Editor("UltraEdit", "ultraedit"),
+    "ultraedit_small": Editor("UltraEdit, a tenth of the step", "ultraedit", {"lr": 2e-4}),
+    "rag": Editor("RAG", "rag"),
+    "retrieval": Editor("IBKE-retrieval", "ibke-retrieval"),
+    "locft": Editor("FT, breadth-first with replay", "ft", BREADTH),
+    "ft": Editor("FT", "ft"),
+    "lora": Editor("LoRA", "lora"),
+    "alphaedit": Editor("AlphaEdit", "alphaedit"),
+    "memoir": Editor("MEMOIR", "memoir"),
+    "memit": Editor("MEMIT", "memit"),
+    "simie": Editor("ROME + SimIE", "rome+simie"),
+    "grace": Editor("GRACE", "grace"),
+    "wise": Editor("WISE", "wise"),
+}
+"""In order of value: what is run first where time is short."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One table.
+
+    Attributes:
+        title: Its heading.
+        about: A sentence below it.
+        model: The model.
+        data: Of `errata.data.load_cases`; {data} stands for the folder of public files.
+        edits: Length of the sequence.
+        batch: Edits per step.
+        editors: Rows.
+        options: Settings of the data set.
+        perplexity: Text; {data} as above.
+        every: Steps between measurements along the way.
+    """
+
+    title: str
+    about: str
+    model: str
+    data: str
+    edits: int
+    batch: int
+    editors: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    perplexity: str = "auto"
+    every: int = 0
+
+
+COLLIDE = {"collide": "relation"}
+"""Questions about a fact that another edit makes false are no locality questions."""
+
+_REAL = ("ultraedit", "rag", "locft", "lora", "memoir", "alphaedit", "ft")
+
+SEQUENCES = {
+    "pocket200": Sequence(
+        "pocket: 200 edits, twenty at a time",
+        "Facts of the built-in world that no shipped network was trained on (split `test`, the"
+        " first 200 of seed 0); perplexity of held-out sentences of the world.",
+        "pocket", "world", 200, 20, tuple(EDITORS), COLLIDE,
+    ),
+    "smollm2_300": Sequence(
+        "SmolLM2-135M: 300 edits of WikiBigEdit, a hundred at a time",
+        "The first 300 records of `wikibigedit_3k.json`; perplexity of WikiText-2.",
+        "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 300, 100, _REAL,
+        perplexity="{data}/text/wikitext2_raw_test.txt",
+    ),
+    "smollm2_3000": Sequence(
+        "SmolLM2-135M: 3,000 edits of WikiBigEdit, a hundred at a time",
+        "All records of `wikibigedit_3k.json`; perplexity of WikiText-2.",
+        "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 3000, 100, _REAL,
+        perplexity="{data}/text/wikitext2_raw_test.txt", every=5,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation.
+
+    Attributes:
+        sequence: Name of the sequence.
+        editor: Name of the row.
+    """
+
+    sequence: str
+    editor: str
+
+    @property
+    def name(self) -> str:
+        """Name of its result."""
+        return f"{self.sequence}-{self.editor}"
+
+
+def cells() -> list[Cell]:
+    """Return all cells, table by table, in order of value."""
+    return [Cell(name, editor) for name, about in SEQUENCES.items() for editor in about.editors]
