@@ -17,7 +17,7 @@ TEST := $(THREADS) $(BIN)/python -m pytest
 # PEFT 0.21 asks transformers for a property that transformers 5.23 has renamed.
 NEWEST_WARNINGS := -W error -W "ignore:\`is_gradient_checkpointing\` is deprecated:FutureWarning"
 
-.PHONY: help demo demo-real test campaign audit test-real test-served test-web test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme results clean
+.PHONY: help demo demo-real test campaign audit test-real test-served test-web test-newest test-oldest test-gpu lock shapes test-slow lint types ci bench bench-gpu docs readme notebooks site results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,7 +37,9 @@ help:
 	@echo "make test-gpu   tests of editors and patches on a GPU, and equality with the CPU"
 	@echo "make bench-gpu  all that a GPU changes, in minutes (both: ARGS='--device cpu', see docs/gpu.md)"
 	@echo "make docs       write the command line's help and the settings of training into docs/"
-	@echo "make readme     run the commands of README and docs/tour.md again and write down their output"
+	@echo "make readme     run the commands of README, the tour and the guides again and write down their output"
+	@echo "make notebooks  run the notebooks of docs/notebooks again and keep what they show"
+	@echo "make site       the documentation as a site, build/site/index.html; fails on any warning"
 	@echo "make results    write docs/results-*.md again from the results in studies"
 	@echo "make clean      remove caches and build products (.venv* and runs stay)"
 
@@ -136,6 +138,18 @@ docs: $(READY)
 readme: $(READY)
 	@$(BIN)/python docs/refresh.py README.md
 	@$(BIN)/python docs/refresh.py docs/tour.md
+	@for page in index compare-editors train-an-editor write-an-editor; do $(BIN)/python docs/refresh.py docs/$$page.md || exit 1; done
+
+# an environment of its own, on top of .venv; CONTRIBUTING.md says why
+site: $(READY)
+	@$(PYTHON) .ci/environment.py site
+	@$(THREADS) .venv-site/bin/python .ci/site/notebooks.py check
+	@NO_MKDOCS_2_WARNING=1 .venv-site/bin/python -m mkdocs build --strict --quiet
+	@echo "  build/site/index.html"
+
+notebooks: $(READY)
+	@$(PYTHON) .ci/environment.py site
+	@$(THREADS) .venv-site/bin/python .ci/site/notebooks.py write
 
 results: $(READY)
 	@$(BIN)/python -m studies.pocket page

@@ -3,6 +3,7 @@
 python3 .ci/environment.py locked           .venv: exactly what requirements.lock names
 python3 .ci/environment.py newest [TORCH]   .venv-newest: the newest releases
 python3 .ci/environment.py oldest [TORCH]   .venv-oldest: the lower bounds of pyproject.toml
+python3 .ci/environment.py site             .venv-site: exactly what .ci/site.txt names, and .venv
 python3 .ci/environment.py check            exit with 1 if this interpreter is not as locked
 
 TORCH is a version, or `newest`. Standard library only; run by the Makefile.
@@ -23,6 +24,8 @@ PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 
 # hatchling asks for this one when it installs a folder in place; without isolation nobody else does
 EDITABLES = "editables"
+
+SITE = ROOT / ".ci" / "site.txt"
 
 
 def deviations() -> list[str]:
@@ -139,11 +142,35 @@ def oldest(torch: str) -> None:
     errata(python)
 
 
+def site() -> None:
+    """Bring .venv-site to .ci/site.txt; notebooks run in it, so it sees the packages of .venv."""
+    folder, pins = ROOT / ".venv-site", SITE.read_text(encoding="utf-8")
+    stamp = folder / SITE.name
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == pins:
+        return
+    print("setting up .venv-site (once, a minute)", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    locked = str(ROOT / ".venv" / "bin" / "python")
+    python = make(folder, locked)
+    run("what .ci/site.txt names", python, *PIP, "-r", SITE)
+    own, theirs = (packages(str(one)) for one in (python, locked))
+    # behind its own packages, with the path files there: errata is installed in place
+    link = f"import site; site.addsitedir({theirs!r})\n"
+    Path(own, "venv.pth").write_text(link, encoding="utf-8")
+    stamp.write_text(pins, encoding="utf-8")
+
+
+def packages(python: str) -> str:
+    """Return where an interpreter's packages lie."""
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'), end='')"
+    return subprocess.run([python, "-c", ask], capture_output=True, check=True, text=True).stdout
+
+
 if __name__ == "__main__":
     task, torch = (*sys.argv[1:], "")[:2]
     if task == "check":
         sys.exit(", ".join(deviations()) or 0)
-    if task == "locked":
-        locked()
+    if task in ("locked", "site"):
+        {"locked": locked, "site": site}[task]()
     else:
         {"newest": newest, "oldest": oldest}[task](torch)

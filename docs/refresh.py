@@ -1,11 +1,11 @@
 """Run the console sessions of a document again and write down what they print now.
 
-python docs/refresh.py README.md|docs/tour.md [FIRST-WORDS …]
+python docs/refresh.py README.md|docs/PAGE.md [FIRST-WORDS …]
 
 In a fence marked `console`, a line `$ command` (continued by lines `> …`) is followed by its
 output. Commands run one after another in one scratch folder, with `errata` of this environment.
-Only what goes to stdout is shown. With FIRST-WORDS, only commands that begin with one of them run
-again.
+Only what goes to stdout is shown. A fence with a title (```toml title="paper.toml") is a file of
+that folder. With FIRST-WORDS, only commands that begin with one of them run again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TITLED = re.compile(r'^```\w+ title="([\w.-]+)"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
 
 
@@ -79,7 +80,10 @@ def main(path: Path, first: tuple[str, ...]) -> None:
                 lines += run(command, folder) if wanted else output
             return "\n".join(lines) + "\n"
 
-        path.write_text(FENCE.sub(fence, path.read_text(encoding="utf-8")), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        for name, body in TITLED.findall(text):
+            (folder / name).write_text(body, encoding="utf-8")
+        path.write_text(FENCE.sub(fence, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

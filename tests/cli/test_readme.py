@@ -66,7 +66,13 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 180
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tour.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("tour", "index", "compare-editors", "train-an-editor")),
+    ],
+)
 def test_no_command_reads_what_a_clone_does_not_have(page: str) -> None:
     """Sessions make what they read, or take samples that ship."""
     text = (ROOT / page).read_text(encoding="utf-8")
