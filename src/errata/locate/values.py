@@ -142,7 +142,7 @@ def optimise_values(
     order: list[int] = []
     for chunk, tokens in plan_chunks(lm, edits, contexts, patches):
         per_edit = len(contexts) + has_essence(edits[0])
-        stays = [
+        stays: list[tuple[list[int], Mapping[Place, Tensor]]] = [
             (
                 [held_at(edits[chunk[r // per_edit]], row, k) for r, row in enumerate(tokens)],
                 {place: vectors[chunk] for place, vectors in own.items()},
