@@ -125,7 +125,7 @@ class Are(Strategy):
         """Find the values of pieces, those of each answer in order."""
         host = cast("Any", super())
 
-        def find(some: list[Edit], places: list[int], held: list) -> Values:
+        def find(some: list[Edit], places: list[int], held: list[Any]) -> Values:
             return host.values(lm, some, contexts, layer, places, held=held)
 
         return values_in_turn(edits, patches, find)
