@@ -15,7 +15,7 @@ EXAMPLES = (
     "errata figure latents runs/ibke-latents-pocket --out figures",
     "errata figure variants runs/ibke-ablation-pocket --out figures",
     "errata figure relations runs/ibke-inside-pocket --out figures",
-    "errata figure pruning runs/ibke-inside-pocket --limit 300",
+    "errata figure pruning runs/ibke-inside-pocket --out figures",
 )
 
 
