@@ -46,7 +46,7 @@ def figure(
         typer.Option(
             min=1,
             help="answers: edits (3). The others that look into runs: cases of each (relations,"
-            " gates: all; pruning 300; keys 30; residuals 20).",
+            " gates: all; pruning 350; keys 30; residuals 20).",
         ),
     ] = None,
     seeds: Annotated[
