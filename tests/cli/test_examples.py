@@ -41,7 +41,8 @@ REDUCED = (
     # a search takes minutes, and what it prints is tested in test_tune.py; so are the figures of
     # networks, which would have to be trained, in tests/reporting
     (r"errata tune .*", "errata tune --help"),
-    (r"errata figure (?:latents|variants) \S+", "errata figure scatter runs/table2-pocket"),
+    (r"errata figure (?:latents|variants|relations|pruning) \S+",
+     "errata figure scatter runs/table2-pocket"),
     # a page that does not end by itself, and needs Gradio: tests/web
     (r"errata web.*", "errata web --help"),
     (r"errata sheet init corrections", "errata sheet init new-corrections"),

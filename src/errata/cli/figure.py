@@ -15,7 +15,7 @@ EXAMPLES = (
     "errata figure latents runs/ibke-latents-pocket --out figures",
     "errata figure variants runs/ibke-ablation-pocket --out figures",
     "errata figure relations runs/ibke-inside-pocket --out figures",
-    "errata figure pruning runs/ibke-inside-pocket --limit 300",
+    "errata figure pruning runs/ibke-inside-pocket --out figures",
 )
 
 
@@ -46,7 +46,7 @@ def figure(
         typer.Option(
             min=1,
             help="answers: edits (3). The others that look into runs: cases of each (relations,"
-            " gates: all; pruning 300; keys 30; residuals 20).",
+            " gates: all; pruning 350; keys 30; residuals 20).",
         ),
     ] = None,
     seeds: Annotated[

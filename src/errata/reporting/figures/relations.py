@@ -116,7 +116,11 @@ def looked_into(cells: Sequence[Cell], limit: int | None) -> Iterator[Reopened]:
     from errata.editors import editors
     from errata.editors.base_inside import InsideEditor
 
-    known = [c for c in cells if issubclass(editors.load(c.editor), InsideEditor)]
+    known = [
+        cell
+        for cell in cells
+        if cell.editor in editors and issubclass(editors.load(cell.editor), InsideEditor)
+    ]
     if not known:
         raise RunError("no run is of an editor with latents and gates (ibke)", MADE)
     yield from reopened(known, limit)

@@ -43,6 +43,8 @@ def drawing(cells: Sequence[Cell], limit: int = MOST) -> Drawing:
 
     able = []
     for cell in cells:
+        if cell.editor not in editors:  # a finished patch
+            continue
         kind = editors.load(cell.editor)
         if issubclass(kind, JointEditor) and kind.rule != "direct":
             able.append(cell)
