@@ -26,7 +26,6 @@ TITLES = {
     "savings": "What need not be computed, on a real model",
     "limit": "Distance from the limit, on a real model",
     "against_easyedit": "Against EasyEdit, on a real model",
-    "long_runs": "Long runs",
     "startup": "Start-up",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,7 +277,8 @@ def check_declared(build: Callable[[], nn.Module], folder: Path) -> None:
     """
     path = folder / WEIGHTS
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is copied into shapes goes nowhere
             own = _shapes(build().state_dict())
     except (NotImplementedError, ErrataError):
         return
