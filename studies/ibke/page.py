@@ -43,8 +43,57 @@ def page_text() -> str:
     for name in results.names(RESULTS):
         found = read(name)
         if found is not None:
-            parts += [_made(found["training"]), _rates(found), _gaps(found), _losses(found)]
+            parts += [
+                _holds(found), _made(found["training"]), _rates(found), _gaps(found),
+                _losses(found),
+            ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+COMPARED = {"reliability": "reliability", "generality_top1": "generality at top 1",
+            "locality_top1": "locality at top 1", "NS": "NS"}  # fmt: skip
+"""What the findings say of each direct editor."""
+
+
+def _holds(found: Mapping[str, Any]) -> str:
+    """Return what the tables show, in words that follow from the numbers."""
+    lines = []
+    for key, row in direct().items():
+        one, two, count = _both(found, row)
+        if key == "none" or count < 2:
+            continue
+        told: dict[str, list[str]] = {"lower": [], "not told apart": [], "higher": []}
+        for metric, words in COMPARED.items():
+            gap = _difference(one, two, metric)
+            if gap is None or gap.low is None or gap.high is None:
+                continue
+            side = "lower" if gap.high < 0 else "higher" if gap.low > 0 else "not told apart"
+            told[side].append(f"{words} ({gap.signed})")
+        said = "; ".join(f"{side}: {', '.join(own)}" for side, own in told.items() if own)
+        lines.append(f"* **Against {row.title}** ({count} records), points: {said}.")
+    curve = [e for e in found["training"]["log"] if e["kind"] == "validation"]
+    if len(curve) > 1:
+        last, before = curve[-1]["total"], curve[-2]["total"]
+        moved = "was still falling" if last < before else "had stopped falling"
+        lines.append(
+            f"* **The validation loss {moved}** when training ended: {before:.2f} at step "
+            f"{curve[-2]['step']}, {last:.2f} at step {curve[-1]['step']}."
+        )
+    return "## What holds\n\n" + "\n".join(lines)
+
+
+def _both(found: Mapping[str, Any], row: Row) -> tuple[Rates, Rates, int]:
+    """Return the rates of both on the records that both have, and how many these are."""
+    own = {r["id"]: r for r in good(found["records"])}
+    theirs = [r for r in row.good if r["id"] in own]
+    return Rates([own[r["id"]] for r in theirs]), Rates(theirs), len(theirs)
+
+
+def _difference(one: Rates, two: Rates, key: str) -> Rate | None:
+    if key not in one.rates or key not in two.rates:
+        return None
+    drawn = one.drawn[key] - two.drawn[key]  # equal seeds draw equal records
+    return Rate(one.rates[key] - two.rates[key], *bounds(drawn))
 
 
 NAMED = ("layers", "d_m", "token_path", "tokens", "together", "norm")
@@ -59,12 +108,13 @@ def _made(training: Mapping[str, Any]) -> str:
         f"{training['made']} of {loop['steps']} planned, batch {loop['batch']}, learning rate "
         f"{loop['lr']}, seed {loop['seed']}, products in {training['compute']}; the networks of "
         f"step {training['best_step']} had the lowest validation loss and are those evaluated. "
-        f"{training['seconds']:,.0f} s by the clock, one thread of a machine that others used"
+        f"{training['seconds']:,.0f} s by the clock, one thread of a machine that others used most "
+        "of"
     )
     held = (
         f"the records below are from another file. {shared['prompts']} of their edits' prompts and "
-        f"{shared['subjects']} of their subjects were edited in training; relations were not held "
-        "out"
+        f"{shared['subjects']} of their subjects are those of an edit in the first file's training "
+        "records; relations were not held out"
     )
     facts = {"Steps": steps, "Records": data, "Networks": networks, "Held out": held}
     lines = "\n".join(f"* **{name}**: {text}." for name, text in facts.items())
@@ -87,27 +137,19 @@ def _cells(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _gaps(found: Mapping[str, Any]) -> str:
-    own, rows = {r["id"]: r for r in good(found["records"])}, []
+    rows = []
     for row in direct().values():
-        both = [r["id"] for r in row.good if r["id"] in own]
-        if len(both) < 2:
-            continue
-        ids = set(both)
-        one = Rates([own[i] for i in both])
-        two = Rates([r for r in row.good if r["id"] in ids])
-        rows.append([row.title, str(len(both)), *(_gap(one, two, key) for key in SCORES)])
+        one, two, count = _both(found, row)
+        if count > 1:
+            gaps = [_difference(one, two, key) for key in SCORES]
+            rows.append(
+                [row.title, str(count), *("–" if gap is None else gap.signed for gap in gaps)]
+            )
     head = ["IBKE minus", "n", *SCORES.values()]
     return (
         "## Differences on the records that both have\n\nPoints, with 95 % intervals of the paired "
         f"difference.\n\n{table(head, rows)}"
     )
-
-
-def _gap(one: Rates, two: Rates, key: str) -> str:
-    if key not in one.rates or key not in two.rates:
-        return "–"
-    drawn = one.drawn[key] - two.drawn[key]  # equal seeds draw equal records
-    return Rate(one.rates[key] - two.rates[key], *bounds(drawn)).signed
 
 
 def _losses(found: Mapping[str, Any]) -> str:

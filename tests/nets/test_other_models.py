@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_another_quantisation_is_refused_with_the_reason(saved: Path) -> None:
 
 def test_the_same_checkpoint_in_another_type_is_the_same_model(saved: Path) -> None:
     lm = build("llama", "float32")
-    half = LM(copy.deepcopy(lm.model).to(torch.bfloat16), lm.tokenizer, name="tiny-llama")
+    model: Any = copy.deepcopy(lm.model)
+    half = LM(model.to(torch.bfloat16), lm.tokenizer, name="tiny-llama")
     assert weights.read_card(saved, "mend", half)["editor"] == "mend"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_losses_and_gradients_on_the_pocket_model() -> None:
     lm = errata.load("pocket", dtype="float64")
     cases = errata.load_cases("world", "train", limit=4).cases
     some = make_groups(lm, cases, hops="all")
-    editor = get_editor("ibke", {"layers": (3, 4, 5), "d_m": 24, "token_path": 16})
+    editor: Any = get_editor("ibke", {"layers": (3, 4, 5), "d_m": 24, "token_path": 16})
     made = Objective(lm, Prepared(lm, editor.sites(lm), some), TrainConfig())
     network = untrained(editor, lm)
     old, before = gradients(made, network, some)
