@@ -74,7 +74,12 @@ class Are(Strategy):
     spares = ("subject",)
     Settings = AreSettings
     overrides: ClassVar[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
-        host: dict.fromkeys(("llama-3-8b", "qwen2.5-7b"), _PUBLISHED) for host in hosts
+        host: {
+            "llama-3-8b": _PUBLISHED,
+            "qwen2.5-7b": _PUBLISHED,
+            "pocket": {"are_window": 8},  # a narrow model's vector carries less
+        }
+        for host in hosts
     }
 
     @property
