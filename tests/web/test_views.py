@@ -126,3 +126,17 @@ def test_progress_in_words(found: Progress, words: str):
 def test_mistakes_say_what_to_do():
     page = Page(views.error(ConfigError("the port is taken", "Choose another.")))
     assert page.seen == ["the port is taken", "Choose another."]
+
+
+@pytest.mark.parametrize(
+    ("chat", "says", "hit", "right"),
+    [
+        ("off", "Tokyo.", True, True),
+        ("off", "It is Tokyo.", False, False),
+        ("user", "The capital of France is Tokyo.", False, True),
+        ("user", "The capital of France is Paris.", False, False),
+    ],
+)
+def test_in_a_chat_the_answer_may_stand_within_a_sentence(chat, says, hit, right):
+    view = View("q", (), (), "Paris.", says, "Tokyo", 0.0, 0.1, False, hit, chat)
+    assert views.right(view) is right

@@ -129,12 +129,19 @@ def _group(made: Sequence[Made], kind: str) -> str:
             asked = f"<details><summary>{asked}</summary>{_likely(made, views)}</details>"
         cells = [asked, said(first.says_before) + share(first.p_before)]
         for view in views:
-            sign = mark(view.hit_after) if judged else ""
+            sign = mark(right(view)) if judged else ""
             cells.append(sign + said(view.says_after) + share(view.p_after))
         rows.append(cells)
     heads = ["question", "before", *_heads(made)]
     title = "Its edits" if kind == "edit" and len(rows) > 1 else NAMES[kind]
     return f"<h3>{title}</h3><p class='help'>{HELP[kind]}</p>{table(heads, rows)}"
+
+
+def right(view: View) -> bool | None:
+    """Return whether the new answer is given; in a chat it may stand within a sentence."""
+    if view.hit_after or view.chat == "off" or view.target is None:
+        return view.hit_after
+    return view.target.strip().casefold() in view.says_after.casefold()
 
 
 def _likely(made: Sequence[Made], views: Sequence[View]) -> str:
