@@ -138,7 +138,7 @@ def _rows(
     if probe.kind == "locality":
         wanted = one.likely[0][0]
     else:
-        wanted = lm.tokenizer.decode([lm.row_of(probe).labels[0]])
+        wanted = str(lm.tokenizer.decode([lm.row_of(probe).labels[0]]))
     return [
         (one.name, cases[one.case].id, f"{edit.prompt} → {edit.target}", probe.prompt, probe.target,
          editor, place, text.strip(), chance, int(text.strip() == wanted.strip()))

@@ -81,7 +81,7 @@ def _chosen(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _shown(run: Reopened, token: int) -> str:
     """Return a token as it is drawn and written into the CSV."""
-    return run.lm.tokenizer.decode([token]).strip() or "␣"
+    return str(run.lm.tokenizer.decode([token])).strip() or "␣"
 
 
 # ---------------------------------------------------------------------- numbers
