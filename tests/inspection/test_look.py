@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import errata
 from errata.case import Edit
 from errata.errors import PatchError
 from errata.inspection import sentences
-from errata.inspection.look import look
+from errata.inspection.look import Answer, followed, look, runs_on
+from errata.model.logprobs import RowScore
 from errata.model.weights import weight_fingerprint
 from errata.patch import Patch
 from errata.testing import EDITS
@@ -44,6 +47,38 @@ def test_taken_is_what_greedy_decoding_says(tiny, settings) -> None:
     taken = [entry.taken for entry in patch.report.edits]
     assert patch.report.taken == sum(taken)
     assert all(taken) is (settings is FT)
+
+
+@pytest.mark.parametrize(
+    ("said", "behind", "on"),
+    [("Ulm", "ab", True), ("Ulm", ",", False), ("Ulm", " ab", False), ("Ulm", "", False),
+     ("19", "84", True), ("in 19", "th", True), ("Ульм", "ск", True), ("東京", "都", False),
+     ("C++", "x", False), ("", "x", False)],
+)  # fmt: skip
+def test_a_word_that_goes_on_is_another_word(said: str, behind: str, on: bool) -> None:
+    assert runs_on(said, behind) is on
+
+
+def test_an_answer_that_becomes_another_word_is_not_taken(tiny) -> None:
+    """A score whose argmax behind the answer is each token of the vocabulary in turn."""
+    lm = tiny("gpt2")
+    row = lm.row("The capital of France is", "Ulm")
+    asked = followed(lm, row)
+    assert asked.ids[: len(row.ids)] == row.ids
+    assert lm.text(asked.ids).endswith("Ulm")
+    n, seen = len(row.labels), set()
+    for token in range(lm.model.config.vocab_size):
+        score = RowScore((-0.1,) * (n + 1), (*row.labels, token), (0,) * (n + 1))
+        answer = Answer.of(lm, row, score)
+        assert (answer.right, answer.tokens) == (n, n)
+        assert answer.probability == pytest.approx(math.exp(-0.1 * n))
+        whole = lm.text([*row.labels, token])
+        word = re.match(r"[A-Za-z0-9]+", whole.strip())
+        if word and whole.isascii():
+            assert answer.taken is (word[0] == "Ulm"), whole
+            seen.add(answer.taken)
+    assert seen == {True, False}
+    assert Answer.of(lm, row, lm.score([row])[0]).runs_on is False  # nothing was asked behind it
 
 
 def test_the_model_is_what_it_was(tiny) -> None:

@@ -43,25 +43,61 @@ class Answer:
         probability: Of the whole target.
         right: Leading tokens of the target that are the most probable ones.
         tokens: Tokens of the target.
+        runs_on: Whether the most probable token behind the target goes on with its last word:
+            "Ulm" that becomes "Ulmab" is another answer.
     """
 
     probability: float
     right: int
     tokens: int
+    runs_on: bool = False
 
     @property
     def taken(self) -> bool:
-        """Whether greedy decoding says the target."""
-        return self.right == self.tokens
+        """Whether greedy decoding says the target, as whole words."""
+        return self.right == self.tokens and not self.runs_on
 
     @classmethod
-    def of(cls, score: RowScore) -> Answer:
-        """Read a score; logits that are not finite count as not said."""
-        total = math.fsum(score.logprobs)
-        right = next((i for i, rank in enumerate(score.ranks) if rank), len(score.ranks))
+    def of(cls, lm: LM, row: Row, score: RowScore) -> Answer:
+        """Read the score of an edit's row; logits that are not finite count as not said.
+
+        Args:
+            lm: The model.
+            row: The edit's row.
+            score: Of that row, or of what `followed` makes of it.
+        """
+        n = len(row.labels)
+        total, ranks = math.fsum(score.logprobs[:n]), score.ranks[:n]
+        right = next((i for i, rank in enumerate(ranks) if rank), n)
         if not math.isfinite(total):
-            return cls(0.0, min(right, len(score.ranks) - 1), len(score.ranks))
-        return cls(math.exp(total), right, len(score.ranks))
+            return cls(0.0, min(right, n - 1), n)
+        behind = score.argmax[n:]
+        said = lm.text(row.labels)
+        on = bool(behind) and runs_on(said, lm.text([*row.labels, *behind])[len(said) :])
+        return cls(math.exp(total), right, n, on)
+
+
+def followed(lm: LM, row: Row) -> Row:
+    """Return a row that is also asked what stands behind its answer, where the context has room."""
+    end = len(row.ids)
+    if lm.max_length is not None and end + 1 > lm.max_length:
+        return row
+    last = row.labels[-1]  # as a label it says nothing: only the argmax is read
+    return replace(
+        row,
+        ids=(*row.ids, last),
+        positions=(*row.positions, end),
+        labels=(*row.labels, last),
+    )
+
+
+def runs_on(text: str, behind: str) -> bool:
+    """Whether a text goes on within its last word: letters of scripts with spaces, or digits."""
+    return all(
+        letter.isdigit() or letter.lower() != letter.upper()
+        for letter in (text[-1:], behind[:1])
+        if letter
+    ) and bool(text and behind)
 
 
 @dataclass
@@ -160,7 +196,8 @@ def look(
     old = () if earlier is None else earlier.edits
     # an editor may leave earlier edits out of its patch, and a strategy may add some
     edits = list(dict.fromkeys([*requests, *patch.edits, *old]))
-    rows = [lm.row_of(edit) for edit in edits]
+    asked = [lm.row_of(edit) for edit in edits]
+    rows = [followed(lm, row) for row in asked]
     around, scores = None, []
     with watched("asking what came of it, part") as part:
         part(0, PARTS)
@@ -168,11 +205,13 @@ def look(
             around, scores = Surroundings.of(lm, requests, edits, rows if earlier is None else ())
         part(1, PARTS)
         with _under(lm, earlier):
-            before = [Answer.of(score) for score in scores or lm.score(rows)]
+            before = [
+                Answer.of(lm, *one) for one in zip(asked, scores or lm.score(rows), strict=True)
+            ]
         part(2, PARTS)
         with patch.applied(lm):
             seen, scores = ({}, lm.score(rows)) if around is None else around.now(lm, rows)
-            after = [Answer.of(score) for score in scores]
+            after = [Answer.of(lm, *one) for one in zip(asked, scores, strict=True)]
             part(3, PARTS)
             missed = [i for i, answer in enumerate(after) if not answer.taken]
             says = lm.generate([edits[i] for i in missed], SAID) if missed else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from errata.case import Case, Edit, Probe
 from errata.data._records import thaw
 from errata.inspection.answers import short_answers
-from errata.inspection.look import SAID, Answer
+from errata.inspection.look import SAID, Answer, followed
 from errata.sheets.difference import told_of, words
 from errata.sheets.fact import Fact
 
@@ -76,12 +76,15 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
         for one in fact.keeps:
             asked = one.probe("locality", fact.target)
             (free if one.target is None else told).append((fact, "keeps", asked))
-    rows = [lm.row_of(question) for *_, question in told]
+    asked = [lm.row_of(question) for *_, question in told]
+    rows = [followed(lm, row) for row in asked]
     if free:
         more, scores = short_answers(lm, [question for *_, question in free], rows)
     else:
         more, scores = [], lm.score(rows)
-    before = [Answer.of(score) for score in (*scores, *(lm.score(more) if more else ()))]
+    asked += more
+    scores = [*scores, *(lm.score(more) if more else ())]
+    before = [Answer.of(lm, *one) for one in zip(asked, scores, strict=True)]
     every, questions = [*rows, *more], [*told, *free]
     expected = [question.target.strip() for *_, question in told]
     expected += [lm.text(row.labels).strip() for row in more]
@@ -92,7 +95,7 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
         says = _said(lm, questions, wrong)
     else:
         with patch.applied(lm):
-            after = [Answer.of(score) for score in lm.score(every)]
+            after = [Answer.of(lm, *one) for one in zip(asked, lm.score(every), strict=True)]
             wrong = [i for i, answer in enumerate(after) if answer and not answer.taken]
             says = _said(lm, questions, wrong)
     found = []
