@@ -42,6 +42,7 @@ def test_cells_say_what_is_stated(
         pytest.skip("the pocket model is not in this checkout")
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("agg")
+    plt.close("all")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     figures = 0
