@@ -176,6 +176,7 @@ def test_large_units_are_written_as_they_are_asked(lm, flat, tmp_path, monkeypat
     again = evaluate(lm, Planted(), flat, **settings, out=tmp_path / "r", resume=True)
     assert asked == [case.id for case in flat if case.id not in first]
     assert difference(again.records, whole.records) < CLOSE
+    assert all(record["seconds"]["edit"] > 0 for record in again.records)
 
 
 def test_what_the_unedited_model_says_is_kept_part_by_part(lm, flat, tmp_path, monkeypatch):

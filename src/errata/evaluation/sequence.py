@@ -45,6 +45,7 @@ class SideBySide:
         failed: Case id to the reason why it could not be edited or asked.
         immediate: Case id to the reliability of its edits right after they were made.
         trajectory: Measurements of each sequence along the way.
+        seconds: Wall seconds of the steps so far, by part.
         watched: Of each sequence the relative perplexities along the way (`points`), and where it
             was stopped (`stopped`).
     """
@@ -58,6 +59,7 @@ class SideBySide:
     immediate: dict[str, list[float]] = field(default_factory=dict)
     trajectory: list[list[dict[str, Any]]] = field(default_factory=list)
     watched: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.steps = [units_of(unit, Regime("batch", self.batch)) for unit in self.units]
@@ -147,6 +149,7 @@ class SideBySide:
             "immediate": self.immediate,
             "trajectory": self.trajectory,
             "watched": self.watched,
+            "seconds": self.seconds,
         }
         write_atomically(folder / STATE, json.dumps(state, ensure_ascii=False).encode())
 
@@ -169,6 +172,7 @@ class SideBySide:
         self.failed, self.immediate = state["failed"], state["immediate"]
         self.trajectory = state["trajectory"]
         self.watched = state.get("watched") or self.watched
+        self.seconds = {str(part): float(s) for part, s in (state.get("seconds") or {}).items()}
         return True
 
 
@@ -195,7 +199,7 @@ class Checkpoints:
         try:
             if sequences.read(found):
                 log.info("going on after step %s of %s", sequences.step, sequences.length)
-        except (PatchError, OSError, ValueError, KeyError, TypeError) as error:
+        except (PatchError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s cannot be read and is not used: %s", found, error)
 
     def keep(self, sequences: SideBySide) -> None:

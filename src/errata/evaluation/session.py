@@ -272,6 +272,7 @@ class Session:
         units = [unit for _, unit in batch]
         sequences = SideBySide([number for number, _ in batch], units, self.protocol.batch)
         checkpoints.resume(sequences)
+        self.laps = dict(sequences.seconds)  # of a run that goes on: what was spent before
         if not sequences.step:
             sequences.failed |= self._broken(units)
             if self.measures.tracker is not None:
@@ -282,6 +283,7 @@ class Session:
             log.warning("%s", told)
         while sequences.live():
             self._step(sequences)
+            sequences.seconds = dict(self.laps)
             checkpoints.keep(sequences)
             show(sequences.taken() // 2)
         return Edited(sequences.patches, sequences.failed, sequences.also())
