@@ -259,7 +259,8 @@ def test_as_a_process(here: Path, model: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["editor"] == "rome"
-    assert done.stderr == ""
+    # a busy machine loads slowly, which is told
+    assert [line for line in done.stderr.splitlines() if "so far" not in line] == []
     done = subprocess.run([errata, "edit"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")

@@ -222,7 +222,7 @@ def test_it_grows_and_a_later_answer_wins(lm: LM) -> None:
 
 def test_two_answers_to_one_prompt_are_refused(lm: LM) -> None:
     group = [EDITS[0], EDITS[1], Edit(EDITS[0].prompt, "Lima")]
-    with pytest.raises(EditError, match="edited twice") as error:
+    with pytest.raises(EditError, match="two edits conflict") as error:
         editor(lm).edit(lm, [group])
     assert error.value.edits == (group[2],)
     assert len(memory_of(editor(lm, conflicts="replace").edit_one(lm, group))) == 2

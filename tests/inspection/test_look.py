@@ -59,7 +59,7 @@ def test_a_word_that_goes_on_is_another_word(said: str, behind: str, on: bool) -
     assert runs_on(said, behind) is on
 
 
-def test_an_answer_that_becomes_another_word_is_not_taken(tiny) -> None:
+def test_an_answer_that_becomes_another_word_is_told(tiny) -> None:
     """A score whose argmax behind the answer is each token of the vocabulary in turn."""
     lm = tiny("gpt2")
     row = lm.row("The capital of France is", "Ulm")
@@ -75,8 +75,9 @@ def test_an_answer_that_becomes_another_word_is_not_taken(tiny) -> None:
         whole = lm.text([*row.labels, token])
         word = re.match(r"[A-Za-z0-9]+", whole.strip())
         if word and whole.isascii():
-            assert answer.taken is (word[0] == "Ulm"), whole
-            seen.add(answer.taken)
+            assert answer.taken
+            assert answer.whole is (word[0] == "Ulm"), whole
+            seen.add(answer.whole)
     assert seen == {True, False}
     assert Answer.of(lm, row, lm.score([row])[0]).runs_on is False  # nothing was asked behind it
 

@@ -74,6 +74,8 @@ def test_layers_of_table_two() -> None:
         ("rep-pocket", 8, 0),
         ("blue", 84, 0),
         ("blue-pocket", 12, 0),
+        ("ibke-smollm2", 4, 1),
+        ("lifelong-8b", 18, 0),
     ],
 )
 def test_every_recipe_is_right(name: str, cells: int, trainings: int) -> None:
@@ -338,7 +340,8 @@ class TestProtocol:
         return unit.words
 
     def test_every_setting_reaches_the_command(self) -> None:
-        assert self.EVERYTHING.keys() == Protocol.model_fields.keys() - {"seed"}
+        # similarity belongs to long answers, judges to free ones: see below
+        assert self.EVERYTHING.keys() == Protocol.model_fields.keys() - {"seed", "similarity"}
         recipe = recipe_from(small(protocol=self.EVERYTHING), data_dir="/d")
         words = self.words(recipe)
         seen: list[Protocol] = []
@@ -360,6 +363,13 @@ class TestProtocol:
             "general_data": "/d/ability",
         }
         assert seen == [Protocol(**expected)]
+
+    def test_long_answers_reach_the_command(self) -> None:
+        own = {"answers": "long", "similarity": "lexical", "new_tokens": 64}
+        words = self.words(recipe_from(small(protocol=own)))
+        said = {words[i]: words[i + 1] for i in range(len(words) - 1)}
+        assert said["--protocol"] == "long"
+        assert said["--similarity"] == "lexical"
 
     def test_names_may_stand_in_the_file_itself(self) -> None:
         table = recipe_from(small(protocol=self.EVERYTHING))

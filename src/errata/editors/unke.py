@@ -124,7 +124,11 @@ class Unke(Editor):
 
     def cost(self, lm: LM) -> Cost:
         """Forward and back in every step, of the vector above the block and of the block alone."""
-        size = COPIES * 4.0 * sum(site.d_in * site.d_out for _, site in self._sites(lm))
+        (layer,) = self.edited_layers(lm)
+        out, inner = lm.site(layer), lm.spec.ffn_in[layer]
+        # the attention has about 4 d^2 numbers: a skeleton without weights is asked, too
+        numbers = sum(site.d_in * site.d_out for site in (out, *inner)) + 4 * out.d_out**2
+        size = COPIES * 4.0 * numbers
         held = max(size, min(self.config.memory_gb * 1e9, TOGETHER * size))
         own = self.config
         texts = 1 + own.keep_texts * own.keep_tokens / 128

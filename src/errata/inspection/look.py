@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from errata.patch import Patch
 
 SAID = 8
-"""Tokens of the model's own words where an edit was not taken."""
+"""Tokens of the model's own words where an edit was not taken, or its last word goes on."""
 
 WEAKENED = 0.5
 """Share of its probability below which an earlier edit counts as weakened."""
@@ -54,8 +54,13 @@ class Answer:
 
     @property
     def taken(self) -> bool:
-        """Whether greedy decoding says the target, as whole words."""
-        return self.right == self.tokens and not self.runs_on
+        """Whether greedy decoding says the target, token for token."""
+        return self.right == self.tokens
+
+    @property
+    def whole(self) -> bool:
+        """Whether it says the target, and the word ends there."""
+        return self.taken and not self.runs_on
 
     @classmethod
     def of(cls, lm: LM, row: Row, score: RowScore) -> Answer:
@@ -213,7 +218,7 @@ def look(
             seen, scores = ({}, lm.score(rows)) if around is None else around.now(lm, rows)
             after = [Answer.of(lm, *one) for one in zip(asked, scores, strict=True)]
             part(3, PARTS)
-            missed = [i for i, answer in enumerate(after) if not answer.taken]
+            missed = [i for i, answer in enumerate(after) if not answer.whole]
             says = lm.generate([edits[i] for i in missed], SAID) if missed else []
         part(PARTS, PARTS)
     results: dict[Edit, dict[str, Any]] = {

@@ -38,7 +38,8 @@ class EditReport:
         p_after: The same under the patch.
         tokens: Tokens of the target.
         right: Leading tokens of the target that the model says by itself, given those before.
-        says: The model's own words under the patch, where the edit was not taken.
+        says: The model's own words under the patch, where the edit was not taken, or was and the
+            word goes on ("Ulm" that becomes "Ulmab").
         tried: What was done: editor, blocks, steps.
         advice: Where it was not taken: what may help, one line each.
     """

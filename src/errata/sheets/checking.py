@@ -91,20 +91,20 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
     after: list[Answer | None] = [None] * len(every)
     says: dict[int, str] = {}
     if patch is None:
-        wrong = [i for i, answer in enumerate(before) if not answer.taken]
+        wrong = [i for i, answer in enumerate(before) if not answer.whole]
         says = _said(lm, questions, wrong)
     else:
         with patch.applied(lm):
             after = [Answer.of(lm, *one) for one in zip(asked, lm.score(every), strict=True)]
-            wrong = [i for i, answer in enumerate(after) if answer and not answer.taken]
+            wrong = [i for i, answer in enumerate(after) if answer and not answer.whole]
             says = _said(lm, questions, wrong)
     found = []
     for i, (fact, kind, question) in enumerate(questions):
         old, new = before[i], after[i]
         found.append(
             Checked(
-                fact.id, kind, question.prompt, expected[i], old.taken,
-                None if new is None else new.taken, old.probability,
+                fact.id, kind, question.prompt, expected[i], old.whole,
+                None if new is None else new.whole, old.probability,
                 None if new is None else new.probability, says.get(i),
             )
         )  # fmt: skip
