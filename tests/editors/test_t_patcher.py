@@ -414,7 +414,7 @@ def test_weight_patches_and_units_go_together(tiny: Tiny, make: Make) -> None:
 def test_two_targets_of_one_prompt_are_refused(tiny: Tiny, make: Make) -> None:
     lm = tiny("gpt2")
     twice = [EDITS[0], replace(EDITS[0], target="Berlin")]
-    with pytest.raises(EditError, match="two edits conflict: .*'Rome'") as caught:
+    with pytest.raises(EditError, match=r"two edits conflict: .*'Rome'") as caught:
         make("t_patcher").edit_one(lm, twice)
     assert caught.value.edits == (twice[1],)
     patch = make("t_patcher", conflicts="replace").edit_one(lm, twice)
