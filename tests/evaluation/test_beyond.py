@@ -114,8 +114,9 @@ class TestQuestions:
         suite = beyond_suite(lm, replace(data, cases=bare), BeyondSettings(tests=("leakage",)))
         for case in suite.cases:
             (edit,) = case.edits
-            said = lm.generate([lm.prompt_of(edit)], 9, stops=(".", "\n"))[0].strip()
-            tokens = lm.tokenizer(said, add_special_tokens=False)["input_ids"]
+            text = lm.generate([lm.prompt_of(edit)], 9, stops=(".", "\n"))[0]
+            tokens = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+            said = text.strip()
             expected = {said} if said and said != edit.target and len(tokens) <= 8 else set()
             assert {p.target for p in case.of("leakage")} == expected
 

@@ -126,6 +126,8 @@ def _told(value: Any, named: bool = False) -> Any:
     """
     if isinstance(value, list):
         return [_told(part) for part in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # releases of pydantic write 1 and 1.0
     if not isinstance(value, dict):
         return value
     return {
