@@ -146,7 +146,7 @@ def field(page: Any, name: str) -> Any:
 def choose(page: Any, name: str, label: str) -> None:
     """Choose from a list of Gradio's."""
     field(page, name).click()
-    page.get_by_role("option", name=label, exact=True).click()
+    page.get_by_role("option", name=label, exact=True).last.click()  # one that closes fades away
 
 
 def accordion(page: Any, label: str) -> None:
