@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -278,3 +279,17 @@ def test_unknown_layers_and_kinds_are_named(tiny):
         lm.site(3)
     with pytest.raises(ConfigError, match="ffn_out, attn_out"):
         lm.site(0, "ffn")
+
+
+def test_a_padding_token_that_the_model_does_not_have_is_not_used(tiny, monkeypatch):
+    """A tokenizer may add one without the model being resized: rows of unequal length still run."""
+    lm = tiny("llama")
+    rows = [lm.row("The capital of France is", "Rome"), lm.row("Anna lives in", "Oslo")]
+    alone = [lm.score([row])[0].argmax for row in rows]
+    beyond = LM(lm.model, copy.copy(lm.tokenizer), name="tiny-llama")
+    size = lm.model.get_input_embeddings().weight.shape[0]
+    kind = type(beyond.tokenizer)
+    monkeypatch.setattr(kind, "pad_token_id", property(lambda self: size + 3), raising=False)
+    monkeypatch.setattr(kind, "eos_token_id", property(lambda self: size), raising=False)
+    assert beyond.pad_id == 0
+    assert [score.argmax for score in beyond.score(rows)] == alone

@@ -168,8 +168,9 @@ class LM(Texts):
     @cached_property
     def pad_id(self) -> int:
         """Id used for padding; masked everywhere, so any valid id serves."""
+        known = self.model.get_input_embeddings().get_parameter("weight").shape[0]
         for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if isinstance(value, int):
+            if isinstance(value, int) and value < known:  # some tokenizers bring one of their own
                 return value
         return 0
 
