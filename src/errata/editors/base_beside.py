@@ -8,15 +8,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from pydantic import Field
 
 from errata.case import Edit
-from errata.editors.base import Conflicts, Cost, Editor, EditorConfig, Layer, resolve_layer
-from errata.editors.wise.training import Asked
+from errata.editors.base import (
+    Conflicts,
+    Cost,
+    Editor,
+    EditorConfig,
+    Layer,
+    resolve_layer,
+    under,
+)
+from errata.editors.wise.training import Asked, chunks
 from errata.locate.contexts import ContextSettings, context_count, get_contexts
 from errata.locate.paragraphs import Paragraphs
 from errata.model.lm import LM
 from errata.model.tokens import Row, patched
+from errata.patch import Patch
 from errata.store.digest import digest_of_all
 from errata.tuning.ending import Stop, ending
 
@@ -125,3 +136,30 @@ class BesideEditor(Editor):
         ]
         other = beside or Row(rows[0].ids[:1], (0,), (), 1)
         return Asked.of(patched(rows, [patch] * len(rows)), *patched([other], [patch]))
+
+    def in_turn(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], bare: Sequence[Patch], at_once: int
+    ) -> Iterator[tuple[list[int], list[Asked]]]:
+        """Yield the edits to write: of every group the first one, then the second ones, and so on.
+
+        What the caller does with them runs under the groups' earlier patches.
+
+        Args:
+            lm: The model.
+            groups: Requests of each group.
+            bare: The earlier patch of each group, without its memory.
+            at_once: Groups that are written side by side, at most.
+
+        Yields:
+            Numbers of groups, and the rows of each one's edit.
+        """
+        for position in range(max(map(len, groups))):
+            members = [g for g, group in enumerate(groups) if len(group) > position]
+            for numbers, patches in under(lm, [bare[g] for g in members]):
+                here = [members[i] for i in numbers]
+                asked = [
+                    self.asked(lm, groups[g][position], patch)
+                    for g, patch in zip(here, patches, strict=True)
+                ]
+                for part in chunks(lm, asked, at_once):
+                    yield [here[i] for i in part], [asked[i] for i in part]

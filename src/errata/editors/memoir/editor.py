@@ -13,13 +13,12 @@ from torch import Tensor
 from errata.case import Edit
 from errata.editors.base import (
     Cost,
-    under,
 )
 from errata.editors.base_beside import BesideConfig, BesideEditor
 from errata.editors.memoir.memory import KIND, Feature, Memory, Use, feature_of, masks_of
 from errata.editors.memoir.training import write
 from errata.editors.wise.route import activation_of
-from errata.editors.wise.training import Asked, Recipe, SidePass, chunks
+from errata.editors.wise.training import Asked, Recipe, SidePass
 from errata.errors import EditError, PatchError
 from errata.model.lm import LM
 from errata.model.passes import capture, wide
@@ -103,20 +102,10 @@ class Memoir(BesideEditor):
         bare = [patch.split(KIND, Module)[0] for patch in before]
         each = STATE_COPIES * site.d_in * site.d_out * memories[0].matrix.element_size()
         at_once = max(1, int(self.config.memory_gb * 1e9 / each))
-        for position in range(max(map(len, groups))):
-            members = [g for g, group in enumerate(groups) if len(group) > position]
-            for numbers, patches in under(lm, [bare[g] for g in members]):
-                here = [members[i] for i in numbers]
-                asked = [
-                    self.asked(lm, groups[g][position], patch)
-                    for g, patch in zip(here, patches, strict=True)
-                ]
-                for part in chunks(lm, asked, at_once):
-                    own = [here[i] for i in part]
-                    rows = [asked[i] for i in part]
-                    self._write(lm, layer, site, rows, own, memories, uses)
-                    for g in own:
-                        self._check_room(memories[g], groups[g])
+        for own, rows in self.in_turn(lm, groups, bare, at_once):
+            self._write(lm, layer, site, rows, own, memories, uses)
+            for g in own:
+                self._check_room(memories[g], groups[g])
         made = []
         for memory, use, group in zip(memories, uses, groups, strict=True):
             assert use is not None

@@ -10,12 +10,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import Cost, under
+from errata.editors.base import Cost
 from errata.editors.base_beside import BesideEditor
 from errata.editors.wise.route import activation_of
 from errata.editors.wise.settings import PUBLISHED, WiseConfig
 from errata.editors.wise.sides import KIND, Margins, Sides, Use, mask_of
-from errata.editors.wise.training import Asked, Recipe, SidePass, chunks, move
+from errata.editors.wise.training import Asked, Recipe, SidePass, move
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.lm import LM
 from errata.model.spec import Site
@@ -120,21 +120,10 @@ class Wise(BesideEditor):
         # as released, distances count padding: what stands beside a row must not add to it
         each = STATE_COPIES * site.d_in * site.d_out * sides[0].deltas.element_size()
         at_once = 1 if self.config.compat else max(1, int(self.config.memory_gb * 1e9 / each))
-        for position in range(max(map(len, groups))):
-            members = [g for g, group in enumerate(groups) if len(group) > position]
-            for numbers, patches in under(lm, [bare[g] for g in members]):
-                here = [members[i] for i in numbers]
-                asked = [
-                    self.asked(lm, groups[g][position], patch)
-                    for g, patch in zip(here, patches, strict=True)
-                ]
-                for part in chunks(lm, asked, at_once):
-                    own = [here[i] for i in part]
-                    work = SidePass(
-                        lm, layer, site, [asked[i] for i in part], self._recipe, activation
-                    )
-                    base = self._base(lm, layer, site, [bare[g] for g in own])
-                    self._write(work, site, own, sides, margins, base)
+        for own, rows in self.in_turn(lm, groups, bare, at_once):
+            work = SidePass(lm, layer, site, rows, self._recipe, activation)
+            base = self._base(lm, layer, site, [bare[g] for g in own])
+            self._write(work, site, own, sides, margins, base)
         return [
             self.make_patch(lm, [one.module(site.path, use, own or Margins(0, 0, 0))], group)
             for one, own, group in zip(sides, margins, groups, strict=True)
