@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 import errata
+from errata import progress
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.editors.fitting import found_for
 from errata.errors import ConfigError, DataError, EditError, RunError
+from errata.locate import moments
 from errata.model.lm import LM
 from errata.searching import course as searching
 from errata.searching.course import _cost
@@ -307,3 +310,35 @@ def test_every_editor_can_be_searched(
     kept = found_for(pocket, name)
     assert kept is not None
     assert kept.editor == name
+
+
+def test_time_goes_on_while_a_search_is_prepared(
+    pocket: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    twice = threading.Event()
+
+    def heard(done: int, total: int, text: str) -> None:
+        said.append(text)
+        if said.count("preparing, second moments of 5 blocks") == 2:
+            twice.set()
+
+    def counted(*given: Any) -> None:
+        assert twice.wait(10), "nothing was said while moments were counted"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(moments, "get_moments", counted)
+    monkeypatch.setattr(searching, "blocks_tried", lambda *given: (0, 1, 2, 3, 4))
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        errata.tune(pocket, "memit", minutes=10, progress=heard)
+    assert said[0] == "preparing"
+    assert threading.active_count() == before
+
+
+def test_rounded_products_are_another_search(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = get_editor("memit", model=pocket.name)
+    plain = searching.stands_on(pocket, given, {})
+    monkeypatch.setattr(pocket, "compute", "bfloat16")
+    assert searching.stands_on(pocket, given, {}) != plain

@@ -22,7 +22,7 @@ from errata.editors import get_editor
 from errata.editors.fitting import Found, keep_found
 from errata.errors import ConfigError, ErrataError
 from errata.evaluation.scoring import Scorer
-from errata.progress import told
+from errata.progress import Ticker, told
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
 from errata.searching.spaces import Space, blocks_tried, space_of
@@ -69,7 +69,8 @@ def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
     """Return all settings of the rule of thumb, its blocks as numbers: what outcomes depend on."""
     values = {**base_of(lm, given, fixed), **fixed}
     editor: Any = get_editor(given.name, values, model=lm.name)
-    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm))]
+    products = ["bfloat16 products"] if lm.roughly else []
+    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm)), *products]
 
 
 class Course:
@@ -82,7 +83,8 @@ class Course:
         dealt: The facts.
         store: What was measured.
         seconds: Time that may be spent.
-        progress: Called with (seconds spent, seconds given, what is being done).
+        progress: Called with (seconds spent, seconds given, what is being done), while the search
+            is prepared from a thread of its own.
     """
 
     def __init__(
@@ -226,14 +228,20 @@ class Course:
         """Count the second moments of all blocks that may be tried, in one pass."""
         config: Any = self.rule.config
         started = time.perf_counter()
-        self.say("preparing")
-        if "moments_text" in type(config).model_fields:
-            from errata.locate.moments import get_moments
+        doing = "preparing"
+        self.say(doing)
+        clock = Ticker(lambda: self.say(doing))  # one long step: the time goes on beside it
+        try:
+            if "moments_text" in type(config).model_fields:
+                from errata.locate.moments import get_moments
 
-            blocks = blocks_tried(self.space, self.rule, self.lm)
-            if not any(self.lm.spec.routed(block) for block in blocks):
-                get_moments(self.lm, blocks, config)
-        self.rule.prepare(self.lm)
+                blocks = blocks_tried(self.space, self.rule, self.lm)
+                if not any(self.lm.spec.routed(block) for block in blocks):
+                    doing = f"preparing, second moments of {len(blocks)} blocks"
+                    get_moments(self.lm, blocks, config)
+            self.rule.prepare(self.lm)
+        finally:
+            clock.stop()
         if PREPARING not in self.store.times:
             self.store.spend(time.perf_counter() - started, PREPARING)
         self.prepared = self.store.times[PREPARING]
