@@ -125,7 +125,9 @@ def test_long_answers_are_read_beside_their_score(tmp_path: Path) -> None:
     (answer,) = embedded(page)[0]["sets"][0]["cases"][0]["q"][0]["a"]
     assert answer[2] == ["a narrow inlet of the sea", 0.667, None, "ROUGE-L"]
     path = tmp_path / "page.html"
-    path.write_text(page, encoding="utf-8")
+    browse = "browse(place, all[Number(place.dataset.table)]);\n"
+    opened = f'{browse} document.querySelector("details").open = true;\n'
+    path.write_text(page.replace(browse, opened), encoding="utf-8")
     shown = in_a_browser(path)
     assert "freely: a narrow inlet of the sea" in shown
     assert "ROUGE-L 67 %" in shown
