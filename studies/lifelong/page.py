@@ -11,6 +11,7 @@ from studies.common import results
 from studies.common.statistics import Estimate, estimate, mean
 from studies.common.tables import table
 from studies.lifelong.plan import EDITORS, SEQUENCES
+from studies.lifelong.removal import FORMS, KEPT
 from studies.lifelong.run import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,44 @@ def page_text() -> str:
             )
         if along := _along(found):
             parts.append(along)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_taken_back()]) + "\n"
+
+
+def _taken_back() -> list[str]:
+    """Return what came of taking one edit of thousands back; nothing if it was not tried."""
+    found = {name: own for name in FORMS if (own := results.read(KEPT, name)) is not None}
+    if not found:
+        return []
+    return [
+        "## One edit of 3,000 taken back",
+        "UltraEdit on all records of `wikibigedit_3k.json`, SmolLM2. The first fact that the patch"
+        " makes right and the unedited model does not is taken back, and all are asked again (share"
+        " of answer tokens at top 1). `python -m studies.lifelong remove --only free`, `turns`.",
+        table(
+            ("built", "taken back by", "CPU-s", "against a build without it",
+             "that fact: unedited, with, without", "the others: unedited, with, without",
+             "of them as before"),
+            [_back(FORMS[name].label, own) for name, own in found.items()],
+        ),
+    ]  # fmt: skip
+
+
+def _back(label: str, own: Result) -> list[str]:
+    fact, others = own["fact"], own["reliability"]
+    if own["way"] == "taken out":
+        way = f"`errata remove --edit #{own['number']}`"
+        apart = "equal to the bit" if not own["apart"] else f"apart by {own['apart']:.0e}"
+        against = f"{apart} ({own['built']:,.0f} CPU-s)"
+    else:
+        way = f"`errata remove --edit #{own['number']} --rebuild --batch 100`; without: refused"
+        against = "is one"
+    asked = ("unedited", "with", "without")
+    return [
+        label, way, f"{own['seconds']:,.1f}", against,
+        ", ".join(_share(fact[name]) for name in asked),
+        ", ".join(f"{100 * others[name]:.1f}" for name in asked),
+        f"{own['same']:,} of {own['edits'] - 1:,}",
+    ]  # fmt: skip
 
 
 def _progress() -> str:
