@@ -1,9 +1,9 @@
 """`python -m studies.lifelong run`, then `page`: the study and its page.
 
 `run` does all cells in order of value, one after another, and may be stopped and started again at
-any time; `remove` takes one edit of the longest sequence back; `keep CELL --from RUN` takes a
-finished run folder of `errata eval` as a cell; `page` writes docs/results-lifelong.md from the kept
-records, whatever there is.
+any time; `remove` takes one edit of the longest sequence back; `ability` measures general ability
+along it (needs lm-eval); `keep CELL --from RUN` takes a finished run folder of `errata eval` as a
+cell; `page` writes docs/results-lifelong.md from the kept records, whatever there is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     from studies.lifelong.run import Places, carry_out, default, keep, states
 
     parser = argparse.ArgumentParser(prog="python -m studies.lifelong", description=__doc__)
-    parser.add_argument("what", choices=("run", "remove", "keep", "page", "list"))
+    parser.add_argument("what", choices=("run", "remove", "ability", "keep", "page", "list"))
     parser.add_argument("cell", nargs="?", help="with keep: name of the cell")
     parser.add_argument(
         "--from",
@@ -47,6 +47,10 @@ def main() -> None:
 
         for name in given.only or FORMS:
             take_back_of(name, given.data.resolve(), given.folder, given.source)
+    elif given.what == "ability":
+        from studies.lifelong.ability import TASKS, along
+
+        along("ultraedit", given.only or TASKS, given.data.resolve())
     elif given.what == "keep":
         named = {cell.name: cell for cell in plan.cells()}
         if given.cell not in named or given.source is None:

@@ -18,6 +18,7 @@ from studies.common import results
 KEPT = Path(__file__).parent / "abilities"
 EVERY = 1000
 TURN = 100
+TASKS = ("sst2", "rte", "mmlu")
 
 
 def measured(
@@ -46,11 +47,11 @@ def measured(
     return {"points": points, "cpu": round(time.process_time() - start), "turn": turn}
 
 
-def along(name: str, settings: dict[str, Any], tasks: Sequence[str], data: Path) -> None:
+def along(name: str, tasks: Sequence[str], data: Path) -> None:
     """Measure one editor on the sequence of 3,000 edits, and keep what came of it."""
     lm = errata.load("smollm2")
     cases = errata.load_cases(f"wikibigedit:{data}/lifelong/wikibigedit_3k.json").cases
-    editor = errata.get_editor(name, {**settings, "conflicts": "keep"}, model="smollm2")
+    editor = errata.get_editor(name, {"conflicts": "keep"}, model="smollm2")
     general = General(lm, tasks, data / "ability")
     found = measured(lm, editor, [case.edits[0] for case in cases], general)
     results.write(KEPT, name, {"editor": name, "tasks": list(tasks), **found})
