@@ -5,7 +5,8 @@ The same code runs both ways; without, the one function that decides on the savi
 * the essence row: run only where no bare prompt's row holds it (`errata.locate.essence`);
 * keys: passes begin at the block that was changed last, and keys that are remembered are those
   that were read (`errata.locate.keys.Known`);
-* evaluation: edited passes begin from hidden states of the unedited ones (`errata.model.kept`).
+* evaluation: edited passes begin from hidden states of the unedited ones (`errata.model.kept`);
+* products: float32 by the faster of two libraries (`errata.model.multiplying.quick_products`).
 
 The results are compared: changes of weights, answers.
 """
@@ -38,12 +39,13 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def without(*savings: str) -> Iterator[None]:
-    """Compute what need not be computed: `essence`, `keys` or `evaluation`."""
-    from contextlib import ExitStack
+    """Compute what need not be computed: `essence`, `keys`, `evaluation` or `products`."""
+    from contextlib import ExitStack, nullcontext
 
     from errata.editors import joint_reads
     from errata.evaluation import session
     from errata.locate import essence, rows
+    from errata.model import lm as models
 
     def whole(lm: Any, given: Any, per_edit: int, *, spare: bool) -> Any:
         return essence.run_rows(lm, given, per_edit, spare=False)
@@ -52,6 +54,7 @@ def without(*savings: str) -> Iterator[None]:
         "essence": (rows, "run_rows", whole),
         "keys": (joint_reads, "first_changed", lambda lm, patches: None),
         "evaluation": (session, "kept_below", lambda editor, lm: None),
+        "products": (models, "quick_products", lambda lm: nullcontext()),
     }
     with ExitStack() as stack:
         for name in savings:
@@ -107,7 +110,7 @@ def edits_line(lm: Any, args: Any, name: str, saving: str, count: int) -> common
     )  # fmt: skip
 
 
-def evaluation_line(lm: Any, args: Any) -> common.Line:
+def evaluation_line(lm: Any, args: Any, saving: str = "evaluation") -> common.Line:
     """Measure evaluations of edits of one block, the unedited model asked in each anew."""
     import os
 
@@ -129,7 +132,7 @@ def evaluation_line(lm: Any, args: Any) -> common.Line:
                     os.environ["ERRATA_CACHE"] = earlier
 
     def plain() -> Any:
-        with without("evaluation"):
+        with without(saving):
             return run()
 
     timings, found = common.interleaved({"without": plain, "with": run}, args.repeats, args.device)
@@ -141,7 +144,7 @@ def evaluation_line(lm: Any, args: Any) -> common.Line:
     moved = sum(a["hits"] != b["hits"] for a, b in pairs)
     gap = max((abs(a["nll"] - b["nll"]) for a, b in pairs if "nll" in a), default=0.0)
     return common.line(
-        f"evaluation, both passes, edits of block {ROME} of {lm.n_layers}", lm.name,
+        f"evaluation, both passes, edits of block {ROME} of {lm.n_layers}: {saving}", lm.name,
         "the same without", timings["without"], timings["with"], args.device,
         equal=f"{moved} of {len(pairs)} hits differ, NLL by at most {gap:.1e}",
         note=f"{args.records} records; one step of ROME on the bare prompt is in both",
@@ -165,6 +168,10 @@ def main() -> None:
         "alphaedit-keys": lambda: edits_line(lm, args, "alphaedit", "keys", args.records),
         "alphaedit": lambda: edits_line(lm, args, "alphaedit", "essence+keys", args.records),
         "evaluation": lambda: evaluation_line(lm, args),
+        "rome-products": lambda: edits_line(lm, args, "rome", "products", args.edits),
+        "memit-products": lambda: edits_line(lm, args, "memit", "products", args.records),
+        "alphaedit-products": lambda: edits_line(lm, args, "alphaedit", "products", args.records),
+        "evaluation-products": lambda: evaluation_line(lm, args, "products"),
     }
     lines = []
     for name in args.only.split() or ways:

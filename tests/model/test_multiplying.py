@@ -11,7 +11,13 @@ from torch import nn
 
 from errata.model import multiplying, products
 from errata.model.lm import LM
-from errata.model.multiplying import fast_layers, fast_products, kind_for, speed_of_onednn
+from errata.model.multiplying import (
+    fast_layers,
+    fast_products,
+    kind_for,
+    quick_products,
+    speed_of_onednn,
+)
 from errata.model.tokens import Row, positions_of
 
 Tiny = Callable[..., LM]
@@ -123,6 +129,87 @@ def test_it_is_undone_after_an_error(tiny: Tiny) -> None:
     with pytest.raises(RuntimeError, match="stop"), fast_products(lm, "plain", packed=True):
         raise RuntimeError("stop")
     assert not forwards(lm.model)
+
+
+@pytest.fixture
+def large(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LM]:
+    """Return a tiny model that counts as large: its passes go by the faster library."""
+    monkeypatch.setattr(multiplying, "LARGE", 1)
+
+    def made(*given: str) -> LM:
+        shared = tiny(*given)
+        return LM(shared.model, shared.tokenizer)  # nothing is known of it yet
+
+    return made
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_every_pass_of_a_large_model_is_quick(
+    large: Tiny, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Row(tuple(range(2, 14)), (10,), (), 12)] * 3
+    places = positions_of(rows, [0, 1, 2], "cpu")
+    lm, exact, products_of = large(name), large(name, "float64"), []
+    own = multiplying.onednn
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        products_of.append(len(x))
+        return own(x, weight)
+
+    monkeypatch.setattr(multiplying, "onednn", counted)
+    with torch.no_grad():
+        true = exact.logits(exact.batch(rows, [0, 1, 2]), places)
+        assert not products_of  # float64 has no second library
+        found = lm.logits(lm.batch(rows, [0, 1, 2]), places)
+    assert products_of
+    assert min(products_of) >= multiplying.FEW
+    torch.testing.assert_close(found.double(), true, rtol=1e-4, atol=1e-5)
+    assert not forwards(lm.model)
+
+
+@needs_onednn
+def test_quick_passes_have_the_gradients_of_plain_ones(large: Tiny) -> None:
+    rows = [Row(tuple(range(2, 14)), (10,), (), 12)]
+    found = {}
+    for dtype in ("float32", "float64"):
+        lm = large("gpt2", dtype)
+        down = lm.module(lm.site(0).path)
+        down.weight.requires_grad_(True)
+        down.bias.requires_grad_(True)
+        answers = lm.logits(lm.batch(rows, [0]), positions_of(rows, [0], "cpu"))
+        asked = answers.square().sum()
+        found[dtype] = [g.double() for g in torch.autograd.grad(asked, [down.weight, down.bias])]
+        lm.model.requires_grad_(False)
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@needs_onednn
+def test_who_multiplies_in_a_way_of_his_own_keeps_it(
+    large: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = large("llama")
+    module = lm.module(lm.site(0).path)
+
+    def own(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*x.shape[:-1], module.weight.shape[0])
+
+    with monkeypatch.context() as patched:
+        patched.setitem(vars(module), "forward", own)
+        _two_passes(lm, module, own)
+    assert not forwards(lm.model)
+
+
+def _two_passes(lm: LM, module: nn.Module, own: Callable[..., torch.Tensor]) -> None:
+    with quick_products(lm):
+        assert len(forwards(lm.model)) > 1
+        assert vars(module)["forward"] is own
+        with quick_products(lm):  # a pass inside a pass
+            pass
+        assert len(forwards(lm.model)) > 1
+    assert vars(module)["forward"] is own
+    assert len(forwards(lm.model)) == 1
 
 
 def test_the_library_is_measured_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from errata.model.compat import cache_name
 from errata.model.generating import continuations
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
+from errata.model.multiplying import quick_products
 from errata.model.passes import continues_exactly, gather_logits
 from errata.model.products import Compute, rounded_products, rounds
 from errata.model.spec import ModelSpec, Site, find_spec
@@ -252,7 +253,8 @@ class LM(Texts):
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
-        with self._attention(), self._under(batch), self.installed.running(batch=batch):
+        around = self._attention(), quick_products(self), self._under(batch)
+        with around[0], around[1], around[2], self.installed.running(batch=batch):
             return self.model(**inputs, **{"use_cache": False, **kwargs})
 
     def _under(self, batch: Batch) -> AbstractContextManager[None]:

@@ -1,7 +1,9 @@
-"""Products of long optimisations on a CPU: by its fastest library, and of real tokens only.
+"""Products on a CPU: by its fastest library, and in long optimisations of real tokens only.
 
-A training run passes the same frozen weights a hundred thousand times. Inside `fast_products`
-their projections, and inside `fast_layers` those of the networks that learn, work like this:
+Every pass of a large model runs inside `quick_products`: float32 products of more than a few rows
+by the faster library. A training run passes the same frozen weights a hundred thousand times.
+Inside `fast_products` their projections, and inside `fast_layers` those of the networks that
+learn, work like this:
 
 ```
  x [B, T, d_in] ──real──▶ [N, d_in] ─┐                       N ≤ B T: no padding is multiplied
@@ -19,7 +21,7 @@ which they add up, no more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 Kind = Literal["plain", "onednn", "bfloat16"]
+
+FEW = 8
+"""Rows from which on oneDNN's product pays for going around torch's."""
 
 WASTE = 0.04
 """Share of padding from which on leaving it out is worth the two copies it costs."""
@@ -71,11 +76,46 @@ def kind_for(lm: LM) -> Kind:
     """
     if lm.roughly:
         return "bfloat16"
+    return "onednn" if _pays(lm) else "plain"
+
+
+def _pays(lm: LM) -> bool:
     large = lm.dtype == torch.float32 and lm.model.num_parameters() >= LARGE
-    return "onednn" if large and speed_of_onednn(lm.device) >= FAST else "plain"
+    return large and _has_onednn(lm.device)
 
 
 # ---------------------------------------------------------------------- around modules
+
+
+def quick_products(lm: LM) -> AbstractContextManager[None]:
+    """Multiply in float32 by the faster library inside a `with` block, where that pays.
+
+    For any pass: hooks, gradients and padding are as without it, and results differ by the order
+    in which products add up. Projections that multiply in a way of their own keep it.
+    """
+    made = lm.once("quick products", lambda: _quick(lm))
+    return _swapped([(m, forward) for m, forward in made if is_plain(m)]) if made else nullcontext()
+
+
+def _quick(lm: LM) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    if not _pays(lm):
+        return []
+    return [(m, _quick_projection(m)) for m in lm.model.modules() if _is_projection(m, "onednn")]
+
+
+def _quick_projection(module: Any) -> Callable[[Tensor], Tensor]:
+    own = type(module).forward
+    turned = isinstance(module, Conv1D)
+
+    def forward(x: Tensor) -> Tensor:
+        weight, bias = module.weight, module.bias
+        rows = x.numel() // x.shape[-1]
+        if rows < FEW or x.dtype != torch.float32 or weight.dtype != torch.float32:
+            return own(module, x)  # type: ignore[no-any-return]
+        weight = weight.t() if turned else weight
+        return _Product.apply(x, weight, bias, None, "onednn")  # type: ignore[no-any-return]
+
+    return forward
 
 
 @contextmanager
