@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 
 import errata
+from errata import progress
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.editors.fitting import found_for
 from errata.errors import ConfigError, DataError, EditError, RunError
+from errata.locate import moments
 from errata.model.lm import LM
 from errata.searching import course as searching
 from errata.searching.course import _cost
 from errata.searching.facts import Trial
+from errata.searching.spaces import stands_on
 from errata.searching.trials import Outcome
 from errata.store.locks import take_lock
 
@@ -106,6 +110,27 @@ def test_a_search_finds_what_was_planted(
     assert all(step[1] == 600 for step in said)
     held = {trial.edit.prompt for trial in found.deal.held}
     assert not held & {trial.edit.prompt for trial in found.deal.search}
+
+
+def test_who_leads_by_luck_is_found_out(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    """One setting spares the neighbours of the first facts and takes those of others along."""
+    told: list[str] = []
+
+    def lucky(editor: Editor, trial: Trial) -> Outcome:
+        config: Any = editor.config
+        good = config.clamp >= 3 and config.mom2_weight <= 1000
+        if trial.id not in told:
+            told.append(trial.id)
+        early = told.index(trial.id) < searching.RUNGS[-1]
+        shines = good and config.clamp == 8
+        return outcome(good, 1.0 if shines and early else 0.7 if shines else 0.97)
+
+    stand(lucky)
+    found = errata.tune(pocket, "memit", minutes=20)
+    assert found.tried[0].settings["clamp"] == 8
+    assert found.settings["clamp"] in (3.0, 4.0)
 
 
 def test_what_was_found_is_taken_from_then_on(
@@ -257,12 +282,13 @@ def test_the_cost_is_the_number_of_edits(candidates: int, facts: int) -> None:
     for rung in [r for r in searching.RUNGS if r < facts] + [facts]:
         for _ in range(left):
             total += rung - done
-        done, left = rung, max(1, -(-left // searching.KEPT))
+        done, left = rung, min(left, max(searching.FINALISTS, -(-left // searching.KEPT)))
     assert _cost(candidates, facts) == total
 
 
 def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "RUNGS", (2, 3, 4))
+    monkeypatch.setattr(searching, "LAST", 6)
     monkeypatch.setattr(searching, "HELD", 4)
     monkeypatch.setattr(searching, "LEAST_HELD", 2)
     monkeypatch.setattr(searching, "MOST", 4)
@@ -275,7 +301,7 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
     assert kept is not None
     edit = found.deal.held[0].edit
     patch = errata.edit(pocket, edit, editor="ft", neighbourhood=False)
-    assert patch.meta["settings_from"].startswith("tuned for ft on 4 facts")
+    assert patch.meta["settings_from"].startswith("tuned for ft on 6 facts")
     assert patch.meta["config"]["lr"] == found.settings["lr"]
     assert patch.meta["config"]["steps"] == get_editor("ft", model="pocket").config.steps  # type: ignore[attr-defined]
 
@@ -295,6 +321,7 @@ def test_every_editor_can_be_searched(
     pocket: LM, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(searching, "RUNGS", (1, 2))
+    monkeypatch.setattr(searching, "LAST", 3)
     monkeypatch.setattr(searching, "HELD", 2)
     monkeypatch.setattr(searching, "LEAST_HELD", 1)
     monkeypatch.setattr(searching, "MOST", 3)
@@ -307,3 +334,35 @@ def test_every_editor_can_be_searched(
     kept = found_for(pocket, name)
     assert kept is not None
     assert kept.editor == name
+
+
+def test_time_goes_on_while_a_search_is_prepared(
+    pocket: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    twice = threading.Event()
+
+    def heard(done: int, total: int, text: str) -> None:
+        said.append(text)
+        if said.count("preparing, second moments of 5 blocks") == 2:
+            twice.set()
+
+    def counted(*given: Any) -> None:
+        assert twice.wait(10), "nothing was said while moments were counted"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(moments, "get_moments", counted)
+    monkeypatch.setattr(searching, "blocks_tried", lambda *given: (0, 1, 2, 3, 4))
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        errata.tune(pocket, "memit", minutes=10, progress=heard)
+    assert said[0] == "preparing"
+    assert threading.active_count() == before
+
+
+def test_rounded_products_are_another_search(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = get_editor("memit", model=pocket.name)
+    plain = stands_on(pocket, given, {})
+    monkeypatch.setattr(pocket, "compute", "bfloat16")
+    assert stands_on(pocket, given, {}) != plain

@@ -1,9 +1,11 @@
 """The course of a search: a rule of thumb, halving over candidates, then one setting at a time.
 
 ```
-rule of thumb ─┬─ 4 facts ─ best third ─ 8 facts ─ best third ─ all facts of the search
+rule of thumb ─┬─ 4 facts ─ best third ─ 8 facts ─ best third ─ 16 facts
 leads, draws  ─┘                                                   │ neighbours of the best
                                                                    ▼
+                                     the best three on 40 facts: chance chose them on 16
+                                                                   │
                the best and the rule of thumb on the facts that were held out
 ```
 
@@ -22,11 +24,11 @@ from errata.editors import get_editor
 from errata.editors.fitting import Found, keep_found
 from errata.errors import ConfigError, ErrataError
 from errata.evaluation.scoring import Scorer
-from errata.progress import told
+from errata.progress import Ticker, told
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
-from errata.searching.spaces import Space, blocks_tried, space_of
-from errata.searching.trials import Stats, Store, measure, name_of
+from errata.searching.spaces import Space, base_of, blocks_tried, space_of
+from errata.searching.trials import Stats, Store, leaders, measure, name_of
 from errata.store.provenance import now
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ log = logging.getLogger(__name__)
 
 RUNGS = (4, 8, 16)
 """Facts on which candidates are compared, step by step."""
+
+LAST, FINALISTS = 40, 3
+"""Facts on which the best few are compared in the end: who leads among many leads by luck, too."""
 
 HELD = 24
 """Facts that are held out, at most; at least LEAST_HELD, where time is short."""
@@ -58,20 +63,6 @@ CHUNK = 4
 """Facts that are edited side by side, and lost if the process is killed."""
 
 
-def base_of(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the editor knows by the model's shape, where nothing was published or given."""
-    rule = {} if given.known_settings(lm) else given.rule_by_shape(lm)[1]
-    fields = type(given.config).model_fields
-    return {name: value for name, value in rule.items() if name in fields and name not in fixed}
-
-
-def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
-    """Return all settings of the rule of thumb, its blocks as numbers: what outcomes depend on."""
-    values = {**base_of(lm, given, fixed), **fixed}
-    editor: Any = get_editor(given.name, values, model=lm.name)
-    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm))]
-
-
 class Course:
     """One search.
 
@@ -82,7 +73,8 @@ class Course:
         dealt: The facts.
         store: What was measured.
         seconds: Time that may be spent.
-        progress: Called with (seconds spent, seconds given, what is being done).
+        progress: Called with (seconds spent, seconds given, what is being done), while the search
+            is prepared from a thread of its own.
     """
 
     def __init__(
@@ -103,6 +95,8 @@ class Course:
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
         self.scorer = Scorer(lm)
+        self.facts = dealt.search[: RUNGS[-1]]
+        self.decided_on = len(self.facts)
         self.looked_at: dict[str, dict[str, Any]] = {}
         self._whole: dict[str, dict[str, Any]] = {}
 
@@ -184,10 +178,8 @@ class Course:
             self.given.name, self.lm.name, self.whole(best), chosen, rule, self.whole({}), tried,
             len(self.looked_at), self.deal, self.spent(), key[:8],
         )  # fmt: skip
-        facts = len(self.deal.search)
-        found = Found(
-            self.given.name, dict(tuned.settings), facts, tuned.id, now(), tuned.as_dict()
-        )
+        about = self.decided_on, tuned.id, now(), tuned.as_dict()
+        found = Found(self.given.name, dict(tuned.settings), *about)
         keep_found(self.lm, found)
         return tuned
 
@@ -205,7 +197,8 @@ class Course:
         self._look({})
         self.pace = pace = base.seconds
         held, count = self._plan(pace, self.prepared + pace * len(first))
-        reserve = 2 * len(held) * pace
+        last = 2 * len(held) * pace
+        reserve = last + self._final() * pace
         candidates: list[dict[str, Any]] = []
         seen: list[dict[str, Any]] = []
         for made in self.space.candidates(seed):
@@ -217,23 +210,29 @@ class Course:
                 break
         left = self._halve(candidates, reserve)
         self.say("the rule of thumb")
-        self.stats({}, self.deal.search, reserve=reserve)  # for the table
+        self.stats({}, self.facts, reserve=reserve)  # for the table
         best = self._refine(left[0], reserve) if left else {}
         tried = self._tried()
-        return held, best, tried
+        return held, self._decide(best, tried, last), tried
 
     def _prepare(self) -> None:
         """Count the second moments of all blocks that may be tried, in one pass."""
         config: Any = self.rule.config
         started = time.perf_counter()
-        self.say("preparing")
-        if "moments_text" in type(config).model_fields:
-            from errata.locate.moments import get_moments
+        doing = "preparing"
+        self.say(doing)
+        clock = Ticker(lambda: self.say(doing))  # one long step: the time goes on beside it
+        try:
+            if "moments_text" in type(config).model_fields:
+                from errata.locate.moments import get_moments
 
-            blocks = blocks_tried(self.space, self.rule, self.lm)
-            if not any(self.lm.spec.routed(block) for block in blocks):
-                get_moments(self.lm, blocks, config)
-        self.rule.prepare(self.lm)
+                blocks = blocks_tried(self.space, self.rule, self.lm)
+                if not any(self.lm.spec.routed(block) for block in blocks):
+                    doing = f"preparing, second moments of {len(blocks)} blocks"
+                    get_moments(self.lm, blocks, config)
+            self.rule.prepare(self.lm)
+        finally:
+            clock.stop()
         if PREPARING not in self.store.times:
             self.store.spend(time.perf_counter() - started, PREPARING)
         self.prepared = self.store.times[PREPARING]
@@ -248,13 +247,15 @@ class Course:
         held = self.deal.held
         share = int(0.35 * left / (2 * pace))
         held = held[: max(LEAST_HELD, min(len(held), share))]
-        rule = len(self.deal.search) - RUNGS[0]  # measured on all facts in any case
+        rule = len(self.facts) - RUNGS[0]  # measured on all of them in any case
         edits = (left - (2 * len(held) + rule) * pace) / pace
-        count = 1
-        while count < MOST and _cost(count + 1, len(self.deal.search)) <= HALVING * edits:
+        count, whole = 1, max(edits - self._final(), 0)
+        while count < MOST and _cost(count + 1, len(self.facts)) <= HALVING * whole:
             count += 1
+        if count < 2 and _cost(2, len(self.facts)) <= HALVING * edits:
+            count = 2  # the last comparison is left out
         if count < 2:
-            halving = _cost(2, len(self.deal.search)) / HALVING
+            halving = _cost(2, len(self.facts)) / HALVING
             needed = gone + (2 * len(held) + rule + halving) * pace
             raise ConfigError(
                 f"{told(self.seconds)} do not suffice: preparing took {told(self.prepared)}, an "
@@ -267,26 +268,25 @@ class Course:
     def _halve(self, candidates: Sequence[dict[str, Any]], reserve: float) -> list[dict[str, Any]]:
         """Return the candidates that are left on all facts of the search, the best first."""
         now_in = list(candidates)
-        steps = [rung for rung in RUNGS if rung < len(self.deal.search)] + [len(self.deal.search)]
+        steps = [rung for rung in RUNGS if rung < len(self.facts)] + [len(self.facts)]
         best: list[dict[str, Any]] = [{}]
         for step, rung in enumerate(steps):
-            ranked: list[tuple[float, int, dict[str, Any]]] = []
+            measured: list[tuple[dict[str, Any], Stats]] = []
             for number, settings in enumerate(now_in):
                 self.say(f"{rung} facts, candidate {number + 1} of {len(now_in)}")
-                stats = self.stats(settings, self.deal.search[:rung], reserve=reserve)
+                stats = self.stats(settings, self.facts[:rung], reserve=reserve)
                 self._look(settings)
                 if stats is not None:
-                    ranked.append((-stats.value, number, settings))
-            if not ranked:
+                    measured.append((settings, stats))
+            if not measured:
                 break
-            best = [settings for *_, settings in sorted(ranked, key=lambda one: one[:2])]
-            keep = max(1, -(-len(now_in) // KEPT)) if step + 1 < len(steps) else len(best)
-            now_in = best[:keep]
+            best = leaders(measured)
+            now_in = best[: _kept(len(now_in))] if step + 1 < len(steps) else best
         return best
 
     def _refine(self, best: dict[str, Any], reserve: float) -> dict[str, Any]:
         """Change one setting at a time as long as it helps and time is left."""
-        facts = self.deal.search
+        facts = self.facts
         now_at = self.stats(best, facts, reserve=reserve)
         if now_at is None:
             return best
@@ -310,6 +310,26 @@ class Course:
                     break
         return best
 
+    def _final(self) -> int:
+        """Return the edits that the last comparison takes."""
+        return FINALISTS * (len(self.deal.search) - len(self.facts))
+
+    def _decide(
+        self, best: dict[str, Any], tried: Sequence[Tried], reserve: float
+    ) -> dict[str, Any]:
+        """Return the best of the few that lead, on more facts than they were chosen by."""
+        found: list[tuple[dict[str, Any], Stats]] = []
+        finalists = leaders([(dict(one.settings), one.stats) for one in tried])[:FINALISTS]
+        for settings in finalists:
+            self.say(f"{len(self.deal.search)} facts: {shown(settings)}")
+            stats = self.stats(settings, self.deal.search, reserve=reserve)
+            if stats is not None:
+                found.append((settings, stats))
+        if not found:
+            return best
+        self.decided_on = len(self.deal.search)
+        return leaders(found)[0]
+
     def _look(self, settings: Mapping[str, Any]) -> None:
         self.looked_at.setdefault(name_of(settings), dict(settings))
 
@@ -320,7 +340,7 @@ class Course:
 
     def _tried(self) -> tuple[Tried, ...]:
         """Return what was measured on all facts of the search, the best first."""
-        facts = self.deal.search
+        facts = self.facts
         rows = []
         for settings in self.looked_at.values():
             if all(self.store.get(settings, trial, False) for trial in facts):
@@ -362,5 +382,10 @@ def _cost(candidates: int, facts: int) -> float:
     total, done, left = 0, 0, candidates
     for rung in steps:
         total += left * (rung - done)
-        done, left = rung, max(1, -(-left // KEPT))
+        done, left = rung, _kept(left)
     return total
+
+
+def _kept(candidates: int) -> int:
+    """Return how many of so many go on; who is to be compared in the end stays in."""
+    return min(candidates, max(FINALISTS, -(-candidates // KEPT)))
