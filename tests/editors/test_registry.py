@@ -43,6 +43,14 @@ def test_facts_are_those_of_the_class(name: str) -> None:
     assert entry.facts == {fact: getattr(cls, fact) for fact in FACTS}
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_noted_on_an_editor_hides_none_of_its_methods(name: str) -> None:
+    """Attributes stand before methods: `editor.asked` has once stood before WISE's own `asked`."""
+    editor = get_editor(name, model="pocket")
+    hidden = [key for key in vars(editor) if callable(getattr(type(editor), key, None))]
+    assert hidden == []
+
+
 def test_strategies_inherit_facts() -> None:
     for name, entry in strategies.entries.items():
         if not entry.is_own:
