@@ -19,6 +19,7 @@ from errata.model.lm import LM
 from errata.patch import Patch, Ridge
 from errata.patch.deltas import weight_deltas
 from errata.patch.removal import remove
+from errata.strategies import simie
 from errata.strategies.simie import inputs_of
 
 EXACT = 1e-10
@@ -134,3 +135,14 @@ def test_beside_other_changes(tiny: Tiny, make: Make, paired: Callable[..., Edit
     both = pair.edit_one(lm, EDITS[:1], other)
     assert both.changes[0] is other.changes[0]
     same(Patch(both.changes[1:]), Patch(pair.edit_one(lm, EDITS[:1]).changes))
+
+
+def test_the_weight_goes_by_the_width_of_the_model(
+    tiny: Tiny, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny("gpt2")
+    asked: Any = make("rome+simie", layer=1, simie_ridge=3.0)
+    own: Any = make("rome+simie", layer=1)
+    assert (asked.ridge(lm), own.ridge(lm)) == (3.0, simie.SMALL)
+    monkeypatch.setattr(simie, "NARROW", 1)
+    assert (asked.ridge(lm), own.ridge(lm)) == (3.0, 1e4)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from errata.case import Edit
 from errata.config import Settings
 from errata.editors.base_located import LocateEditor
 from errata.editors.contradictions import refuse_earlier
+from errata.editors.memit import NARROW
 from errata.model.lm import LM
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row
@@ -39,14 +40,22 @@ AT_ONCE = 32
 """Edits whose own updates are held at a time; those of some hosts are as large as the matrix."""
 
 
+PUBLISHED = 1e4
+"""The weight that was published for models of 6 to 8 billion parameters."""
+
+SMALL = 1.0
+"""That of narrow models, whose inputs are a hundred times as small; measured in docs/methods.md."""
+
+
 class SimieSettings(Settings):
     """Settings of SimIE."""
 
-    simie_ridge: float = Field(
-        default=1e4, gt=0,
+    simie_ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
         description="Weight of the size of the update, against squared inputs (lambda): large, "
-        "and edits are made by halves; small, and inputs that edits share are fought over",
-    )  # fmt: skip
+        "and edits are made by halves; small, and inputs that edits share are fought over; auto: "
+        f"{PUBLISHED:g} as published, {SMALL:g} on models narrower than {NARROW:,}",
+    )
 
 
 class SimIE(Strategy, LocateEditor):
@@ -102,7 +111,6 @@ class SimIE(Strategy, LocateEditor):
         self, lm: LM, group: Sequence[Edit], rows: Sequence[dict[str, Rows]], old: Patch
     ) -> Patch:
         """Solve for the edits of an earlier patch and these together."""
-        settings = cast("SimieSettings", self.config)
         mine = {change.path: change for change in self._own(old)}
         held = {name for change in mine.values() for name in change.holds}
         refuse_earlier(old.edits, group, held, getattr(self.config, "conflicts", "refuse"))
@@ -113,9 +121,16 @@ class SimIE(Strategy, LocateEditor):
             changes.append(
                 earlier.with_rows(added)
                 if earlier is not None
-                else Ridge.of(path, added, settings.simie_ridge, self.name)
+                else Ridge.of(path, added, self.ridge(lm), self.name)
             )
         return self.make_patch(lm, changes, group)
+
+    def ridge(self, lm: LM) -> float:
+        """Return lambda for a model."""
+        asked = cast("SimieSettings", self.config).simie_ridge
+        if asked != "auto":
+            return asked
+        return SMALL if lm.site(0, "attn_out").d_out < NARROW else PUBLISHED
 
     def _own(self, patch: Patch) -> list[Ridge]:
         return [c for c in patch.changes if isinstance(c, Ridge) and c.maker == self.name]
