@@ -16,7 +16,7 @@ RUNGS = (4, 8, 16)
 LAST, FINALISTS = 40, 3
 """Facts on which the best few are compared in the end: who leads among many leads by luck, too."""
 
-HELD = 24
+HELD = 40
 """Facts that are held out, at most; at least LEAST_HELD, where time is short."""
 
 LEAST_HELD = 8
