@@ -121,7 +121,7 @@ def test_a_slow_first_trial_does_not_make_the_search_small(
     searching.measure = lambda *given: [  # type: ignore[assignment]  # undone by the fixture
         replace(one, seconds=6 * SECONDS if slow.calls == 1 else SECONDS) for one in own(*given)
     ]
-    by_the_first = budget.Budget(600, 0, 40, 24).plan(6 * SECONDS)[1]
+    by_the_first = budget.Budget(600, 0, 40, 24).plan(6 * SECONDS).candidates
     found = errata.tune(pocket, "memit", minutes=10)
     assert by_the_first < 10
     assert found.candidates > 2 * by_the_first

@@ -14,7 +14,8 @@ RUNGS = (4, 8, 16)
 """Facts on which candidates are compared, step by step."""
 
 LAST, FINALISTS = 40, 3
-"""Facts on which the best few are compared in the end: who leads among many leads by luck, too."""
+"""Facts on which the best few are compared in the end, at most: who leads among many leads by luck,
+too."""
 
 HELD = 40
 """Facts that are held out, at most; at least LEAST_HELD, where time is short."""
@@ -26,8 +27,24 @@ KEPT = 3
 MOST = 27
 """Candidates at most."""
 
-HALVING = 0.7
-"""Share of the time that halving may take; the rest is for neighbours of the best."""
+HELD_OUT, LAST_SHARE, HALVING = 0.25, 0.2, 0.7
+"""Shares of time: of all of it for facts that are held out; of what is left then for the last
+comparison; and of the rest for halving. What remains is for neighbours of the best."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        held: Facts that are held out.
+        last: Facts of the last comparison.
+        candidates: Settings that halving begins with.
+    """
+
+    held: int
+    last: int
+    candidates: int
 
 
 @dataclass(frozen=True)
@@ -51,28 +68,24 @@ class Budget:
         """Facts on which candidates are compared."""
         return min(self.search, RUNGS[-1])
 
-    @property
-    def final(self) -> int:
-        """Edits that the last comparison takes."""
-        return FINALISTS * (self.search - self.facts)
-
-    def plan(self, pace: float) -> tuple[int, int]:
-        """Return the number of held-out facts that there is time for, and that of candidates.
+    def plan(self, pace: float) -> Plan:
+        """Return what there is time for.
 
         Args:
             pace: Seconds of an edit.
         """
         left = self.seconds - self._gone(pace)
-        held = max(LEAST_HELD, min(self.held, int(0.35 * left / (2 * pace))))
+        held = max(LEAST_HELD, min(self.held, int(HELD_OUT * left / (2 * pace))))
         held = min(held, self.held)
         rule = self.facts - RUNGS[0]  # measured on all of them in any case
-        edits = (left - (2 * held + rule) * pace) / pace
-        count, whole = 1, max(edits - self.final, 0)
+        edits = left / pace - 2 * held - rule
+        more = min(self.search - self.facts, max(int(LAST_SHARE * edits / FINALISTS), 0))
+        count, whole = 1, edits - FINALISTS * more
         while count < MOST and cost(count + 1, self.facts) <= HALVING * whole:
             count += 1
         if count < 2 and cost(2, self.facts) <= HALVING * edits:
-            count = 2  # the last comparison is left out
-        return held, count
+            count, more = 2, 0  # the last comparison is left out
+        return Plan(held, self.facts + more, count)
 
     def check(self, pace: float) -> None:
         """Refuse a time in which nothing can be compared.
@@ -80,11 +93,11 @@ class Budget:
         Raises:
             ConfigError: Says how much is needed.
         """
-        held, count = self.plan(pace)
-        if count > 1:
+        plan = self.plan(pace)
+        if plan.candidates > 1:
             return
         rule, halving = self.facts - RUNGS[0], cost(2, self.facts) / HALVING
-        needed = self._gone(pace) + (2 * held + rule + halving) * pace
+        needed = self._gone(pace) + (2 * plan.held + rule + halving) * pace
         raise ConfigError(
             f"{told(self.seconds)} do not suffice: preparing took {told(self.prepared)}, an "
             f"edit and its questions take {pace:.1f} s here",

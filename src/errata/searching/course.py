@@ -178,15 +178,16 @@ class Course:
                 "warnings)"
             )
         self._look({})
-        candidates, held = self._gather(seed, base.seconds)
+        candidates, plan = self._gather(seed, base.seconds)
+        held, deciding = self.deal.held[: plan.held], self.deal.search[: plan.last]
         last = 2 * len(held) * self.pace
-        reserve = last + self.budget.final * self.pace
+        reserve = last + budget.FINALISTS * (plan.last - len(self.facts)) * self.pace
         left = self._halve(candidates, reserve)
         self.say("the rule of thumb")
         self.stats({}, self.facts, reserve=reserve)  # for the table
         best = self._refine(left[0], reserve) if left else {}
         tried = self._tried()
-        return held, self._decide(best, tried, last), tried
+        return held, self._decide(best, tried, deciding, last), tried
 
     def _prepare(self) -> None:
         """Count the second moments of all blocks that may be tried, in one pass."""
@@ -223,7 +224,7 @@ class Course:
         self.pace = pace
         paces: list[float] = []
         self.budget.check(pace)
-        held, count = self.budget.plan(pace)
+        plan = self.budget.plan(pace)
         first = self.facts[: budget.RUNGS[0]]
         candidates: list[dict[str, Any]] = []
         seen: list[dict[str, Any]] = []
@@ -232,15 +233,15 @@ class Course:
                 continue  # the same, said otherwise
             seen.append(self.whole(made))
             candidates.append(made)
-            self.say(f"{len(first)} facts, candidate {len(candidates)} of {count}")
-            stats = self.stats(made, first, reserve=2 * held * self.pace)
+            self.say(f"{len(first)} facts, candidate {len(candidates)} of {plan.candidates}")
+            stats = self.stats(made, first, reserve=2 * plan.held * self.pace)
             if made and stats is not None:
                 paces.append(stats.seconds)
                 self.pace = statistics.median(paces)
-                held, count = self.budget.plan(self.pace)
-            if len(candidates) >= count:
+                plan = self.budget.plan(self.pace)
+            if len(candidates) >= plan.candidates:
                 break
-        return candidates, self.deal.held[:held]
+        return candidates, plan
 
     def _halve(self, candidates: Sequence[dict[str, Any]], reserve: float) -> list[dict[str, Any]]:
         """Return the candidates that are left on all facts of the search, the best first."""
@@ -288,19 +289,25 @@ class Course:
         return best
 
     def _decide(
-        self, best: dict[str, Any], tried: Sequence[Tried], reserve: float
+        self,
+        best: dict[str, Any],
+        tried: Sequence[Tried],
+        facts: Sequence[Trial],
+        reserve: float,
     ) -> dict[str, Any]:
         """Return the best of the few that lead, on more facts than they were chosen by."""
+        if len(facts) <= len(self.facts):
+            return best
         found: list[tuple[dict[str, Any], Stats]] = []
         finalists = leaders([(dict(one.settings), one.stats) for one in tried])[: budget.FINALISTS]
         for settings in finalists:
-            self.say(f"{len(self.deal.search)} facts: {shown(settings)}")
-            stats = self.stats(settings, self.deal.search, reserve=reserve)
+            self.say(f"{len(facts)} facts: {shown(settings)}")
+            stats = self.stats(settings, facts, reserve=reserve)
             if stats is not None:
                 found.append((settings, stats))
         if not found:
             return best
-        self.decided_on = len(self.deal.search)
+        self.decided_on = len(facts)
         return leaders(found)[0]
 
     def _look(self, settings: Mapping[str, Any]) -> None:
