@@ -43,10 +43,11 @@ def main() -> None:
     elif given.what == "run":
         carry_out(cells, Places(given.folder, given.data.resolve()))
     elif given.what == "remove":
-        from studies.lifelong.removal import FORMS, take_back_of
+        from studies.lifelong.removal import FORMS, MODELS, take_back_of
 
-        for name in given.only or FORMS:
-            take_back_of(name, given.data.resolve(), given.folder, given.source)
+        for own in given.only or [f"{model}-{name}" for model in MODELS for name in FORMS]:
+            model, _, name = own.partition("-")
+            take_back_of(model, name, given.data.resolve(), given.folder, given.source)
     elif given.what == "ability":
         from studies.lifelong.ability import TASKS, along
 

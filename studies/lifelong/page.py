@@ -13,7 +13,7 @@ from studies.common.statistics import Estimate, estimate, mean
 from studies.common.tables import table
 from studies.lifelong.ability import KEPT as ABILITIES
 from studies.lifelong.plan import EDITORS, SEQUENCES
-from studies.lifelong.removal import FORMS, KEPT
+from studies.lifelong.removal import FORMS, KEPT, MODELS
 from studies.lifelong.run import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,19 +61,24 @@ def page_text() -> str:
 
 def _taken_back() -> list[str]:
     """Return what came of taking one edit of thousands back; nothing if it was not tried."""
-    found = {name: own for name in FORMS if (own := results.read(KEPT, name)) is not None}
-    if not found:
+    rows = [
+        [MODELS[model], *_back(FORMS[name].label, own)]
+        for model in MODELS
+        for name in FORMS
+        if (own := results.read(KEPT, f"{model}-{name}")) is not None
+    ]
+    if not rows:
         return []
     return [
-        "## One edit of 3,000 taken back",
-        "UltraEdit on all records of `wikibigedit_3k.json`, SmolLM2. The first fact that the patch"
-        " makes right and the unedited model does not is taken back, and the others are asked again"
-        " (share of answer tokens at top 1). `python -m studies.lifelong remove`.",
+        "## One edit of thousands taken back",
+        "UltraEdit. The first fact that the patch makes right and the unedited model does not is"
+        " taken back, and the others are asked again (share of answer tokens at top 1)."
+        " `python -m studies.lifelong remove --only smollm2-turns`.",
         table(
-            ("built", "taken back by", "CPU-s", "against a build without it",
+            ("model, facts", "built", "taken back by", "CPU-s", "against a build without it",
              "that fact: unedited, with, without", "the others: with, without",
              "of them as before"),
-            [_back(FORMS[name].label, own) for name, own in found.items()],
+            rows,
         ),
     ]  # fmt: skip
 

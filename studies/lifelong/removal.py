@@ -39,24 +39,29 @@ class Form:
         label: In the table.
         settings: Of UltraEdit.
         batch: Edits of one turn; None: all together.
-        every: One in so many edits is asked.
     """
 
     label: str
     settings: dict[str, Any]
     batch: int | None
-    every: int
 
 
 FORMS = {
-    # what is equal to a build without the edit, bit for bit, needs no more than a sample
-    "free": Form("free of order (`order=free`)", {"order": "free"}, None, 10),
-    "turns": Form("turns of a hundred, as published", {}, 100, 1),
+    "free": Form("free of order (`order=free`)", {"order": "free"}, None),
+    "turns": Form("in turns of a hundred", {}, 100),
 }
+
+MODELS = {"pocket": "pocket, 200 facts of the world", "smollm2": "SmolLM2, 3,000 of WikiBigEdit"}
+"""In order of what it costs, and as the table calls them."""
 
 
 def take_back(
-    lm: LM, edits: Sequence[Edit], name: str, folder: Path, given: Path | None = None
+    lm: LM,
+    edits: Sequence[Edit],
+    name: str,
+    folder: Path,
+    given: Path | None = None,
+    every: int = 1,
 ) -> dict[str, Any]:
     """Build a sequence, take one edit back, build it without, and ask all of them.
 
@@ -68,6 +73,7 @@ def take_back(
         name: Of the form.
         folder: Where patches are kept.
         given: A patch of this sequence that is there already.
+        every: One in so many edits is asked.
 
     Returns:
         What is kept of it: numbers only.
@@ -78,7 +84,7 @@ def take_back(
     whole = Patch.load(given) if given is not None else work.made("all", list(edits))
     if [edit.prompt for edit in whole.edits] != [edit.prompt for edit in edits]:
         raise SystemExit(f"{given} is no patch of these {len(edits)} edits, in this order")
-    asked = list(range(0, len(edits), form.every))
+    asked = list(range(0, len(edits), every))
     shown = [edits[i] for i in asked]
     before = _asked(lm, whole, shown, folder / name / "with.json")
     place, unedited = _first_that_learned(lm, shown, before)
@@ -187,10 +193,27 @@ def apart(one: Patch, other: Patch) -> float:
     return worst
 
 
-def take_back_of(name: str, data: Path, folder: Path, given: Path | None = None) -> None:
-    """Do one form on the sequence of 3,000 edits, and keep what came of it."""
-    lm = errata.load("smollm2")
-    cases = errata.load_cases(f"wikibigedit:{data}/lifelong/wikibigedit_3k.json").cases
-    found = take_back(lm, [case.edits[0] for case in cases], name, folder / "removal", given)
-    results.write(KEPT, name, found)
+def take_back_of(
+    model: str, name: str, data: Path, folder: Path, given: Path | None = None
+) -> None:
+    """Do one form on a model, and keep what came of it.
+
+    Args:
+        model: Of MODELS.
+        name: Of the form.
+        data: Folder of public files.
+        folder: Where patches are kept.
+        given: A patch of all edits that is there already.
+    """
+    lm, every = errata.load(model), 1
+    if model == "pocket":
+        cases = errata.load_cases("world", None, 200, seed=0).cases
+    else:
+        cases = errata.load_cases(f"wikibigedit:{data}/lifelong/wikibigedit_3k.json").cases
+        # what is equal to a build without the edit, bit for bit, needs no more than a sample
+        every = 10 if name == "free" else 1
+    own = f"{model}-{name}"
+    edits = [case.edits[0] for case in cases]
+    found = take_back(lm, edits, name, folder / "removal" / model, given, every)
+    results.write(KEPT, own, found)
     print(json.dumps(found, indent=1), flush=True)
