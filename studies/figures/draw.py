@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import errata
 from errata.reporting import figures
 from studies.figures.kept import FROM, drawn
 from studies.figures.plan import PICTURES, RESULTS, Picture
@@ -24,4 +25,7 @@ def draw(one: Picture, runs: Path) -> None:
     kept = {name: text for name, text in drawing.tables().items() if name not in POINTS}
     for name, text in kept.items():
         (RESULTS / name).write_text(text, encoding="utf-8")
+    if one.metrics:
+        made = errata.report(runs / one.runs, metrics=one.metrics)
+        one.table.write_text(made.text("markdown"), encoding="utf-8")
     print(f"{one.figure}: {one.file.name}, {', '.join(kept)}", flush=True)

@@ -56,7 +56,10 @@ def _section(one: Picture) -> str:
     found = SAYS[one.figure]()
     said = found or "Its numbers: [Figures](figures.md#what-was-found-on-pocket)."
     heading = f"## {one.paper}: {one.title[0].lower()}{one.title[1:]}"
-    return f"{heading}\n\n`{one.command}`\n\n{said}\n\n![{one.title}](figures/{one.file.name})"
+    parts = [heading, f"`{one.command}`", said, f"![{one.title}](figures/{one.file.name})"]
+    if one.metrics and one.table.is_file():
+        parts += [f"`{one.tabled}`", one.table.read_text(encoding="utf-8").strip()]
+    return "\n\n".join(parts)
 
 
 # ---------------------------------------------------------------------- what each shows
@@ -244,10 +247,18 @@ def _keys() -> str:
             f"{_percent(top['unrelated'])} % of unrelated keys open)"
         )
     return (
-        "Whitened similarity to the edit's own key, median with 5th and 95th percentile: what a "
-        f"rank-one update answers by itself. Widest gap of the gates: {'; '.join(best)}.\n\n"
+        f"{_drawn_of(own)} Whitened similarity to the edit's own key, median with 5th and 95th "
+        "percentile: what a "
+        f"rank-one update answers by itself. Widest gap of the gates: {'; '.join(best)}. A longer "
+        "context hardly changes the key; another name of the subject does, and a shuffled or "
+        "possessive one leaves nothing of it.\n\n"
         + table(["editor", "block", "keys", "number", "similarity"], rows)
     )
+
+
+def _drawn_of(own: Sequence[Line]) -> str:
+    """Say which of a recipe's editors the numbers are of: a sweep may be there in part."""
+    return f"Drawn of {', '.join(dict.fromkeys(line['editor'] for line in own))}."
 
 
 def _residuals() -> str:
@@ -258,8 +269,8 @@ def _residuals() -> str:
         for line in own
     ]  # fmt: skip
     return (
-        "How far the last block's residual is from what a block itself misses, relative to the "
-        "latter: undivided, and as MEMIT spreads it.\n\n"
+        f"{_drawn_of(own)} How far the last block's residual is from what a block itself misses, "
+        "relative to the latter: undivided, and as MEMIT spreads it.\n\n"
         + table(["editor", "block", "below the last", "undivided", "spread", "cosine"], rows)
         if rows
         else ""
@@ -282,7 +293,7 @@ def _trajectory() -> str:
         )]
         for editor in dict.fromkeys(line["editor"] for line in ends)
     ]  # fmt: skip
-    return f"After {last} edits, in percent but for perplexity.\n\n" + table(
+    return f"{_drawn_of(own)} After {last} edits, in percent but for perplexity.\n\n" + table(
         ["editor", *numbers], rows
     )
 

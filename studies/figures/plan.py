@@ -20,6 +20,7 @@ class Picture:
         title: What it shows.
         runs: Recipe whose sweep it is drawn from; empty: kept scores of another study.
         limit: Cases of each run that are looked into.
+        metrics: Of the table that stands with it, as `errata report --metrics`; none: no table.
     """
 
     figure: str
@@ -27,6 +28,17 @@ class Picture:
     title: str
     runs: str = ""
     limit: int | None = None
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def tabled(self) -> str:
+        """What makes its table."""
+        return f"errata report runs/{self.runs} --metrics {','.join(self.metrics)}"
+
+    @property
+    def table(self) -> Path:
+        """Where that is kept."""
+        return RESULTS / f"{self.runs}.md"
 
     @property
     def command(self) -> str:
@@ -52,10 +64,16 @@ PICTURES_OF_THE_PAGE = (
     Picture("relations", "IBKE, Fig. 6", "Latents by relation", "ibke-inside-pocket"),
     Picture("gates", "IBKE, Fig. 7a", "Gates by token", "ibke-inside-pocket"),
     Picture("pruning", "IBKE, Fig. 7b", "Gates set to zero", "ibke-inside-pocket", 300),
-    Picture("keys", "REP", "Whitened similarity of keys, and gates by threshold", "rep-pocket"),
+    Picture(
+        "keys", "REP", "Whitened similarity of keys, and gates by threshold", "rep-pocket",
+        metrics=("suite", "core"),
+    ),
     Picture("residuals", "BLUE", "Residuals by distance", "blue-pocket"),
-    Picture("trajectory", "BLUE", "Ability along sequences", "blue-pocket"),
-)
+    Picture(
+        "trajectory", "BLUE", "Ability along sequences", "blue-pocket",
+        metrics=("core", "general"),
+    ),
+)  # fmt: skip
 
 
 def named(figure: str) -> Picture:
