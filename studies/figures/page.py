@@ -253,8 +253,9 @@ def _keys() -> str:
         "context hardly changes the key; another name of the subject does, and a shuffled or "
         "possessive one leaves nothing of it. In the table below the pathway brings back other "
         "names and shuffled ones, for a little locality, and nothing of the possessive ones, at "
-        "which its gates stay shut. R-ROME is ROME here: pocket's settings have no contexts, and so "
-        "there is one key.\n\n" + table(["editor", "block", "keys", "number", "similarity"], rows)
+        "which its gates stay shut. R-ROME is ROME here: pocket's settings have no contexts, and "
+        "so there is one key.\n\n"
+        + table(["editor", "block", "keys", "number", "similarity"], rows)
     )
 
 
