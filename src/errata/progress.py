@@ -110,7 +110,8 @@ class Lines:
     def __init__(self, label: str, say: Say, clock: Callable[[], float] = time.monotonic) -> None:
         self._label, self._say, self._clock = label, say, clock
         self._rate = Rate(clock)
-        self._last, self._wait = clock(), FIRST_SECONDS
+        self._begun = self._last = clock()
+        self._wait = FIRST_SECONDS
         self._seen: tuple[int, int, str] | None = None
         self._lock = threading.Lock()
 
@@ -132,7 +133,9 @@ class Lines:
         if done >= total or now - self._last < self._wait:
             return
         self._last, self._wait = now, min(self._wait * GROWTH, MOST_SECONDS)
-        about = "" if left is None else f", about {told(left)} left"
+        about = f", about {told(left)} left" if left is not None else ""
+        if left is None and now - self._begun >= 1:  # all that is known before a first step
+            about = f", {told(now - self._begun)} so far"
         self._say(f"{self._label}: {done:,}/{total:,}{about}{f'; {text}' if text else ''}")
 
     def close(self) -> None:
