@@ -159,6 +159,7 @@ results: $(READY)
 	@$(BIN)/python -m studies.sequences page
 	@$(BIN)/python -m studies.lifelong page
 	@$(BIN)/python -m studies.ibke page
+	@$(BIN)/python -m studies.figures page
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .hypothesis dist build

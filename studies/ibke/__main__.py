@@ -1,13 +1,16 @@
 """`python -m studies.ibke run NETWORKS`, then `page`: trained networks evaluated, and the page.
 
-NETWORKS is a folder that `errata train` wrote (recipes/ibke-smollm2.toml says how). The direct
-editors beside them are rows of `studies.real`, on the same records.
+NETWORKS is a folder that `errata train` wrote (recipes/ibke-smollm2.toml and
+recipes/ibke-relations-smollm2.toml say how). The direct editors beside them are rows of
+`studies.real`, on the same records.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from studies.ibke.plan import LIMIT, NETWORKS
 
 
 def main() -> None:
@@ -17,8 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.ibke", description=__doc__)
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("networks", nargs="?", type=Path, help="folder of the training run")
-    parser.add_argument("--name", default="ibke", help="name of the result")
-    parser.add_argument("--limit", type=int, default=100, help="held-out records")
+    parser.add_argument("--name", default="ibke", choices=list(NETWORKS), help="which they are")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="held-out records")
     parser.add_argument(
         "--data", type=Path, default=default("ERRATA_DATA", "data"), help="default $ERRATA_DATA"
     )

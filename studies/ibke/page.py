@@ -1,164 +1,237 @@
-"""docs/results-ibke-real.md: IBKE beside direct editors on the same held-out records."""
+"""docs/results-ibke-real.md: trained networks on held-out records, and direct editors beside."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.common import results
 from studies.common.tables import table
-from studies.ibke.run import RESULTS, read
-from studies.real.found import Rate, Rates, Row, bounds, rows_of
+from studies.ibke.answers import answers
+from studies.ibke.found import (
+    LOCALITY,
+    Frontier,
+    at_strength,
+    difference,
+    direct,
+    good,
+    of_part,
+    paired,
+    side,
+)
+from studies.ibke.plan import AGAINST, NETWORKS, PARTS
+from studies.real.found import Rates
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results-ibke-real.md"
 INTRO = Path(__file__).parent / "intro.md"
-
-BESIDE = ("none", "rome", "memit_clamped", "alphaedit", "ft")
-"""Rows of `studies.real` (SmolLM2, CounterFact), by the key of their cells."""
 
 SCORES = {
     "reliability": "Rel", "generality": "Gen, top 5", "generality_top1": "top 1",
     "locality": "Loc, top 5", "locality_top1": "top 1", "ES": "ES", "PS": "PS", "NS": "NS",
 }  # fmt: skip
 
+COMPARED = {"reliability": "reliability", "generality_top1": "generality at top 1",
+            "locality_top1": "locality at top 1", "NS": "NS"}  # fmt: skip
+"""What the findings say of each comparison."""
 
-def direct() -> dict[str, Row]:
-    """Return the rows that stand beside, by key."""
-    found = {}
-    for row in rows_of("single", "smollm2", "counterfact"):
-        key = row.cell.name.removeprefix("smollm2_counterfact_").removesuffix(f"_{row.cell.first}")
-        found[key] = row
-    return {key: found[key] for key in BESIDE if key in found}
-
-
-def good(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the records that could be edited."""
-    return [record for record in records if record["error"] is None]
+Parts = Mapping[str, Mapping[str, Any]]
 
 
 def page_text() -> str:
     """Return the page."""
-    parts = [INTRO.read_text(encoding="utf-8").strip()]
-    for name in results.names(RESULTS):
-        found = read(name)
-        if found is not None:
-            parts += [
-                _holds(found), _made(found["training"]), _rates(found), _gaps(found),
-                _losses(found),
-            ]  # fmt: skip
+    parts = [INTRO.read_text(encoding="utf-8").strip(), answers()]
+    for key in PARTS:
+        found = of_part(key)
+        if found:
+            parts += _part(key, found)
+    missing = [f"{own.title} ({PARTS[own.part].title.lower()})" for name, own in NETWORKS.items()
+               if name not in of_part(own.part)]  # fmt: skip
+    if missing:
+        parts.append(f"## Not measured yet\n\n{'; '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
-COMPARED = {"reliability": "reliability", "generality_top1": "generality at top 1",
-            "locality_top1": "locality at top 1", "NS": "NS"}  # fmt: skip
-"""What the findings say of each direct editor."""
+def _part(key: str, found: Parts) -> list[str]:
+    blocks = [
+        f"## {PARTS[key].title}",
+        "\n".join([*_data(key, found), *_holds(key, found)]),
+        _rates(key, found),
+        _gaps(key, found),
+        _frontiers(found),
+        _made(found),
+        _losses(found),
+    ]
+    return [block for block in blocks if block]
 
 
-def _holds(found: Mapping[str, Any]) -> str:
-    """Return what the tables show, in words that follow from the numbers."""
-    lines = []
-    for key, row in direct().items():
-        one, two, count = _both(found, row)
-        if key == "none" or count < 2:
-            continue
-        told: dict[str, list[str]] = {"lower": [], "not told apart": [], "higher": []}
-        for metric, words in COMPARED.items():
-            gap = _difference(one, two, metric)
-            if gap is None or gap.low is None or gap.high is None:
-                continue
-            side = "lower" if gap.high < 0 else "higher" if gap.low > 0 else "not told apart"
-            told[side].append(f"{words} ({gap.signed})")
-        said = "; ".join(f"{side}: {', '.join(own)}" for side, own in told.items() if own)
-        lines.append(f"* **Against {row.title}** ({count} records), points: {said}.")
-    curve = [e for e in found["training"]["log"] if e["kind"] == "validation"]
-    if len(curve) > 1:
-        last, before = curve[-1]["total"], curve[-2]["total"]
-        moved = "was still falling" if last < before else "had stopped falling"
-        lines.append(
-            f"* **The validation loss {moved}** when training ended: {before:.2f} at step "
-            f"{curve[-2]['step']}, {last:.2f} at step {curve[-1]['step']}."
-        )
-    return "## What holds\n\n" + "\n".join(lines)
+# ---------------------------------------------------------------------- sentences
 
 
-def _both(found: Mapping[str, Any], row: Row) -> tuple[Rates, Rates, int]:
-    """Return the rates of both on the records that both have, and how many these are."""
-    own = {r["id"]: r for r in good(found["records"])}
-    theirs = [r for r in row.good if r["id"] in own]
-    return Rates([own[r["id"]] for r in theirs]), Rates(theirs), len(theirs)
-
-
-def _difference(one: Rates, two: Rates, key: str) -> Rate | None:
-    if key not in one.rates or key not in two.rates:
-        return None
-    drawn = one.drawn[key] - two.drawn[key]  # equal seeds draw equal records
-    return Rate(one.rates[key] - two.rates[key], *bounds(drawn))
-
-
-NAMED = ("layers", "d_m", "token_path", "tokens", "together", "norm")
-"""Settings of the networks that the page names."""
-
-
-def _made(training: Mapping[str, Any]) -> str:
-    data = ", ".join(f"{d['records']:,} of `{d['spec']}`" for d in training["data"])
-    loop, shared = training["loop"], training["shared"]
-    networks = ", ".join(f"{key}={training['settings'][key]}" for key in NAMED)
-    steps = (
-        f"{training['made']} of {loop['steps']} planned, batch {loop['batch']}, learning rate "
-        f"{loop['lr']}, seed {loop['seed']}, products in {training['compute']}; the networks of "
-        f"step {training['best_step']} had the lowest validation loss and are those evaluated. "
-        f"{training['seconds']:,.0f} s by the clock, one thread of a machine that others used most "
-        "of"
-    )
+def _data(key: str, found: Parts) -> list[str]:
+    """Say what was trained on and tested; the networks of a part share it."""
+    first = next(iter(found.values()))
+    training, shared = first["training"], first["training"]["shared"]
+    files = ", ".join(f"{d['records']:,} of `{d['spec']}`" for d in training["data"])
     held = (
-        f"the records below are from another file. {shared['prompts']} of their edits' prompts and "
-        f"{shared['subjects']} of their subjects are those of an edit in the first file's training "
-        "records; relations were not held out"
+        f"of {first['limit']} tested records, {shared['prompts']} have the prompt, "
+        f"{shared['subjects']} the subject and {shared['targets']} the answer of an edit among the "
+        "first file's training records"
     )
-    facts = {"Steps": steps, "Records": data, "Networks": networks, "Held out": held}
-    lines = "\n".join(f"* **{name}**: {text}." for name, text in facts.items())
-    return f"## How it was trained\n\n{lines}"
+    lines = [f"* **Trained** by `{PARTS[key].recipe}` on {files}."]
+    if PARTS[key].without:
+        names = ", ".join(PARTS[key].without["without"])
+        lines.append(
+            f"* **Held out by relation**: {names}. Training leaves them out "
+            "(`--data-set without=…`), the tests are of nothing else (`--data-set relations=…`)."
+        )
+    return [*lines, f"* **Shared**: {held}."]
 
 
-def _rates(found: Mapping[str, Any]) -> str:
+def _told(one: Rates, two: Rates) -> str:
+    """Return what tells two apart, in words that follow from the numbers."""
+    told: dict[str, list[str]] = {"lower": [], "not told apart": [], "higher": []}
+    for metric, words in COMPARED.items():
+        gap = difference(one, two, metric)
+        if gap is not None and gap.low is not None:
+            told[side(gap)].append(f"{words} ({gap.signed})")
+    return "; ".join(f"{how}: {', '.join(own)}" for how, own in told.items() if own)
+
+
+def _holds(key: str, found: Parts) -> list[str]:
+    lines = []
+    for name, other in _pairs(found):
+        one, two, count = paired(found[name]["records"], found[other]["records"])
+        lines.append(
+            f"* **{NETWORKS[name].title} against {NETWORKS[other].title}** ({count} records), "
+            f"points: {_told(one, two)}."
+        )
+    first, *_ = found
+    for row in _beside(key).values():
+        one, two, count = paired(found[first]["records"], row.good)
+        if row.cell.editor != "none" and count > 1:
+            lines.append(
+                f"* **{NETWORKS[first].title} against {row.title}** ({count} records), points: "
+                f"{_told(one, two)}."
+            )
+    return lines
+
+
+def _pairs(found: Parts) -> list[tuple[str, str]]:
+    """Return forms of IBKE and what each is held against."""
+    other = next((n for n in found if NETWORKS[n].title == AGAINST), None)
+    return [] if other is None else [(n, other) for n in found if n != other]
+
+
+def _beside(key: str) -> Mapping[str, Any]:
+    """Return the direct editors' rows, which are of the first part's records."""
+    return direct() if key == "seen" else {}
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _rates(key: str, found: Parts) -> str:
     rows: list[list[str]] = []
-    for row in direct().values():
+    for row in _beside(key).values():
         rows.append([row.title, str(len(row.good)), *_cells(row.good), row.seconds()])
-    own = good(found["records"])
-    rows.append(["**IBKE, trained here**", str(len(own)), *_cells(own), f"{found['cpu_each']:.1f}"])
+    if not rows:  # the update at no strength is the unedited model
+        unedited = good(at_strength(next(iter(found.values())), "0"))
+        rows.append(["No edit", str(len(unedited)), *_cells(unedited), "–"])
+    for name, own in found.items():
+        records = good(own["records"])
+        title = f"**{NETWORKS[name].title}**"
+        rows.append([title, str(len(records)), *_cells(records), f"{own['cpu_each']:.1f}"])
     head = ["editor", "n", *SCORES.values(), "CPU-s / record"]
-    return f"## Each edit alone\n\n{table(head, rows)}"
+    return f"### Each edit alone\n\n{table(head, rows)}"
 
 
-def _cells(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _cells(records: Any) -> list[str]:
     rates = Rates(records)
     return [rates.text(key) for key in SCORES]
 
 
-def _gaps(found: Mapping[str, Any]) -> str:
+def _gaps(key: str, found: Parts) -> str:
+    first, *_ = found
+    pairs = [
+        (f"{NETWORKS[a].title} − {NETWORKS[b].title}", found[a]["records"], found[b]["records"])
+        for a, b in _pairs(found)
+    ]
+    pairs += [
+        (f"{NETWORKS[first].title} − {row.title}", found[first]["records"], row.good)
+        for row in _beside(key).values()
+    ]
     rows = []
-    for row in direct().values():
-        one, two, count = _both(found, row)
+    for title, left, right in pairs:
+        one, two, count = paired(left, right)
         if count > 1:
-            gaps = [_difference(one, two, key) for key in SCORES]
-            rows.append(
-                [row.title, str(count), *("–" if gap is None else gap.signed for gap in gaps)]
-            )
-    head = ["IBKE minus", "n", *SCORES.values()]
+            gaps = [difference(one, two, metric) for metric in SCORES]
+            rows.append([title, str(count), *("–" if g is None else g.signed for g in gaps)])
+    if not rows:
+        return ""
+    head = ["difference", "n", *SCORES.values()]
     return (
-        "## Differences on the records that both have\n\nPoints, with 95 % intervals of the paired "
-        f"difference.\n\n{table(head, rows)}"
+        "### Differences on the records that both have\n\nPoints, with 95 % intervals of the "
+        f"paired difference.\n\n{table(head, rows)}"
     )
 
 
-def _losses(found: Mapping[str, Any]) -> str:
+def _frontiers(found: Parts) -> str:
+    """Generality and locality by strength of the update."""
+    rows = []
+    able = {name: own for name, own in found.items() if own.get("strengths")}
+    if not able:
+        return ""
+    for name, own in able.items():
+        frontier = Frontier(own)
+        cells = [
+            f"{100 * rates.rates['generality_top1']:.0f} / {100 * rates.rates[LOCALITY]:.0f}"
+            for rates in frontier.rates
+        ]
+        rows.append([NETWORKS[name].title, *cells])
+    strengths = Frontier(next(iter(able.values()))).strengths
+    head = ["generality / locality, top 1", *(f"× {s}" for s in strengths)]
+    return (
+        "### By strength of the update\n\n`--set scale=…` at edit time; × 1 is as trained, × 0 the "
+        f"unedited model.\n\n{table(head, rows)}"
+    )
+
+
+def _made(found: Parts) -> str:
+    rows = []
+    for name, own in found.items():
+        training, loop = own["training"], own["training"]["loop"]
+        best = min(e["total"] for e in training["log"] if e["kind"] == "validation")
+        rows.append([
+            NETWORKS[name].title, f"{training['parameters']:,}", f"{training['made']}",
+            f"{loop['lr']:g}", str(loop["seed"]), training["compute"],
+            f"{best:.2f} ({training['best_step']})", f"{training['seconds'] / 60:.0f}",
+        ])  # fmt: skip
+    head = ["networks", "parameters", "steps", "learning rate", "seed", "products",
+            "lowest validation loss (step)", "minutes by the clock"]  # fmt: skip
+    batch = next(iter(found.values()))["training"]["loop"]["batch"]
+    return (
+        f"### How they were trained\n\nBatches of {batch} records; the networks of the lowest "
+        "validation loss (48 held-out training records; the bottleneck's penalty counts for IBKE) "
+        f"are those tested. One thread of a machine that others used too.\n\n{table(head, rows)}"
+    )
+
+
+def _losses(found: Parts) -> str:
+    curves = {
+        name: {e["step"]: e for e in own["training"]["log"] if e["kind"] == "validation"}
+        for name, own in found.items()
+    }
+    steps = sorted({step for curve in curves.values() for step in curve})
     rows = [
-        [str(e["step"]), *(f"{e[key]:.3f}" for key in ("total", "sg", "il", "penalty"))]
-        for e in found["training"]["log"] if e["kind"] == "validation"
+        [str(step), *(_loss(curve.get(step)) for curve in curves.values())]
+        for step in steps if step % 100 == 0
     ]  # fmt: skip
-    head = ["step", "total", "generality", "locality", "bottleneck"]
-    return f"## Validation loss\n\n{table(head, rows)}"
+    head = ["step", *(NETWORKS[name].title for name in curves)]
+    return f"### Validation loss: generality + locality\n\n{table(head, rows)}"
+
+
+def _loss(entry: Mapping[str, Any] | None) -> str:
+    return "–" if entry is None else f"{entry['sg']:.2f} + {entry['il']:.2f}"
 
 
 def write_page() -> None:

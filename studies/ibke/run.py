@@ -12,9 +12,11 @@ import errata
 from errata.case import Case
 from errata.data import LoadedData, load_cases
 from errata.editors import get_editor
-from errata.store.runs import load_run
+from errata.model.lm import LM
+from errata.store.runs import Run, load_run
 from errata.training.sources import read_sources
 from studies.common import results
+from studies.ibke.plan import NETWORKS, PARTS, STRENGTHS, Part
 from studies.real.compact import compact, rounded
 from studies.real.plan import DATA
 
@@ -26,34 +28,49 @@ LOSSES = ("kind", "step", "total", "sg", "il", "penalty")
 
 
 def carry_out(name: str, networks: Path, data: Path, models: Path, limit: int) -> None:
-    """Evaluate the networks on the first held-out records, each edited alone, and keep it."""
+    """Evaluate networks on the first records of their part, each edited alone, and keep it."""
+    part = PARTS[NETWORKS[name].part]
     lm = errata.load(str(models.expanduser() / MODEL), dtype=DTYPE)
-    tested = load_cases(DATA["counterfact"].format(data=data), limit=limit)
-    out = networks.parent / f"{networks.name}-evaluated"
+    tested = load_cases(
+        DATA["counterfact"].format(data=data), limit=limit, options=dict(part.tested)
+    )
     config = json.loads((networks / "config.json").read_text("utf-8"))
-    editor = get_editor(config["editor"], {"weights": str(networks)}, model=MODEL)
-    began = time.process_time()
-    errata.evaluate(
-        lm, editor, tested, protocol={"bootstrap": 0}, out=out, resume=out.exists(),
-    )  # fmt: skip
-    spent = time.process_time() - began
-    run = load_run(out)
+    runs, spent = {}, {}
+    for strength in STRENGTHS:
+        began = time.process_time()
+        runs[strength] = _at(lm, networks, config["editor"], tested, strength)
+        spent[strength] = time.process_time() - began
+    run = runs[1.0]
     results.write(RESULTS, name, {
         "model": MODEL, "dtype": DTYPE, "data": "counterfact", "limit": limit,
         "fingerprint": run.config["model"]["fingerprint"][:16],
         "data_version": run.config["data"]["version"],
         "errata": run.config["run"]["errata"],
-        "cpu_each": round(spent / max(len(run.records), 1), 2),
-        "training": training_of(networks, config, data, tested),
-        "records": [compact(record, lm.tokenizer) for record in run.records],
+        "cpu_each": round(spent[1.0] / max(len(run.records), 1), 2),
+        "training": training_of(networks, config, data, tested, part),
+        "records": _kept(lm, run),
+        "strengths": {f"{s:g}": _kept(lm, own) for s, own in runs.items() if s != 1.0},
     })  # fmt: skip
 
 
+def _at(lm: LM, networks: Path, editor: str, tested: LoadedData, strength: float) -> Run:
+    """Return the run at a strength, made now or gone on with."""
+    out = networks.parent / f"{networks.name}-evaluated" / f"{strength:g}"
+    made = get_editor(editor, {"weights": str(networks), "scale": strength}, model=MODEL)
+    errata.evaluate(lm, made, tested, protocol={"bootstrap": 0}, out=out, resume=out.exists())
+    return load_run(out)
+
+
+def _kept(lm: LM, run: Run) -> list[dict[str, Any]]:
+    return [compact(record, lm.tokenizer) for record in run.records]
+
+
 def training_of(
-    networks: Path, config: Mapping[str, Any], data: Path, tested: LoadedData
+    networks: Path, config: Mapping[str, Any], data: Path, tested: LoadedData, part: Part
 ) -> dict[str, Any]:
     """Return how the networks came about: settings, losses, and what the tests share with it."""
     card = json.loads((networks / "best" / "config.json").read_text("utf-8"))
+    summary = json.loads((networks / "summary.json").read_text("utf-8"))
     lines = (networks / "log.jsonl").read_text("utf-8").splitlines()
     log = [json.loads(line) for line in lines]
     own = config["training"]
@@ -66,32 +83,37 @@ def training_of(
             {"spec": spec, "records": entry["groups"]}
             for spec, entry in zip(specs, config["data"], strict=True)
         ],
+        "parameters": summary["parameters"],
         "best_step": card["step"],
         "made": max(entry["step"] for entry in log),
         "seconds": max(entry["seconds"] for entry in log),
         "log": [{key: entry[key] for key in LOSSES if key in entry} for entry in log],
-        "shared": shared(config, tested, own["seed"]),
+        "shared": shared(config, tested, own["seed"], part),
     })  # fmt: skip
 
 
-def shared(config: Mapping[str, Any], tested: LoadedData, seed: int) -> dict[str, int]:
-    """Count the tests whose subject, and whose prompt, was an edit of a training record."""
-    entries = config["data"]
-    text = ",".join(
-        f"{entry['spec']}:{entry['groups']}" if at == 0 else entry["spec"]
-        for at, entry in enumerate(entries)
-    )
-    first = read_sources(text.split(",")[0], seed=seed, skip_bad=True).pools[0]
-    seen = [edit for case in first.cases for edit in case.edits]
-    subjects, prompts = {e.subject for e in seen}, {e.prompt for e in seen}
+def shared(
+    config: Mapping[str, Any], tested: LoadedData, seed: int, part: Part
+) -> dict[str, int]:  # fmt: skip
+    """Count the tests whose prompt, subject and answer were those of a training record's edit.
 
-    def count(cases: Sequence[Case], has: set[Any], field: str) -> int:
+    Raises:
+        ValueError: If the networks were not trained on the records of their part.
+    """
+    entry = config["data"][0]
+    first = read_sources(
+        f"{entry['spec']}:{entry['groups']}", seed=seed, skip_bad=True, options=dict(part.without)
+    ).pools[0]
+    if first.version != entry["version"]:
+        raise ValueError(f"trained on other records than {part.recipe} says: {entry['spec']}")
+    seen = [edit for case in first.cases for edit in case.edits]
+
+    def count(cases: Sequence[Case], field: str) -> int:
+        has = {getattr(edit, field) for edit in seen}
         return sum(any(getattr(e, field) in has for e in case.edits) for case in cases)
 
-    return {
-        "subjects": count(tested.cases, subjects, "subject"),
-        "prompts": count(tested.cases, prompts, "prompt"),
-    }
+    names = {"prompts": "prompt", "subjects": "subject", "targets": "target"}
+    return {name: count(tested.cases, field) for name, field in names.items()}
 
 
 def read(name: str) -> dict[str, Any] | None:

@@ -211,7 +211,7 @@ class TestAlongASequence:
 
 
 def test_without_the_harness(lm, flat, monkeypatch):
-    monkeypatch.setattr("errata.evaluation.general.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.evaluation.ability.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="lm-eval"):
         evaluate(lm, Planted(), flat, regime="sequential:7", general="world")
 

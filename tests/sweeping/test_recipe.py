@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from errata.cli._options import expand as expand_options
 from errata.data import split_part
-from errata.errors import ConfigError
+from errata.errors import ConfigError, MissingExtra
 from errata.evaluation import Protocol
 from errata.sweeping.check import check
 from errata.sweeping.recipe import Recipe, read_recipe, recipe_from
@@ -314,6 +314,23 @@ def test_files_of_what_is_finished_are_not_needed(tmp_path: Path) -> None:
     units = expand(recipe, tmp_path)
     with pytest.raises(ConfigError, match=r"no such file or folder: nowhere\.json"):
         check(recipe, units, files=True)
+    for unit in units:
+        unit.folder.mkdir(parents=True)
+        (unit.folder / "summary.json").write_text("{}")
+    check(recipe, units, files=True)
+
+
+def test_what_cells_will_ask_for_has_to_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.evaluation.ability.find_spec", lambda name: None)
+    asked = {"regime": "sequential:4", "general": "world"}
+    recipe = recipe_from(small(protocol=asked, editors={"e": {"editor": "ft"}}))
+    units = expand(recipe, tmp_path)
+    check(recipe, units, files=False)  # a dry run needs nothing
+    with pytest.raises(MissingExtra) as caught:
+        check(recipe, units, files=True)
+    assert "errata[general]" in (caught.value.hint or "")
     for unit in units:
         unit.folder.mkdir(parents=True)
         (unit.folder / "summary.json").write_text("{}")

@@ -15,10 +15,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.errors import DataError
+from errata.errors import DataError, MissingExtra
 from errata.store.files import cache_root, write_atomically
 
 if TYPE_CHECKING:
@@ -55,6 +56,16 @@ class Source:
     split: str
     label: str
     made: Callable[[Item], Item]
+
+
+def need_harness() -> None:
+    """Refuse to measure general ability without what measures it.
+
+    Raises:
+        MissingExtra: If lm-evaluation-harness is not installed.
+    """
+    if find_spec("lm_eval") is None:
+        raise MissingExtra("measurements of general ability", "lm-eval", "general")
 
 
 def _fields(*names: str) -> Callable[[Item], Item]:

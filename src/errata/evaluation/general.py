@@ -13,14 +13,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.config import did_you_mean
-from errata.errors import DataError, MissingExtra
+from errata.errors import DataError
 from errata.evaluation import task_files
-from errata.evaluation.ability import check_lengths, shipped_task, task_names
+from errata.evaluation.ability import check_lengths, need_harness, shipped_task, task_names
 from errata.patch.in_place import applied
 from errata.store.files import cache_root, write_atomically
 
@@ -59,8 +58,7 @@ class General:
     def __init__(
         self, lm: LM, sources: str | Sequence[str], data: str | Path | None = None
     ) -> None:
-        if find_spec("lm_eval") is None:
-            raise MissingExtra("measurements of general ability", "lm-eval", "general")
+        need_harness()
         self.lm = lm
         sources = [sources] if isinstance(sources, str) else list(sources)
         self.source = ", ".join(sources)

@@ -31,13 +31,14 @@ def check(recipe: Recipe, units: Sequence[Unit], *, files: bool) -> dict[str, Re
     Args:
         recipe: The recipe.
         units: Its units.
-        files: Whether local files have to exist, as they need not for a dry run.
+        files: Whether local files and packages have to be there, as they need not for a dry run.
 
     Returns:
         Settings by the name of the unit.
 
     Raises:
         ConfigError: If a name or a value is wrong, or a file is missing.
+        MissingExtra: If a package is missing that cells will ask for.
     """
     made: dict[tuple[str, str], Resolved] = {}
     for unit in units:
@@ -49,6 +50,7 @@ def check(recipe: Recipe, units: Sequence[Unit], *, files: bool) -> dict[str, Re
                 raise ConfigError(f"[editors.{unit.row}]: {error.message}", error.hint) from None
     if files:
         _check_files(recipe, units)
+        _check_packages(recipe, units)
     return {unit.name: made[unit.row, unit.model] for unit in units}
 
 
@@ -91,3 +93,12 @@ def _check_files(recipe: Recipe, units: Sequence[Unit]) -> None:
                     "Paths are looked up from the current folder; {data} in a recipe stands for"
                     " --data-dir, else $ERRATA_DATA, else the folder data.",
                 )
+
+
+def _check_packages(recipe: Recipe, units: Sequence[Unit]) -> None:
+    """Look for what general ability is measured with, if unfinished cells will ask for it."""
+    from errata.evaluation.ability import need_harness
+
+    left = [unit for unit in units if unit.kind == "eval" and not unit.finished]
+    if any(recipe.asked(unit.data).get("general") for unit in left):
+        need_harness()

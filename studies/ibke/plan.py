@@ -1,0 +1,70 @@
+"""The networks of the study: what each is called, and which records it is tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+HELD = ("P37", "P103", "P364", "P407", "P1412", "P136", "P413", "P641", "P1303")
+"""Relations of CounterFact that no network of the second part sees: what is spoken, and music and
+sport (genre, position, sport, instrument). None of the others' wordings is one of theirs."""
+
+STRENGTHS = (0.0, 0.5, 0.7, 1.0, 1.3)
+"""Of the finished update (`scale`): generality is compared where locality is equal."""
+
+LIMIT = 100
+"""Test records of each part: the first of counterfact-val.json, in its order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Networks with the same training records, tested on the same records.
+
+    Attributes:
+        title: On the page.
+        recipe: What trains them.
+        without: Options of the training records.
+        tested: Options of the test records.
+    """
+
+    title: str
+    recipe: str
+    without: dict[str, Any]
+    tested: dict[str, Any]
+
+
+PARTS = {
+    "seen": Part("Relations that training has seen", "recipes/ibke-smollm2.toml", {}, {}),
+    "held": Part(
+        "Relations that training has not seen", "recipes/ibke-relations-smollm2.toml",
+        {"without": HELD}, {"relations": HELD},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks that the study tests.
+
+    Attributes:
+        title: On the page.
+        part: Key of PARTS.
+    """
+
+    title: str
+    part: str = "seen"
+
+
+NETWORKS = {
+    "ibke": Networks("IBKE, ours"),
+    "ibke_s1": Networks("IBKE, ours, second seed"),
+    "ibke_paper": Networks("IBKE, the paper's form"),
+    "mend": Networks("MEND matched"),
+    "held_ibke": Networks("IBKE, ours", "held"),
+    "held_ibke_paper": Networks("IBKE, the paper's form", "held"),
+    "held_mend": Networks("MEND matched", "held"),
+}
+"""By the name of their result, in the order of the page."""
+
+AGAINST = "MEND matched"
+"""What forms of IBKE are held against."""
