@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from errata.editors.fitting import found_for
 from errata.errors import ConfigError, DataError, EditError, RunError
 from errata.locate import moments
 from errata.model.lm import LM
+from errata.searching import budget
 from errata.searching import course as searching
-from errata.searching.course import _cost
 from errata.searching.facts import Trial
 from errata.searching.spaces import stands_on
 from errata.searching.trials import Outcome
@@ -73,7 +74,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
 
 
 def prepared(self: Any) -> None:
-    self.prepared = 0.0
+    self.budget = budget.Budget(self.seconds, 0.0, len(self.deal.search), len(self.deal.held))
 
 
 START = {"clamp": 0.75, "mom2_weight": 20_000.0}
@@ -112,6 +113,20 @@ def test_a_search_finds_what_was_planted(
     assert not held & {trial.edit.prompt for trial in found.deal.search}
 
 
+def test_a_slow_first_trial_does_not_make_the_search_small(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    slow = stand(planted)
+    own = slow.measure
+    searching.measure = lambda *given: [  # type: ignore[assignment]  # undone by the fixture
+        replace(one, seconds=6 * SECONDS if slow.calls == 1 else SECONDS) for one in own(*given)
+    ]
+    by_the_first = budget.Budget(600, 0, 40, 24).plan(6 * SECONDS)[1]
+    found = errata.tune(pocket, "memit", minutes=10)
+    assert by_the_first < 10
+    assert found.candidates > 2 * by_the_first
+
+
 def test_who_leads_by_luck_is_found_out(
     pocket: LM, stand: Callable[..., Stand], weak: None
 ) -> None:
@@ -123,7 +138,7 @@ def test_who_leads_by_luck_is_found_out(
         good = config.clamp >= 3 and config.mom2_weight <= 1000
         if trial.id not in told:
             told.append(trial.id)
-        early = told.index(trial.id) < searching.RUNGS[-1]
+        early = told.index(trial.id) < budget.RUNGS[-1]
         shines = good and config.clamp == 8
         return outcome(good, 1.0 if shines and early else 0.7 if shines else 0.97)
 
@@ -279,19 +294,19 @@ def test_one_search_at_a_time(pocket: LM, cache_folder: Path) -> None:
 @pytest.mark.parametrize(("candidates", "facts"), [(1, 16), (9, 16), (27, 16), (5, 6)])
 def test_the_cost_is_the_number_of_edits(candidates: int, facts: int) -> None:
     left, done, total = candidates, 0, 0
-    for rung in [r for r in searching.RUNGS if r < facts] + [facts]:
+    for rung in [r for r in budget.RUNGS if r < facts] + [facts]:
         for _ in range(left):
             total += rung - done
-        done, left = rung, min(left, max(searching.FINALISTS, -(-left // searching.KEPT)))
-    assert _cost(candidates, facts) == total
+        done, left = rung, min(left, max(budget.FINALISTS, -(-left // budget.KEPT)))
+    assert budget.cost(candidates, facts) == total
 
 
 def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "RUNGS", (2, 3, 4))
-    monkeypatch.setattr(searching, "LAST", 6)
-    monkeypatch.setattr(searching, "HELD", 4)
-    monkeypatch.setattr(searching, "LEAST_HELD", 2)
-    monkeypatch.setattr(searching, "MOST", 4)
+    monkeypatch.setattr(budget, "RUNGS", (2, 3, 4))
+    monkeypatch.setattr(budget, "LAST", 6)
+    monkeypatch.setattr(budget, "HELD", 4)
+    monkeypatch.setattr(budget, "LEAST_HELD", 2)
+    monkeypatch.setattr(budget, "MOST", 4)
     before = pocket.fingerprint
     found = errata.tune(pocket, "ft", minutes=10, steps=5)
     assert pocket.fingerprint == before
@@ -320,11 +335,11 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
 def test_every_editor_can_be_searched(
     pocket: LM, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(searching, "RUNGS", (1, 2))
-    monkeypatch.setattr(searching, "LAST", 3)
-    monkeypatch.setattr(searching, "HELD", 2)
-    monkeypatch.setattr(searching, "LEAST_HELD", 1)
-    monkeypatch.setattr(searching, "MOST", 3)
+    monkeypatch.setattr(budget, "RUNGS", (1, 2))
+    monkeypatch.setattr(budget, "LAST", 3)
+    monkeypatch.setattr(budget, "HELD", 2)
+    monkeypatch.setattr(budget, "LEAST_HELD", 1)
+    monkeypatch.setattr(budget, "MOST", 3)
     monkeypatch.setattr(searching, "_PERFECT", -9.0)  # no neighbours of the best
     before = pocket.fingerprint
     found = errata.tune(pocket, name, minutes=30, steps=4, moments_samples=200)

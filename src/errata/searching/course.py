@@ -16,6 +16,7 @@ a search that was killed goes on to the same result.
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from errata.editors import get_editor
 from errata.editors.fitting import Found, keep_found
 from errata.errors import ConfigError, ErrataError
 from errata.evaluation.scoring import Scorer
-from errata.progress import Ticker, told
+from errata.progress import Ticker
+from errata.searching import budget
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
 from errata.searching.spaces import Space, base_of, blocks_tried, space_of
@@ -39,25 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUNGS = (4, 8, 16)
-"""Facts on which candidates are compared, step by step."""
-
-LAST, FINALISTS = 40, 3
-"""Facts on which the best few are compared in the end: who leads among many leads by luck, too."""
-
-HELD = 24
-"""Facts that are held out, at most; at least LEAST_HELD, where time is short."""
-
-LEAST_HELD = 8
 PREPARING = "preparing"
-KEPT = 3
-"""One candidate of so many is kept at each step."""
-
-MOST = 27
-"""Candidates at most."""
-
-HALVING = 0.7
-"""Share of the time that halving may take; the rest is for neighbours of the best."""
 
 CHUNK = 4
 """Facts that are edited side by side, and lost if the process is killed."""
@@ -95,7 +79,7 @@ class Course:
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
         self.scorer = Scorer(lm)
-        self.facts = dealt.search[: RUNGS[-1]]
+        self.facts = dealt.search[: budget.RUNGS[-1]]
         self.decided_on = len(self.facts)
         self.looked_at: dict[str, dict[str, Any]] = {}
         self._whole: dict[str, dict[str, Any]] = {}
@@ -186,28 +170,17 @@ class Course:
     def run(self, seed: int) -> tuple[tuple[Trial, ...], dict[str, Any], tuple[Tried, ...]]:
         """Return the held-out facts that are asked, the best settings, and what was measured."""
         self._prepare()
-        first = self.deal.search[: RUNGS[0]]
         self.say("the rule of thumb")
-        base = self.stats({}, first)
+        base = self.stats({}, self.facts[: budget.RUNGS[0]])
         if base is None:
             raise ConfigError(
                 f"{self.given.name} cannot edit {self.lm.name} with the rule of thumb (see the "
                 "warnings)"
             )
         self._look({})
-        self.pace = pace = base.seconds
-        held, count = self._plan(pace, self.prepared + pace * len(first))
-        last = 2 * len(held) * pace
-        reserve = last + self._final() * pace
-        candidates: list[dict[str, Any]] = []
-        seen: list[dict[str, Any]] = []
-        for made in self.space.candidates(seed):
-            if self.whole(made) in seen:
-                continue  # the same, said otherwise
-            seen.append(self.whole(made))
-            candidates.append(made)
-            if len(candidates) == count:
-                break
+        candidates, held = self._gather(seed, base.seconds)
+        last = 2 * len(held) * self.pace
+        reserve = last + self.budget.final * self.pace
         left = self._halve(candidates, reserve)
         self.say("the rule of thumb")
         self.stats({}, self.facts, reserve=reserve)  # for the table
@@ -235,40 +208,44 @@ class Course:
             clock.stop()
         if PREPARING not in self.store.times:
             self.store.spend(time.perf_counter() - started, PREPARING)
-        self.prepared = self.store.times[PREPARING]
+        self.budget = budget.Budget(
+            self.seconds, self.store.times[PREPARING], len(self.deal.search), len(self.deal.held)
+        )
 
-    def _plan(self, pace: float, gone: float) -> tuple[tuple[Trial, ...], int]:
-        """Return the held-out facts that there is time for, and the number of candidates.
+    def _gather(self, seed: int, pace: float) -> tuple[list[dict[str, Any]], tuple[Trial, ...]]:
+        """Return as many candidates as there is time for at the pace seen, and held-out facts.
+
+        They are measured on the first facts as they come, for the first trial of all may be slow.
 
         Raises:
             ConfigError: If there is no time for any other candidate.
         """
-        left = self.seconds - gone
-        held = self.deal.held
-        share = int(0.35 * left / (2 * pace))
-        held = held[: max(LEAST_HELD, min(len(held), share))]
-        rule = len(self.facts) - RUNGS[0]  # measured on all of them in any case
-        edits = (left - (2 * len(held) + rule) * pace) / pace
-        count, whole = 1, max(edits - self._final(), 0)
-        while count < MOST and _cost(count + 1, len(self.facts)) <= HALVING * whole:
-            count += 1
-        if count < 2 and _cost(2, len(self.facts)) <= HALVING * edits:
-            count = 2  # the last comparison is left out
-        if count < 2:
-            halving = _cost(2, len(self.facts)) / HALVING
-            needed = gone + (2 * len(held) + rule + halving) * pace
-            raise ConfigError(
-                f"{told(self.seconds)} do not suffice: preparing took {told(self.prepared)}, an "
-                f"edit and its questions take {pace:.1f} s here",
-                f"The smallest search takes about {needed / 60:.0f} minutes: --minutes "
-                f"{max(1, round(1.3 * needed / 60 + 0.5))}. What was measured is kept.",
-            )
-        return held, count
+        self.pace = pace
+        paces: list[float] = []
+        self.budget.check(pace)
+        held, count = self.budget.plan(pace)
+        first = self.facts[: budget.RUNGS[0]]
+        candidates: list[dict[str, Any]] = []
+        seen: list[dict[str, Any]] = []
+        for made in self.space.candidates(seed):
+            if self.whole(made) in seen:
+                continue  # the same, said otherwise
+            seen.append(self.whole(made))
+            candidates.append(made)
+            self.say(f"{len(first)} facts, candidate {len(candidates)} of {count}")
+            stats = self.stats(made, first, reserve=2 * held * self.pace)
+            if made and stats is not None:
+                paces.append(stats.seconds)
+                self.pace = statistics.median(paces)
+                held, count = self.budget.plan(self.pace)
+            if len(candidates) >= count:
+                break
+        return candidates, self.deal.held[:held]
 
     def _halve(self, candidates: Sequence[dict[str, Any]], reserve: float) -> list[dict[str, Any]]:
         """Return the candidates that are left on all facts of the search, the best first."""
         now_in = list(candidates)
-        steps = [rung for rung in RUNGS if rung < len(self.facts)] + [len(self.facts)]
+        steps = budget.steps_to(len(self.facts))
         best: list[dict[str, Any]] = [{}]
         for step, rung in enumerate(steps):
             measured: list[tuple[dict[str, Any], Stats]] = []
@@ -281,7 +258,7 @@ class Course:
             if not measured:
                 break
             best = leaders(measured)
-            now_in = best[: _kept(len(now_in))] if step + 1 < len(steps) else best
+            now_in = best[: budget.kept(len(now_in))] if step + 1 < len(steps) else best
         return best
 
     def _refine(self, best: dict[str, Any], reserve: float) -> dict[str, Any]:
@@ -297,11 +274,11 @@ class Course:
                 if self._seen(settings):
                     continue
                 self.say(f"beside the best: {shown(settings)}")
-                small = self.stats(settings, facts[: RUNGS[1]], reserve=reserve)
+                small = self.stats(settings, facts[: budget.RUNGS[1]], reserve=reserve)
                 if small is None and self.left() < self.slower * reserve:
                     return best
                 self._look(settings)
-                same = self.stats(best, facts[: RUNGS[1]])
+                same = self.stats(best, facts[: budget.RUNGS[1]])
                 if small is None or same is None or small.value < same.value - 0.02:
                     continue
                 full = self.stats(settings, facts, reserve=reserve)
@@ -310,16 +287,12 @@ class Course:
                     break
         return best
 
-    def _final(self) -> int:
-        """Return the edits that the last comparison takes."""
-        return FINALISTS * (len(self.deal.search) - len(self.facts))
-
     def _decide(
         self, best: dict[str, Any], tried: Sequence[Tried], reserve: float
     ) -> dict[str, Any]:
         """Return the best of the few that lead, on more facts than they were chosen by."""
         found: list[tuple[dict[str, Any], Stats]] = []
-        finalists = leaders([(dict(one.settings), one.stats) for one in tried])[:FINALISTS]
+        finalists = leaders([(dict(one.settings), one.stats) for one in tried])[: budget.FINALISTS]
         for settings in finalists:
             self.say(f"{len(self.deal.search)} facts: {shown(settings)}")
             stats = self.stats(settings, self.deal.search, reserve=reserve)
@@ -374,18 +347,3 @@ class Course:
 
 _PERFECT = 1.0 + 0.25 + 0.25 + 0.1 - 0.02
 """Beyond this there is nothing left to gain."""
-
-
-def _cost(candidates: int, facts: int) -> float:
-    """Return how many edits halving over so many candidates takes."""
-    steps = [rung for rung in RUNGS if rung < facts] + [facts]
-    total, done, left = 0, 0, candidates
-    for rung in steps:
-        total += left * (rung - done)
-        done, left = rung, _kept(left)
-    return total
-
-
-def _kept(candidates: int) -> int:
-    """Return how many of so many go on; who is to be compared in the end stays in."""
-    return min(candidates, max(FINALISTS, -(-candidates // KEPT)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from errata.editors import get_editor
 from errata.editors.fitting import folder_of
 from errata.errors import ConfigError, RunError
-from errata.searching import course
+from errata.searching import budget, course
 from errata.searching.facts import deal, of_file, shipped
 from errata.searching.spaces import check_editor, stands_on
 from errata.searching.trials import Store
@@ -62,7 +62,7 @@ def search(
     given = get_editor(editor, dict(settings or {}), overrides, model=lm.name)
     fixed = given.config.model_dump(include=set(given.asked or ()), exclude_unset=False)
     lm.check_finite()
-    dealt = deal(lm, relations, name, search=course.LAST, held=course.HELD, seed=seed)
+    dealt = deal(lm, relations, name, search=budget.LAST, held=budget.HELD, seed=seed)
     folder = folder_of(lm) / "trials"
     dtype = str(lm.dtype).removeprefix("torch.")
     basis = stands_on(lm, given, fixed)
