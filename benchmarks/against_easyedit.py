@@ -327,15 +327,12 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
         name: str, what: str, more: dict[str, Any], ways: dict[str, Callable[[], Any]]
     ) -> list[common.Line]:
         try:
-            kept: dict[str, Any] = {}
-            peaks = {key: held(lambda w=way, k=key: kept.update({k: w()}))
-                     for key, way in ways.items()}  # fmt: skip
+            timings, peaks, found = watched(ways, args)
         except ImportError as error:
             print(f"{name} is left out, this release of EasyEdit does not have it: {error}")
             return []
-        pairs = zip(kept["theirs"], kept["mine"], strict=True)
+        pairs = zip(found["theirs"], found["mine"], strict=True)
         gap = max(distance(a, weight_deltas(lm, b.changes), lm) for a, b in pairs)
-        timings, _ = common.interleaved(ways, args.repeats, args.device)
         contexts = f", {len(more['contexts']) + 1} contexts" if "contexts" in more else ""
         return [
             common.line(
@@ -398,14 +395,28 @@ def _ft(lm: Any, theirs: EasyEdit, edits: Sequence[Any], layer: int) -> dict[str
     }
 
 
-def held(way: Callable[[], Any]) -> float:
-    """Return the MiB that a call holds at its peak above what the process held before it."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak counts from here
-    way()
-    return _status("VmHWM") - before
+def watched(
+    ways: dict[str, Callable[[], Any]], args: Any
+) -> tuple[dict[str, common.Timing], dict[str, float], dict[str, Any]]:
+    """Run all ways in turn.
+
+    Returns:
+        Timings; the MiB that each holds at its peak above what the process held before it; and what
+        each returned last.
+    """
+    timings, peaks, found = {name: common.Timing() for name in ways}, {}, {}
+    for _ in range(args.repeats):
+        for name, way in ways.items():
+            gc.collect()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            before = _status("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak counts from here
+            spent, last = common.interleaved({name: way}, 1, args.device)
+            peaks[name] = _status("VmHWM") - before
+            timings[name].cpu += spent[name].cpu
+            timings[name].wall += spent[name].wall
+            found |= last
+    return timings, peaks, found
 
 
 def questions(
