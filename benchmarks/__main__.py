@@ -11,7 +11,7 @@ SCRIPTS = (
     "startup", "evaluation", "rome_edit", "memit_edit", "training", "training_large",
     "trained_edit", "moments",
     "solves", "sequences", "memory_editors", "serac_lookup",
-    "retrieval_lookup", "memory", "trained_memory", "bf16",
+    "retrieval_lookup", "long_runs", "memory", "trained_memory", "bf16",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "memory_editors": "Editors beside the weights",
     "serac_lookup": "Lookup in a memory of edits",
     "retrieval_lookup": "Lookup among updates kept apart",
+    "long_runs": "Long runs and large memories",
     "memory": "Peak memory",
     "trained_memory": "Peak memory of a trained editor at GPT2-XL's shape",
     "bf16": "bfloat16 forward passes",

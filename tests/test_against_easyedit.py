@@ -114,6 +114,31 @@ def apply_AlphaEdit_to_model(model, tok, requests, hparams, reset_cache=False, *
     return model, {}
 """
 
+FT = """
+import torch
+
+def apply_ft_to_model(model, tok, requests, hparams, **kwargs):
+    device = torch.device(f"cuda:{hparams.device}")
+    weights = {n: p for n, p in model.named_parameters() for layer in hparams.layers
+               if hparams.rewrite_module_tmp.format(layer) in n}
+    own = {n: p.detach().clone() for n, p in weights.items()}
+    for name, weight in model.named_parameters():
+        weight.requires_grad = name in weights
+    opt = torch.optim.Adam(list(weights.values()), lr=hparams.lr,
+                           weight_decay=hparams.weight_decay)
+    for _ in range(hparams.num_steps):
+        request, = requests
+        ids = tok(request["prompt"], return_tensors="pt").to(device)
+        target = tok(" " + request["target_new"], return_tensors="pt")["input_ids"].to(device)
+        opt.zero_grad()
+        said = model(**ids).logits[:, -1].log_softmax(-1)
+        loss = -said.gather(1, target).mean()
+        if loss.item() >= 1e-2:
+            loss.backward()
+            opt.step()
+    return model, {}
+"""
+
 ANSWERS = """
 import torch
 
@@ -133,13 +158,14 @@ def stand_in(tmp_path: Path) -> Path:
         "util/plain.py": PLAIN,
         "models/rome/rome_main.py": ROME,
         "models/rome/compute_u.py": "inv_mom2_cache = {}",
+        "models/ft/ft_main.py": FT,
         "models/memit/memit_main.py": JOINT,
         "models/alphaedit/AlphaEdit_main.py": JOINT,
         "evaluate/evaluate_utils.py": ANSWERS,
     }
     for name in ("", "util/", "models/", "evaluate/"):
         files[f"{name}__init__.py"] = "raise ImportError('everything is imported at once')"
-    for name in ("rome", "memit", "alphaedit"):
+    for name in ("rome", "memit", "alphaedit", "ft"):
         files[f"models/{name}/__init__.py"] = ""
     for name, text in files.items():
         path = tmp_path / "checkout" / "easyeditor" / name
@@ -162,13 +188,30 @@ def test_the_same_problem_is_handed_to_both(
     assert (torch.Tensor.to, torch.zeros) == (to, zeros)
     assert not [name for name in sys.modules if name.startswith("easyeditor")]
     assert build("llama", "float32").fingerprint == before
-    assert [line.what.partition(",")[0] for line in lines] == [
-        "ROME", "ROME", "MEMIT", "AlphaEdit", "questions of a record",
-    ]  # fmt: skip
-    for line in lines[:4]:
+    *changes, asked = [line for line in lines if line.unit != "MiB"]
+    peaks = [line for line in lines if line.unit == "MiB"]
+    names = ["ROME", "ROME", "MEMIT", "AlphaEdit", "FT"]
+    assert [line.what.partition(",")[0] for line in changes] == names
+    for line in changes:
         assert float(line.equal.split()[4]) < NEAR, line
-    assert lines[4].equal == f"0 of {len(EDITS)} answers differ"
+    assert [line.what.partition(",")[0] for line in peaks] == names
+    assert asked.equal == f"0 of {len(EDITS)} answers differ"
     assert "Executing" not in capsys.readouterr().out
+
+
+def test_methods_that_a_release_does_not_have_are_left_out_and_named(
+    stand_in: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the package of the package index, of 2023, which has no AlphaEdit."""
+    for name in ("alphaedit/AlphaEdit_main", "memit/memit_main", "ft/ft_main"):
+        (stand_in / "easyeditor" / "models" / f"{name}.py").unlink()
+    monkeypatch.setattr(against_easyedit, "context_templates", lambda lm: ("It is late. {}",))
+    cases = [Case("0", (EDITS[0],), ())]
+    args = Namespace(layer=1, blocks=2, steps=2, edits=1, repeats=1, device="cpu")
+    lines = against_easyedit.compare(build("llama", "float32"), cases, stand_in, args)
+    assert {line.what.partition(",")[0] for line in lines} == {"ROME", "questions of a record"}
+    told = capsys.readouterr().out
+    assert all(f"{name} is left out" in told for name in ("MEMIT", "AlphaEdit", "FT"))
 
 
 def test_without_a_checkout_it_says_so(

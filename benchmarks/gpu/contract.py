@@ -20,6 +20,9 @@ SUITES = (
 )
 """Their models go where ERRATA_TEST_DEVICE says; other tests compare against tensors of the CPU."""
 
+FEW = "rome or grace or serac or test_stack"
+"""What is run of them in a rehearsal on a CPU, where `make test` runs all of them."""
+
 SECONDS = 200
 """Most that the suites may take."""
 
@@ -30,6 +33,7 @@ def start(bench: Bench) -> None:
     command = [
         sys.executable, "-m", "pytest", *SUITES, "-q", "-n", str(workers), "--maxfail=40",
         "--timeout=120", "-p", "no:cacheprovider", "-p", "no:benchmark", "--tb=short", "-rfE",
+        *(("-k", FEW) if bench.small else ()),
     ]  # fmt: skip
     environment = {
         **os.environ, "ERRATA_TEST_DEVICE": bench.device, "OMP_NUM_THREADS": "1",

@@ -20,6 +20,7 @@ FLOOR = 1e-4
 sums of a few hundred float32 products in another order, through seven blocks."""
 
 CASES = 2
+"""Records that are edited; one in a rehearsal."""
 
 WITH_STRATEGIES = ("memit+blue", "rome+rep")
 """Editors joined with a strategy that stand for the others, which take long."""
@@ -28,7 +29,7 @@ WITH_STRATEGIES = ("memit+blue", "rome+rep")
 def float32(bench: Bench) -> None:
     """Compare every editor's patches and scores with the CPU's."""
     home, away = pocket.load("cpu"), pocket.load(bench.device)
-    cases = pocket.records(CASES)
+    cases = pocket.records(1 if bench.small else CASES)
     base, base_away = pocket.logprobs(home, cases), pocket.logprobs(away, cases)
     gap = float((base - base_away).abs().max())
     bench.check("unedited scores", gap <= FLOOR, largest_gap=gap, allowed=FLOOR)
@@ -81,7 +82,7 @@ def _compare(bench: Bench, name: str, home: Any, away: Any, cases: list[Any]) ->
 def bfloat16(bench: Bench) -> None:
     """In bfloat16: every editor's edits take, and undo is exact to the bit."""
     lm = pocket.load(bench.device, "bfloat16")
-    cases = pocket.records(CASES)
+    cases = pocket.records(1 if bench.small else CASES)
     groups = [list(case.edits) for case in cases]
     for name in _names():
         with bench.guarded(name):

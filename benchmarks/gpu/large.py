@@ -43,6 +43,7 @@ def _measure(bench: Bench, name: str) -> None:
     documents = 10 if bench.small else 200
     text = facts.text_file(bench.out, documents)
     settings = {**LOCATED, "moments_text": str(text), "stop_loss": 0.0}
+    settings |= {"steps": 3} if bench.small else {}
     editor = errata.get_editor("rome", settings, model=lm.name)
     bench.forget_peak()
     seconds, _ = bench.timed(lambda: editor.prepare(lm))

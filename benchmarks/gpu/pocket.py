@@ -41,10 +41,17 @@ def editor_names() -> list[str]:
     return list(editors.all)
 
 
+QUICK: dict[str, Any] = {"steps": 5, "moments_samples": 400, "ridge": 0.1, "contexts": "bare"}
+"""Settings of a rehearsal on a CPU, for the editors that have them: the same lines run, soon."""
+
+
 def settings_of(bench: Bench, name: str) -> dict[str, Any]:
     """Return what an editor needs besides its defaults: networks, for those that bring none."""
     if name not in UNTRAINED:
-        return {}
+        import errata
+
+        known = type(errata.get_editor(name, model="pocket").config).model_fields
+        return {key: value for key, value in QUICK.items() if bench.small and key in known}
     folder = bench.out / f"networks-{name}"
     if not (folder / "best").is_dir():
         import errata

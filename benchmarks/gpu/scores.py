@@ -19,7 +19,7 @@ def run(bench: Bench) -> None:
     """Evaluate six editors on records of the pocket world on both devices."""
     import errata
 
-    cases = pocket.records(8 if bench.small else 40)
+    cases = pocket.records(4 if bench.small else 40)
     home, away = pocket.load("cpu"), pocket.load(bench.device)
     for name in EDITORS:
         with bench.guarded(name):

@@ -59,16 +59,17 @@ def load(bench: Bench, dtype: str) -> Any:
     return lm
 
 
-def _settings(name: str, text: Path) -> dict[str, Any]:
+def _settings(bench: Bench, name: str, text: Path) -> dict[str, Any]:
+    steps = {"steps": 3} if bench.small else {}
     if name in ("rome", "memit", "alphaedit"):
-        return {**LOCATED, "moments_text": str(text)}
-    return {"steps": 25, "stop_loss": 0.0} if name == "grace" else {}
+        return {**LOCATED, "moments_text": str(text), **steps}
+    return {"steps": 25, "stop_loss": 0.0, **steps} if name == "grace" else steps
 
 
-def _editor(lm: Any, name: str, text: Path) -> Any:
+def _editor(bench: Bench, lm: Any, name: str, text: Path) -> Any:
     import errata
 
-    return errata.get_editor(name, _settings(name, text), model=lm.name)
+    return errata.get_editor(name, _settings(bench, name, text), model=lm.name)
 
 
 def _moments(bench: Bench, lm: Any, text: Path, dtype: str) -> None:
@@ -79,7 +80,7 @@ def _moments(bench: Bench, lm: Any, text: Path, dtype: str) -> None:
     tokens = sum(min(len(lm.row(document).ids), 128) for document in documents)
     bench.forget_peak()
     for name in ("memit", "rome", "alphaedit"):
-        editor = _editor(lm, name, text)
+        editor = _editor(bench, lm, name, text)
         seconds, _ = bench.timed(lambda editor=editor: editor.prepare(lm))
         bench.record(
             "moments and factors", of=name, dtype=dtype, tokens=tokens, seconds=round(seconds, 3),
@@ -97,7 +98,7 @@ def _editing(bench: Bench, lm: Any, text: Path, dtype: str) -> None:
              ("alphaedit", together)]  # fmt: skip
     for name, groups in plans:
         with bench.guarded(f"{name} {dtype}"):
-            editor = _editor(lm, name, text)
+            editor = _editor(bench, lm, name, text)
             editor.edit(lm, groups[:1])  # warm: kernels are chosen in the first run
             before = pocket.weights(lm)
             bench.forget_peak()
@@ -134,7 +135,7 @@ def _evaluation(bench: Bench, lm: Any, text: Path, dtype: str) -> None:
     for size, count in ((32, 50), (1, 6)):
         cases = facts.cases(3 if bench.small else count)
         bench.forget_peak()
-        editor = _editor(lm, "rome", text)
+        editor = _editor(bench, lm, "rome", text)
         seconds, result = bench.timed(
             lambda size=size, editor=editor, cases=cases: errata.evaluate(
                 lm, editor, cases, stack_size=size, bootstrap=0

@@ -22,6 +22,9 @@ from benchmarks.gpu.run import Bench
 STEPS = (6, 26)
 """Steps of the short and of the long run."""
 
+REHEARSED = (2, 6)
+"""The same in a rehearsal on a CPU."""
+
 WORST = 8
 """Lines of code that are named per editor."""
 
@@ -36,7 +39,8 @@ def run(bench: Bench) -> None:
         "rome": {"stop_loss": 0.0}, "memit": {"stop_loss": 0.0}, "ft": {"stop_loss": 0.0},
         "grace": {"stop_loss": 0.0},
     }  # fmt: skip
-    for name, settings in never_stop.items():
+    for name, own in never_stop.items():
+        settings = {**pocket.settings_of(bench, name), **own}
         with bench.guarded(name):
             _count(bench, name, lambda steps, n=name, s=settings: _edit(lm, groups, n, s, steps))
     with bench.guarded("training"):
@@ -63,14 +67,15 @@ def _train(bench: Bench, steps: int) -> None:
 
 
 def _count(bench: Bench, name: str, way: Callable[[int], None]) -> None:
-    way(STEPS[0])  # warm: what is made once is made here
+    both = REHEARSED if bench.small else STEPS
+    way(both[0])  # warm: what is made once is made here
     counts, waits = [], []
-    for steps in STEPS:
+    for steps in both:
         with reads(bench.device) as (found, waited):
             way(steps)
         counts.append(found)
         waits.append(waited)
-    more = STEPS[1] - STEPS[0]
+    more = both[1] - both[0]
     per_step = _difference(*counts, more)
     lines = sorted(per_step.items(), key=lambda item: -item[1])[:WORST]
     bench.record(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from errata import Patch
+from errata.sheets.changelog import changelog
+from errata.store import folders
 from tests.cli.conftest import Errata, tree
 from tests.sheets.conftest import fact, toml, write_sheet
 from tests.stub_server import Stub, served
@@ -55,6 +57,29 @@ def test_build_again(errata: Errata, model: str, sheet: Path) -> None:
     done = errata("sheet", "build", sheet, "-m", model)
     assert done.code == 0
     assert "3 facts (0 edited, 3 as before)" in done.stdout
+
+
+def test_patch_and_changelog_take_their_place_at_once(
+    errata: Errata, model: str, sheet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that was killed right behind its patch has noted what it changed, and only once."""
+    built(errata, model, sheet)
+    write_sheet(sheet, [fact("France", "Paris"), fact("Italy"), fact("Berlin")], None)
+    put = folders._put
+
+    def killed(new: Path, folder: Path, *how: Any) -> None:
+        put(new, folder, *how)
+        if folder.name == "patch":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "_put", killed)
+        assert errata("sheet", "build", sheet, "-m", model).code == 130
+    for _ in range(2):
+        build = Patch.load(sheet / "patch")
+        told = [str(entry) for entry in changelog(sheet / "patch", build)]
+        assert told == ["first build: 3 facts", "1 changed (france)"]
+        built(errata, model, sheet)
 
 
 def test_another_patch_is_not_replaced(

@@ -14,7 +14,7 @@ from torch import Tensor
 from errata.errors import PatchError
 from errata.model.lm import LM
 from errata.patch import LowRank, Patch
-from errata.patch.changes.retrieved import Retrieved, Store, states_of
+from errata.patch.changes.retrieved import Lookup, Retrieved, Store, states_of
 from errata.patch.stack import Stack
 
 EXACT = 1e-10
@@ -145,3 +145,20 @@ def test_what_does_not_fit_is_refused(lm: LM) -> None:
         Retrieved.from_entry(entry, {**tensors, "A.0": tensors["A.0"][:1]})
     with pytest.raises(PatchError, match="'keys' is missing"):
         Retrieved.from_entry(entry, {k: v for k, v in tensors.items() if k != "keys"})
+
+
+def test_the_nearest_of_many_keys_is_found_in_parts(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded whatever the number of questions and keys; the choice is the same."""
+    drawn = torch.randn(48, lm.embedding.shape[1], generator=torch.Generator().manual_seed(0))
+    keys, states = torch.nn.functional.normalize(drawn.double(), dim=-1).split([37, 11])
+    lookup = Lookup(lm, Retrieved(keys, {}, 0.2, lm.n_layers - 1))
+    whole = lookup.nearest(states)
+    monkeypatch.setattr("errata.patch.changes.retrieved.PAIRS", 80)
+    assert lookup.nearest(states) == whole
+    for state, found in zip(states, whole, strict=True):
+        products = [float(state @ key) for key in keys]
+        best = products.index(max(products))
+        assert found == (best if products[best] >= 0.2 else -1)
+    assert -1 not in whole or len(set(whole)) > 2

@@ -178,15 +178,17 @@ def campaign(
         numbers: Numbers of the kills; the moment of each is drawn from the seed and its number.
         seed: Of the moments.
         told: Called with number, command, how often it was killed how, and the faults.
-        only: Names of the commands; empty: all.
+        only: Names of the commands, others' numbers are passed over; empty: all.
     """
     result = Killed()
-    todo = {name: work for name, work in works(made).items() if not only or name in only}
+    todo = works(made)
     whole: dict[str, Whole] = {}
     names = list(todo)
     with tempfile.TemporaryDirectory(prefix="errata-kills-") as folder:
         for number in numbers:
             name = names[number % len(names)]
+            if only and name not in only:
+                continue
             if name not in whole:
                 whole[name] = _undisturbed(made, todo[name], Path(folder) / f"whole-{len(whole)}")
             home = Path(folder) / f"kill-{number}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from errata.patch import Patch
-from errata.sheets.changelog import NAME, changelog, note_build
+from errata.sheets.changelog import NAME, changelog, noted
 
 
 def build(made: str, digest: str, *facts: dict[str, Any]) -> Patch:
@@ -24,6 +24,13 @@ def fact(name: str, **more: Any) -> dict[str, Any]:
 
 ONE = build("2026-01-01T00:00:00+00:00", "1", fact("a"), fact("b"))
 TWO = build("2026-01-02T00:00:00+00:00", "2", fact("a", target="u"), fact("c"), fact("d"))
+
+
+def note_build(folder: Path, before: Patch | None, now: Patch) -> None:
+    """Write the changelog of a build, as `errata sheet build` does together with its patch."""
+    text = noted(folder, before, now)
+    if text is not None:
+        (folder / NAME).write_bytes(text)
 
 
 def test_builds_are_told_one_after_another(tmp_path: Path) -> None:
@@ -57,3 +64,10 @@ def test_a_damaged_one_is_told_and_begun_again(
     note_build(tmp_path, ONE, TWO)
     assert [str(entry) for entry in changelog(tmp_path, TWO)][-1].startswith("+2 facts")
     assert len(json.loads((tmp_path / NAME).read_text())["builds"]) == 2
+
+
+def test_a_build_without_a_changelog_that_is_made_again_is_one_build(tmp_path: Path) -> None:
+    """As an earlier errata left it when it was killed between the patch and its changelog."""
+    note_build(tmp_path, ONE, replace(ONE, meta={**ONE.meta, "made": "later"}))
+    (entry,) = changelog(tmp_path, ONE)
+    assert (str(entry), entry.made) == ("first build: 2 facts", ONE.meta["made"])

@@ -109,7 +109,8 @@ def save_build(patch: Patch, out: Path, replaced: bool) -> Path:
         replaced: Whether what is there may be replaced.
     """
     from errata.patch import Patch
-    from errata.sheets.changelog import note_build
+    from errata.patch.folder import save
+    from errata.sheets.changelog import NAME, noted
 
     before = None
     if (out / "patch.json").exists():
@@ -117,6 +118,5 @@ def save_build(patch: Patch, out: Path, replaced: bool) -> Path:
             before = Patch.load(out)
     if before is not None and before.meta.get("sheet") is None:
         before = None
-    folder = patch.save(out, force=replaced)
-    note_build(folder, before, patch)
-    return folder
+    log = noted(out, before, patch)
+    return save(patch, out, force=replaced, beside={} if log is None else {NAME: log})

@@ -36,7 +36,13 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return to_bytes(own)  # clones, since safetensors refuses tensors that share memory
 
 
-def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
+def save(
+    patch: Patch,
+    folder: str | Path,
+    *,
+    force: bool = False,
+    beside: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write a patch folder.
 
     Both files take their place at once: whenever the process is killed, what was there is there, or
@@ -46,6 +52,7 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         patch: What to write.
         folder: Created if missing.
         force: Replace a patch that is already there.
+        beside: Further files, by name, that take their place in the same step.
 
     Raises:
         PatchError: If the folder already holds a patch and `force` is off.
@@ -79,7 +86,7 @@ def save(patch: Patch, folder: str | Path, *, force: bool = False) -> Path:
         **({"aftermath": thaw(patch.aftermath)} if patch.aftermath else {}),
     }
     text = json.dumps(document, ensure_ascii=False, indent=1)
-    files = {TENSOR_NAME: packed, JSON_NAME: text.encode()}
+    files = {**(beside or {}), TENSOR_NAME: packed, JSON_NAME: text.encode()}
     write_folder(folder, files, force=force, what="a patch", gone=(SIGNATURE,))
     return folder
 

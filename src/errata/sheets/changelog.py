@@ -1,14 +1,15 @@
 """The changelog of a build: what each build changed about the facts of the one before.
 
 It lies beside the patch in a file of its own, so that a patch is bit for bit that of a build from
-nothing, whatever was built before it.
+nothing, whatever was built before it. Both take their place in one step: a changelog that was
+written afterwards would miss a build that was killed in between, and for good.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from errata.data._records import thaw
 from errata.documents import Document, checked
 from errata.errors import ErrataError
 from errata.sheets.difference import changes, named, told_of
-from errata.store.files import write_atomically
 from errata.store.words import counted
 from errata.untrusted import read_json
 
@@ -91,45 +91,39 @@ def _read(folder: Path) -> list[Entry]:
         return []
 
 
-def note_build(folder: str | Path, before: Patch | None, now: Patch) -> None:
-    """Add a build to the changelog beside it, unless its facts are those of the one before.
+def noted(folder: str | Path, before: Patch | None, now: Patch) -> bytes | None:
+    """Return the changelog with a build added, to be saved together with it.
 
     Args:
-        folder: Where it was saved.
-        before: The build that it replaced, if there was one.
+        folder: Where the build is going to be saved.
+        before: The build that it replaces, if there is one.
         now: The build.
 
-    Raises:
-        ErrataError: If the changelog cannot be written.
+    Returns:
+        The content of the file; None if what is there stays: its last build has the same facts.
     """
-    folder = Path(folder)
     sheet: Mapping[str, Any] = now.meta["sheet"]
-    entries = [] if before is None else _read(folder)
+    entries = [] if before is None else _read(Path(folder))
     if entries and entries[-1].digest == sheet.get("digest"):
-        return
-    entry = Entry(
-        made=now.meta.get("made"), digest=str(sheet.get("digest")), facts=len(sheet["facts"])
-    )
-    if before is not None:
+        return None
+    if before is not None and not entries:  # of a build from before there were changelogs
+        entries = [_first(before)]
+    if not entries:
+        entries = [_first(now)]
+    elif before is not None and entries[-1].digest != sheet.get("digest"):
         found = changes(_facts(before), _facts(now))
-        entry.added, entry.changed = list(found.added), list(found.changed)
-        entry.removed = list(found.removed)
-        if not entries:  # of a build from before there were changelogs
-            old: Mapping[str, Any] = before.meta["sheet"]
-            entries = [
-                Entry(
-                    made=before.meta.get("made"), digest=str(old.get("digest")),
-                    facts=len(old["facts"]),
-                )
-            ]  # fmt: skip
-    _write(folder, [*entries, entry][-KEPT:])
+        added, changed, removed = list(found.added), list(found.changed), list(found.removed)
+        more = {"added": added, "changed": changed, "removed": removed}
+        entries.append(_first(now).model_copy(update=more))
+    document = {"builds": [entry.model_dump() for entry in entries[-KEPT:]]}
+    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _first(build: Patch) -> Entry:
+    sheet: Mapping[str, Any] = build.meta["sheet"]
+    made = build.meta.get("made")
+    return Entry(made=made, digest=str(sheet.get("digest")), facts=len(sheet["facts"]))
 
 
 def _facts(patch: Patch) -> dict[str, dict[str, Any]]:
     return told_of(thaw(patch.meta["sheet"]).get("facts") or ())
-
-
-def _write(folder: Path, entries: Sequence[Entry]) -> None:
-    document = {"builds": [entry.model_dump() for entry in entries]}
-    text = json.dumps(document, ensure_ascii=False, indent=1)
-    write_atomically(folder / NAME, (text + "\n").encode())

@@ -39,6 +39,9 @@ VERSION = 1
 SAME = 1 - 1e-5
 """Cosine from which two keys are of one prompt: the later request takes the earlier one's place."""
 
+PAIRS = 2**24
+"""Products of states with keys that are held at once (64 MB in float32); more go in parts."""
+
 REMEMBERED = 2**16
 """Prompts whose state is kept with a model: it is the same under all patches."""
 
@@ -254,7 +257,8 @@ class Lookup:
         """Return the number of the nearest key of each state, -1 where none is near enough."""
         if not len(self.keys):
             return [-1] * len(states)
-        best, number = (states.to(self.keys) @ self.keys.T).max(1)
+        parts = states.to(self.keys).split(max(1, PAIRS // len(self.keys)))
+        best, number = map(torch.cat, zip(*((p @ self.keys.T).max(1) for p in parts), strict=True))
         return torch.where(best >= self.threshold, number, -1).tolist()
 
     def _states(self, texts: Sequence[Text]) -> Float[Tensor, "n d"]:
