@@ -31,9 +31,9 @@ class Checked:
         kind: `taken`: the edit itself; `holds`: what has to follow; `keeps`: what must not move.
         prompt: The question.
         expected: The answer that is right.
-        before: Whether the base model gives it.
-        after: Whether it is given under the patch; None: there is none.
-        p_before: Probability of it in the base model.
+        before: Whether the base model gives it; None: it was not asked.
+        after: Whether it is given under the patch, or by a server; None: there is none.
+        p_before: Probability of it in the base model; None: it is not known.
         p_after: The same under the patch.
         says: What is said instead where it is not given.
     """
@@ -42,16 +42,16 @@ class Checked:
     kind: Kind
     prompt: str
     expected: str
-    before: bool
+    before: bool | None
     after: bool | None = None
-    p_before: float = 0.0
+    p_before: float | None = None
     p_after: float | None = None
     says: str | None = None
 
     @property
     def ok(self) -> bool:
         """Whether it is as it should be; without a patch, whether the base model says so."""
-        return self.before if self.after is None else self.after
+        return bool(self.before if self.after is None else self.after)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
