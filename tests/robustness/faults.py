@@ -11,7 +11,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
+from tests.robustness import web_kill
 from tests.robustness.kills import left
 from tests.robustness.materials import FACT, FAST, Materials
 
@@ -176,9 +178,19 @@ def two_at_once(made: Materials, here: Path) -> bool:
     return whole and verified and not [p for p in here.iterdir() if p.name.startswith(".")]
 
 
+def web_killed(made: Materials, here: Path) -> bool:
+    """`errata web` is killed in the middle of an edit, and starts again."""
+    python = web_kill.interpreter()
+    assert python is not None
+    found = web_kill.web_killed(made, here, python, Random(0))
+    for fault in found:
+        print(f"web killed: {fault}")
+    return not found
+
+
 FAULTS = (
     file_limit_edit, file_limit_merged, file_limit_eval, full_disk, read_only, no_memory,
-    damaged_cache, two_at_once,
+    damaged_cache, two_at_once, web_killed,
 )  # fmt: skip
 
 
@@ -189,6 +201,9 @@ def campaign(
     found = {}
     for fault in FAULTS:
         if only and fault.__name__ not in only:
+            continue
+        if fault is web_killed and web_kill.interpreter() is None:
+            told("left out: web_killed, which needs Gradio (make test-web)")
             continue
         here = Path(tempfile.mkdtemp(prefix="errata-fault-"))
         try:
