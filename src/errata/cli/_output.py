@@ -119,10 +119,11 @@ def examples(lines: Sequence[str]) -> str:
 
 
 def note(text: str) -> None:
-    """Print one line on stderr."""
+    """Print a sentence on stderr: one line of a log, wrapped between words on a terminal."""
     from rich.text import Text
 
-    err().print(Text(text, style="dim"), soft_wrap=True)
+    console = err()
+    console.print(Text(text, style="dim"), soft_wrap=not console.is_terminal)
 
 
 def _plain(value: Any) -> Any:
@@ -148,13 +149,18 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def print_error(error: ErrataError) -> None:
-    """Print a user's mistake on stderr: what happened, then what to type next."""
+    """Print a user's mistake on stderr: what happened, then what to type next.
+
+    On a terminal the first is wrapped between words; the second may be a command to copy, and stays
+    one line.
+    """
     from rich.text import Text
 
-    text = Text.assemble(("error: ", "bold red"), error.message)
+    console = err()
+    message = Text.assemble(("error: ", "bold red"), error.message)
+    console.print(message, soft_wrap=not console.is_terminal)
     if error.hint:
-        text.append(f"\n{error.hint}", style="cyan")
-    err().print(text, soft_wrap=True)
+        console.print(Text(error.hint, style="cyan"), soft_wrap=True)
 
 
 @contextmanager
