@@ -204,7 +204,7 @@ class TestWaiting:
         for _ in range(8):
             clock.now += 1.0
             lines.look()
-        assert said == ["facts: 0/20; turkey"] * 2
+        assert said == ["facts: 0/20; turkey", "facts: 0/20, 5 s so far; turkey"]
 
     def test_a_script_hears_nothing(self, capfd):
         with waiting("work"):

@@ -110,8 +110,10 @@ class Lines:
     def __init__(self, label: str, say: Say, clock: Callable[[], float] = time.monotonic) -> None:
         self._label, self._say, self._clock = label, say, clock
         self._rate = Rate(clock)
-        self._last, self._wait = clock(), FIRST_SECONDS
+        self._begun = self._last = clock()
+        self._wait = FIRST_SECONDS
         self._seen: tuple[int, int, str] | None = None
+        self._said: int | None = None
         self._lock = threading.Lock()
 
     def step(self, done: int, total: int, text: str = "") -> None:
@@ -133,6 +135,9 @@ class Lines:
             return
         self._last, self._wait = now, min(self._wait * GROWTH, MOST_SECONDS)
         about = "" if left is None else f", about {told(left)} left"
+        if left is None and done == self._said:  # a second line tells more than the first
+            about = f", {told(now - self._begun)} so far"
+        self._said = done
         self._say(f"{self._label}: {done:,}/{total:,}{about}{f'; {text}' if text else ''}")
 
     def close(self) -> None:

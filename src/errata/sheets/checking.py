@@ -10,6 +10,7 @@ from errata.case import Case, Edit, Probe
 from errata.data._records import thaw
 from errata.inspection.answers import short_answers
 from errata.inspection.look import SAID, Answer, followed
+from errata.progress import Step, watched
 from errata.sheets.difference import told_of, words
 from errata.sheets.fact import Fact
 
@@ -66,6 +67,14 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
         facts: The facts.
         patch: The patch that was built of them; None: only the base model is asked.
     """
+    with watched("asking for the facts, part") as step:
+        return _asked(lm, facts, patch, step)
+
+
+def _asked(lm: LM, facts: Sequence[Fact], patch: Patch | None, step: Step) -> tuple[Checked, ...]:
+    """Ask the base model, then the patched one, then for its words where it is wrong."""
+    parts = 2 if patch is None else 3
+    step(0, parts)
     told: list[tuple[Fact, Kind, Edit | Probe]] = []
     free: list[tuple[Fact, Kind, Edit | Probe]] = []
     for fact in facts:
@@ -85,6 +94,7 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
     asked += more
     scores = [*scores, *(lm.score(more) if more else ())]
     before = [Answer.of(lm, *one) for one in zip(asked, scores, strict=True)]
+    step(1, parts)
     every, questions = [*rows, *more], [*told, *free]
     expected = [question.target.strip() for *_, question in told]
     expected += [lm.text(row.labels).strip() for row in more]
@@ -97,7 +107,9 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
         with patch.applied(lm):
             after = [Answer.of(lm, *one) for one in zip(asked, lm.score(every), strict=True)]
             wrong = [i for i, answer in enumerate(after) if answer and not answer.whole]
+            step(2, parts)
             says = _said(lm, questions, wrong)
+    step(parts, parts)
     found = []
     for i, (fact, kind, question) in enumerate(questions):
         old, new = before[i], after[i]
