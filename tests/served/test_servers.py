@@ -28,7 +28,7 @@ from errata.served import Client, Endpoint, Request
 from errata.sheets import load_sheet
 from errata.sheets.building import build
 
-pytestmark = [pytest.mark.served, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.served, pytest.mark.timeout(3600)]
 
 HOME = Path(errata.__file__).parents[2] / ".served"
 SAMPLE = HOME.parent / "examples" / "smollm2"
@@ -260,6 +260,3 @@ def test_vllm_serves_the_edits(lm, patch: Path, sheet: Path, tmp_path: Path) -> 
             code, _, said = verify(*words, base)
             assert code == 3
             assert "Is the adapter applied?" in said
-        words = ("sheet", "check", SAMPLE, "--patch", sheet, *asked, "--endpoint-base", base)
-        code, _, said = run(*words, "--served-model", "corrections")
-        assert code == 0, said

@@ -226,6 +226,20 @@ def folder_size(folder: Path) -> tuple[list[str], int]:
     return [path.name for path in files], sum(path.stat().st_size for path in files)
 
 
+def saved(folder: Path | str, files: Sequence[str], count: int, more: str = "") -> None:
+    """Say what was written: one line of a log, wrapped between words on a terminal.
+
+    Args:
+        folder: Where.
+        files: Names of the files there.
+        count: Bytes of them.
+        more: What is said behind it.
+    """
+    console = out()
+    told = f"Saved {folder}/ ({', '.join(files)}; {size(count)}).{more}"
+    console.print(told, soft_wrap=not console.is_terminal)
+
+
 def fresh(folder: Path) -> Path:
     """Return the folder, or the first of `folder-2`, `folder-3` … that does not exist."""
     chosen, number = folder, 2

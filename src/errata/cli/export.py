@@ -150,9 +150,7 @@ def export(
     if json:
         _output.print_json({**document, "files": files, "bytes": count})
         return
-    _output.out().print(
-        f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True
-    )
+    _output.saved(out, files, count)
     _say(document, how.max_rank)
 
 
@@ -277,4 +275,4 @@ def import_adapter(
         return
     console = _output.out()
     console.print(f"{lm.name} · {_views.what_changed(patch)}")
-    console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    _output.saved(out, files, count)

@@ -156,7 +156,7 @@ def _build(
         return
     _sheet_views.built(sheet, built, lm)
     console = _output.out()
-    console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    _output.saved(out, files, count)
     if signed is not None:
         console.print(f"Signed by {signed}.")
     console.print(f"Check it: errata sheet check {sheet.folder}", soft_wrap=True)
