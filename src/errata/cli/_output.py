@@ -151,8 +151,8 @@ def print_json(document: Mapping[str, Any]) -> None:
 def print_error(error: ErrataError) -> None:
     """Print a user's mistake on stderr: what happened, then what to type next.
 
-    On a terminal the first is wrapped between words; the second may be a command to copy, and stays
-    one line.
+    Sentences are wrapped between words on a terminal; what does not end as one may be a command to
+    copy, and stays one line.
     """
     from rich.text import Text
 
@@ -160,7 +160,8 @@ def print_error(error: ErrataError) -> None:
     message = Text.assemble(("error: ", "bold red"), error.message)
     console.print(message, soft_wrap=not console.is_terminal)
     if error.hint:
-        console.print(Text(error.hint, style="cyan"), soft_wrap=True)
+        whole = not (console.is_terminal and error.hint.endswith("."))
+        console.print(Text(error.hint, style="cyan"), soft_wrap=whole)
 
 
 @contextmanager
