@@ -199,6 +199,21 @@ def test_a_server_that_is_down():
     assert len(waits.seconds) == 2  # the others did not wait as well
 
 
+@pytest.mark.parametrize(
+    ("reply", "hint"),
+    [
+        ((200, b"<html>", {}), "OpenAI-compatible"),
+        ((429, {"error": "quota"}, {}), "--workers 1"),
+        ((401, {"error": "key"}, {}), KEYS[0]),
+    ],
+)
+def test_who_cannot_be_asked_at_all_says_what_to_do(stub, reply, hint):
+    stub.before = lambda path, body: reply
+    with served(stub) as url, pytest.raises(EndpointError) as raised:
+        client(url, retries=1)[0].models()
+    assert hint in str(raised.value.hint)
+
+
 def test_the_key_comes_from_the_environment_and_is_not_shown(stub, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "theirs")
     monkeypatch.setenv(KEYS[0], "sesame")

@@ -245,7 +245,7 @@ def _say_losses(document: Mapping[str, Any], max_rank: int | None) -> None:
         f"LoRA of rank {document['rank']} on {len(modules)} module{'s'[: len(modules) > 1]}."
     )
     worst = max(document["lost_energy"].values(), default=0.0)
-    if max_rank is not None:
+    if max_rank is not None and (worst or document["rank"] == max_rank):
         console.print(
             f"Cut to rank {max_rank}: at most {worst:.2%} of the change's energy is lost."
         )

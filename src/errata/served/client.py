@@ -308,6 +308,10 @@ class Client:
             hint = f"Put the key into the environment: {KEYS[0]}=…"
         elif error.code == 0:
             hint = "Is the server up? Give its address: --endpoint http://HOST:PORT/v1"
+        elif error.code == 200:
+            hint = "Is it an OpenAI-compatible server? Its address: --endpoint http://HOST:PORT/v1"
+        elif error.code in AGAIN:
+            hint = "Ask less at once, and more patiently: --workers 1 --retries 10"
         return EndpointError(error.reason, hint)
 
 
