@@ -113,7 +113,6 @@ class Lines:
         self._begun = self._last = clock()
         self._wait = FIRST_SECONDS
         self._seen: tuple[int, int, str] | None = None
-        self._said: int | None = None
         self._lock = threading.Lock()
 
     def step(self, done: int, total: int, text: str = "") -> None:
@@ -134,10 +133,9 @@ class Lines:
         if done >= total or now - self._last < self._wait:
             return
         self._last, self._wait = now, min(self._wait * GROWTH, MOST_SECONDS)
-        about = "" if left is None else f", about {told(left)} left"
-        if left is None and done == self._said:  # a second line tells more than the first
+        about = f", about {told(left)} left" if left is not None else ""
+        if left is None and now - self._begun >= 1:  # all that is known before a first step
             about = f", {told(now - self._begun)} so far"
-        self._said = done
         self._say(f"{self._label}: {done:,}/{total:,}{about}{f'; {text}' if text else ''}")
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """`python -m studies.lifelong run`, then `page`: the study and its page.
 
 `run` does all cells in order of value, one after another, and may be stopped and started again at
-any time; `keep CELL --from RUN` takes a finished run folder of `errata eval` as a cell; `page`
-writes docs/results-lifelong.md from the kept records, whatever there is.
+any time; `remove` takes one edit of the longest sequence back; `ability` measures general ability
+along it (needs lm-eval); `keep CELL --from RUN` takes a finished run folder of `errata eval` as a
+cell; `page` writes docs/results-lifelong.md from the kept records, whatever there is.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ def main() -> None:
     from studies.lifelong.run import Places, carry_out, default, keep, states
 
     parser = argparse.ArgumentParser(prog="python -m studies.lifelong", description=__doc__)
-    parser.add_argument("what", choices=("run", "keep", "page", "list"))
+    parser.add_argument("what", choices=("run", "remove", "ability", "keep", "page", "list"))
     parser.add_argument("cell", nargs="?", help="with keep: name of the cell")
-    parser.add_argument("--from", dest="source", type=Path, help="with keep: the run folder")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        help="with keep: the run folder; with remove: a patch of all edits",
+    )
     parser.add_argument("--only", nargs="*", default=[], help="names of cells, or beginnings")
     parser.add_argument("--folder", type=Path, default=Path("runs/study-lifelong"))
     parser.add_argument(
@@ -36,6 +42,15 @@ def main() -> None:
         print("\n".join(states(cells)))
     elif given.what == "run":
         carry_out(cells, Places(given.folder, given.data.resolve()))
+    elif given.what == "remove":
+        from studies.lifelong.removal import FORMS, take_back_of
+
+        for name in given.only or FORMS:
+            take_back_of(name, given.data.resolve(), given.folder, given.source)
+    elif given.what == "ability":
+        from studies.lifelong.ability import TASKS, along
+
+        along("ultraedit", given.only or TASKS, given.data.resolve())
     elif given.what == "keep":
         named = {cell.name: cell for cell in plan.cells()}
         if given.cell not in named or given.source is None:

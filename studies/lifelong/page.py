@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from errata.evaluation.general import ITEMS
 from studies.common import results
 from studies.common.statistics import Estimate, estimate, mean
 from studies.common.tables import table
+from studies.lifelong.ability import KEPT as ABILITIES
 from studies.lifelong.plan import EDITORS, SEQUENCES
+from studies.lifelong.removal import FORMS, KEPT
 from studies.lifelong.run import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,15 +56,84 @@ def page_text() -> str:
             )
         if along := _along(found):
             parts.append(along)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_abilities(), *_taken_back()]) + "\n"
+
+
+def _taken_back() -> list[str]:
+    """Return what came of taking one edit of thousands back; nothing if it was not tried."""
+    found = {name: own for name in FORMS if (own := results.read(KEPT, name)) is not None}
+    if not found:
+        return []
+    return [
+        "## One edit of 3,000 taken back",
+        "UltraEdit on all records of `wikibigedit_3k.json`, SmolLM2. The first fact that the patch"
+        " makes right and the unedited model does not is taken back, and the others are asked again"
+        " (share of answer tokens at top 1). `python -m studies.lifelong remove`.",
+        table(
+            ("built", "taken back by", "CPU-s", "against a build without it",
+             "that fact: unedited, with, without", "the others: with, without",
+             "of them as before"),
+            [_back(FORMS[name].label, own) for name, own in found.items()],
+        ),
+    ]  # fmt: skip
+
+
+def _back(label: str, own: Result) -> list[str]:
+    fact, others = own["fact"], own["reliability"]
+    if own["way"] == "taken out":
+        way = f"`errata remove --edit #{own['number']}`"
+        apart = "equal to the bit" if not own["apart"] else f"apart by {own['apart']:.0e}"
+        against = f"{apart} ({own['built']:,.0f} CPU-s)"
+    else:
+        way = f"`errata remove --edit #{own['number']} --rebuild --batch 100`; without: refused"
+        against = "is one"
+    asked = ("with", "without")
+    return [
+        label, way, f"{own['seconds']:,.1f}", against,
+        ", ".join(_share(fact[name]) for name in ("unedited", *asked)),
+        ", ".join(f"{100 * others[name]:.1f}" for name in asked),
+        f"{own['same']:,} of {own['asked']:,} asked",
+    ]  # fmt: skip
 
 
 def _progress() -> str:
-    rows = []
+    rows, minutes = [], 0.0
     for name, about in SEQUENCES.items():
-        done = [e for e in about.editors if results.read(RESULTS, f"{name}-{e}") is not None]
-        rows.append((about.title, f"{len(done)} of {len(about.editors)}"))
-    return f"## How far it is\n\n{table(('sequence', 'editors measured'), rows)}"
+        found = {e: results.read(RESULTS, f"{name}-{e}") for e in about.editors}
+        done = [own for own in found.values() if own is not None]
+        spent = [
+            own["cpu"] if own["cpu"] is not None else sum(own["wall"].values()) for own in done
+        ]
+        missing = [EDITORS[e].label for e, own in found.items() if own is None]
+        rows.append((about.title, f"{len(done)} of {len(about.editors)}", f"{sum(spent) / 60:,.0f}",
+                     ", ".join(missing) or "–"))  # fmt: skip
+        minutes += sum(spent) / 60
+    head = ("sequence", "editors measured", "minutes", "not measured")
+    told = (
+        f"Two cores, shared with other work, went so far: {minutes:,.0f} minutes of one thread in"
+        " all (CPU time; of a run that was taken over, by the clock)."
+    )
+    return f"## How far it is\n\n{told}\n\n{table(head, rows)}"
+
+
+def _abilities() -> list[str]:
+    """Return general ability along the sequence of 3,000 edits; nothing if it was not measured."""
+    parts = []
+    for name in results.names(ABILITIES):
+        own = results.read(ABILITIES, name)
+        assert own is not None
+        metrics = [key for key in own["points"][0] if key.endswith("/acc")]
+        rows = [
+            (f"{point['edits']:,}", *(f"{100 * point[key]:.0f}" for key in metrics))
+            for point in own["points"]
+        ]
+        parts.append(
+            f"General ability along the way, {EDITORS[name].label}, the same 3,000 edits: accuracy"
+            f" on {ITEMS} items of each task (`python -m studies.lifelong ability`; by chance 50,"
+            " of `mmlu` 25):\n\n"
+            + table(("edits made", *(key.partition("/")[0] for key in metrics)), rows)
+        )
+    return parts
 
 
 # ---------------------------------------------------------------------- numbers

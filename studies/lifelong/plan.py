@@ -30,7 +30,12 @@ BREADTH: Mapping[str, Any] = {
 EDITORS = {
     "none": Editor("unedited", "none"),
     "ultraedit": Editor("UltraEdit", "ultraedit"),
-    "ultraedit_small": Editor("UltraEdit, a tenth of the step", "ultraedit", {"lr": 2e-4}),
+    "ultraedit_plain": Editor(
+        "UltraEdit, `lr=2e-3`, no whitening", "ultraedit", {"lr": 2e-3, "whiten": False}
+    ),
+    "ultraedit_small": Editor(
+        "UltraEdit, `lr=2e-4`, no whitening", "ultraedit", {"lr": 2e-4, "whiten": False}
+    ),
     "rag": Editor("RAG", "rag"),
     "retrieval": Editor("IBKE-retrieval", "ibke-retrieval"),
     "locft": Editor("FT, breadth-first with replay", "ft", BREADTH),
@@ -39,6 +44,9 @@ EDITORS = {
     "alphaedit": Editor("AlphaEdit", "alphaedit"),
     "memoir": Editor("MEMOIR", "memoir"),
     "memit": Editor("MEMIT", "memit"),
+    "lyaplock": Editor("MEMIT + LyapLock", "memit+lyaplock"),
+    "encore": Editor("MEMIT-seq + ENCORE", "memit_seq+encore"),
+    "nas": Editor("AlphaEdit + NAS", "alphaedit+nas"),
     "simie": Editor("ROME + SimIE", "rome+simie"),
     "grace": Editor("GRACE", "grace"),
     "wise": Editor("WISE", "wise"),

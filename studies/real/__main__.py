@@ -1,8 +1,8 @@
 """`python -m studies.real run`, then `page`: the study and its page.
 
 `run` does all cells in order of value, one after another, and may be stopped and started again at
-any time; `keep` keeps the records of the cell under way too; `page` writes docs/results-real.md
-from the kept records, whatever there is.
+any time; `keep` keeps the records of the cell under way too; `tuned` keeps what `errata tune` found
+(`--cache`); `page` writes docs/results-real.md from the kept records, whatever there is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
     from studies.real.run import Places, carry_out, default, keep_all, states
 
     parser = argparse.ArgumentParser(prog="python -m studies.real", description=__doc__)
-    parser.add_argument("what", choices=("run", "keep", "page", "list"))
+    parser.add_argument("what", choices=("run", "keep", "tuned", "page", "list"))
     parser.add_argument("--only", nargs="*", default=[], help="names of cells, or beginnings")
     parser.add_argument("--folder", type=Path, default=Path("runs/study-real"), help="run folders")
     parser.add_argument(
@@ -27,6 +27,10 @@ def main() -> None:
     parser.add_argument(
         "--models", type=Path, default=default("ERRATA_MODELS", "~/.cache/real-models"),
         help="folder with smollm2, gemma3 and qwen05; default $ERRATA_MODELS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", type=Path, default=default("ERRATA_CACHE", "~/.cache/errata"),
+        help="the cache that `errata tune` ran with; default $ERRATA_CACHE",
     )  # fmt: skip
     given = parser.parse_args()
     places = Places(given.folder, given.data.resolve(), given.models)
@@ -41,6 +45,10 @@ def main() -> None:
         carry_out(cells, places)
     elif given.what == "keep":
         keep_all(cells, places)
+    elif given.what == "tuned":
+        from studies.real.tuned import keep
+
+        print("\n".join(keep(given.cache)))
     else:
         from studies.real.text import write_page
 

@@ -37,7 +37,7 @@ DATA_TITLES = {
 Z95 = 1.96
 UNITS = {
     "single": "records", "sequence": "records", "robustness": "records", "ability": "tasks",
-    "trace": "facts", "blocks": "records", "search": "records",
+    "trace": "facts", "blocks": "records", "search": "records", "compute": "records",
 }  # fmt: skip
 """Parts of the plan, and what their cells consist of."""
 
@@ -257,6 +257,46 @@ def search_table() -> str:
         "CPU-s / record",
     ]
     return table(head, body) if body else ""
+
+
+def compute_table() -> str:
+    """Return what rounded products of edits change, on the same records."""
+    rows = {(row.cell.editor, row.cell.compute): row for row in rows_of("compute")}
+    shown = ("reliability", "generality_top1", "locality_top1", "ES", "PS", "NS")
+    body = []
+    for (editor, compute), row in rows.items():
+        exact = rows.get((editor, "float32"))
+        if compute == "float32" or exact is None:
+            continue
+        rates = [Rates(one.good) for one in (exact, row)]
+        pairs = [" → ".join(_percent(one.get(metric)) for one in rates) for metric in shown]
+        gaps = [gap.signed if (gap := difference(row, exact, m)) else "–" for m in shown]
+        both, margin = _margins(exact, row)
+        cells = [f"{pair}, {gap}" for pair, gap in zip(pairs, gaps, strict=True)]
+        spent = f"{exact.seconds()} → {row.seconds()}"
+        title = row.title.removesuffix(f" ({compute})")
+        body.append([title, both, *cells, margin, spent])
+    head = ["editor", "n", "Rel", "Gen, top 1", "Loc, top 1", "ES", "PS", "NS",
+            "margin of the edit", "CPU-s / record"]  # fmt: skip
+    return table(head, body) if body else ""
+
+
+def _percent(rate: Rate | None) -> str:
+    return "–" if rate is None else f"{100 * rate.value:.1f}"
+
+
+def _margins(one: Row, other: Row) -> tuple[int, str]:
+    """Return the records of both rows, and their mean margins: new against old answer, nats."""
+    margins = [
+        {r["id"]: q["margin"] for r in row.good for q in r["questions"]
+         if q["kind"] == "reliability" and "margin" in q}
+        for row in (one, other)
+    ]  # fmt: skip
+    both = [key for key in margins[0] if key in margins[1]]
+    if not both:
+        return 0, "–"
+    means = [sum(own[key] for key in both) / len(both) for own in margins]
+    return len(both), f"{means[0]:.2f} → {means[1]:.2f}"
 
 
 def progress_table() -> str:

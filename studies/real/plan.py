@@ -6,7 +6,7 @@ and what it holds does not depend on where they lie. `{data}` in a setting stand
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 DATA = {
@@ -53,6 +53,7 @@ class Cell:
         protocol: What is asked.
         label: What the page calls it, behind the editor's title.
         dtype: Precision of the model.
+        compute: What edits multiply in, in a float32 model.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Cell:
     protocol: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     dtype: str = "bfloat16"
+    compute: str = "float32"
 
 
 WITH_MOMENTS = ("rome", "r_rome", "memit", "emmet", "pmet", "alphaedit")
@@ -230,6 +232,22 @@ def searches(editor: str, limit: int = 20) -> list[Cell]:
     ]  # fmt: skip
 
 
+ROUNDED = ("memit_clamped", "alphaedit", "rome")
+"""Editors that are compared with and without rounded products."""
+
+
+def rounding(limit: int = 200) -> list[Cell]:
+    """Return editors in a float32 model with `--compute float32` and `bfloat16`, on new records."""
+    return [
+        replace(
+            _cell(key, "compute", f"smollm2_compute_{key}_{compute}", first=HELD_OUT + 100),
+            limit=limit, dtype="float32", compute=compute, label=compute,
+        )
+        for key in ROUNDED
+        for compute in ("float32", "bfloat16")
+    ]  # fmt: skip
+
+
 def everything() -> list[Cell]:
     """Return all cells, the most valuable first."""
     edited = tuple(key for key in EDITORS if key != "none")
@@ -250,6 +268,7 @@ def everything() -> list[Cell]:
         *searches("ft"),
         *blue[2:4],
         *single("smollm2", "counterfact", edited, REST),
+        *rounding(),
         *single("smollm2", "qaedit", beside, FIRST),
         *single("smollm2", "zsre", beside, FIRST),
         *blocks(),

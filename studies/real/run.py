@@ -78,14 +78,15 @@ class Study:
 
     def __init__(self, places: Places) -> None:
         self.places = places
-        self._lm: tuple[tuple[str, str], LM] | None = None
+        self._lm: tuple[tuple[str, str, str], LM] | None = None
 
     def lm(self, cell: Cell) -> LM:
         """Return the model of a cell; one is held at a time."""
-        key = (cell.model, cell.dtype)
+        key = (cell.model, cell.dtype, cell.compute)
         if self._lm is None or self._lm[0] != key:
             self._lm = None
-            self._lm = key, errata.load(str(self.places.models / cell.model), dtype=cell.dtype)
+            path = str(self.places.models / cell.model)
+            self._lm = key, errata.load(path, dtype=cell.dtype, compute=cell.compute)
         return self._lm[1]
 
     def do(self, cell: Cell) -> None:

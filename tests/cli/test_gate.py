@@ -205,6 +205,21 @@ def test_an_adapter_is_verified_like_a_patch(errata: Errata, patch: Path) -> Non
     assert again["results"] == own["results"]
 
 
+def test_long_answers_have_gates(errata: Errata, model: str, cases: Path) -> None:
+    words = ("eval", "-m", model, "--editor", "none", "--data", cases, "--protocol", "long",
+             "--new-tokens", "4", "--no-save", "--json")  # fmt: skip
+    summary = errata(*words).json
+    value = metrics_of(summary)["long.rouge1.reliability"]
+    assert value == summary["long"]["reliability"]["rouge1"]
+    assert errata(*words, "--fail-under", f"long.rouge1.reliability={value}").code == 0
+    done = errata(*words, "--fail-under", "long.rougeL.generality=1")
+    assert (done.code, "long.rougeL.generality is 0" in done.stderr) == (3, True)
+    done = errata(*words, "--fail-under", "long.rougel.reliability=1")
+    assert (done.code, "'long.rougeL.reliability'" in done.stderr) == (2, True)
+    short = errata(*words, "--protocol", "wild", "--fail-under", "long.bleu.reliability=0.1")
+    assert (short.code, "required 0.1" in short.stderr) == (3, True)
+
+
 def test_a_missed_gate_names_the_stricter_rates_beside_it() -> None:
     summary = {
         "top_k": 5, "locality": 0.8, "also": {"locality_top1": 0.5}, "counterfact": {"NS": 0.25},

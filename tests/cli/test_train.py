@@ -197,6 +197,47 @@ def test_a_hub_id_is_an_editor(
     assert set(asked) == {"someone/ibke-tiny"}
 
 
+def test_networks_are_pushed_with_their_card_and_fetched_again(
+    errata: Errata, model: str, many: Path, networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    error: list[Exception] = []
+
+    class Hub:
+        def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> str:
+            calls.append((repo, private, exist_ok))
+            return f"https://hub.example/{repo}"
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+            if error:
+                raise error[0]
+            shutil.copytree(folder_path, "hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    words = ("train", "ibke", "-m", model, "-d", many, "-o", networks, *NETS, *SHORT, "--resume")
+    for name in ("me", "me/a/b"):
+        refused = errata(*words, "--push", name)
+        assert refused.code == 2
+        assert "expected OWNER/NAME" in refused.stderr
+    assert "--private is for --push" in errata(*words, "--private").stderr
+    assert not calls
+    pushed = errata(*words, "--push", "me/ibke-tiny", "--private", "--json").json
+    assert (pushed["repo"], pushed["url"]) == ("me/ibke-tiny", "https://hub.example/me/ibke-tiny")
+    assert calls == [("me/ibke-tiny", True, True)]
+    assert {path.name for path in Path("hub").iterdir()} == set(weights.FILES)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: "hub")
+    options = ("-m", model, "-d", many, "--limit", "1", "--no-save", "--json")
+    assert errata("eval", "-e", "me/ibke-tiny", *options).json["editor"] == "ibke"
+
+    error.append(OSError("no route to host"))
+    failed = errata(*words, "--push", "me/ibke-tiny")
+    assert failed.code == 1
+    assert "me/ibke-tiny could not be pushed: no route to host" in failed.stderr
+    assert "give the same command with --resume" in " ".join(failed.stderr.split())
+    assert (networks / "best" / weights.WEIGHTS).is_file()
+
+
 class TestNetworksThatDoNotFit:
     """A clear error for each."""
 

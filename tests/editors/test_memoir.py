@@ -70,7 +70,7 @@ def by_hand(lm: LM, editor: Memoir, edit: Edit, mask: Tensor) -> Tensor:
     from torch.nn import functional as F
 
     site, config = lm.site(1), editor.config
-    rows = editor.asked(lm, edit, -1).rows[:-1]
+    rows = editor.rows_of(lm, edit, -1).rows[:-1]
     matrix = torch.zeros(site.d_out, site.d_in, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([matrix], config.lr, weight_decay=config.weight_decay)
 

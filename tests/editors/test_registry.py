@@ -43,6 +43,13 @@ def test_facts_are_those_of_the_class(name: str) -> None:
     assert entry.facts == {fact: getattr(cls, fact) for fact in FACTS}
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_what_a_registry_notes_in_an_editor_hides_nothing_of_it(name: str) -> None:
+    editor = get_editor(name, model="pocket")
+    hidden = [attr for attr in vars(editor) if callable(getattr(type(editor), attr, None))]
+    assert not hidden
+
+
 def test_strategies_inherit_facts() -> None:
     for name, entry in strategies.entries.items():
         if not entry.is_own:

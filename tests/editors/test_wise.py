@@ -67,7 +67,7 @@ def by_hand(lm: LM, editor: Wise, edit: Edit) -> tuple[Tensor, float]:
 
     config, site = editor.config, lm.site(1)
     act = ACT2FN["gelu_new" if "gpt2" in lm.name else "silu"]
-    rows = editor.asked(lm, edit, -1).rows
+    rows = editor.rows_of(lm, edit, -1).rows
     mask = editor._mask(site, Sides.empty(site.d_out, site.d_in, torch.float64, lm.device))
     delta = torch.zeros(site.d_out, site.d_in, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([delta], config.lr)
@@ -164,7 +164,7 @@ def test_margins_are_measured_once(tiny: Tiny, make: Make) -> None:
 
 def test_an_answer_may_end_in_the_end_of_the_text(tiny: Tiny, make: Make) -> None:
     lm = tiny("gpt2")
-    (row, *_) = wise(make, stop="eos").asked(lm, EDITS[0], -1).rows
+    (row, *_) = wise(make, stop="eos").rows_of(lm, EDITS[0], -1).rows
     plain = lm.row_of(EDITS[0])
     assert row.labels == (*plain.labels, lm.tokenizer.eos_token_id)
     assert row.positions == (*plain.positions, plain.positions[-1] + 1)

@@ -13,9 +13,9 @@ from torch import Tensor
 from errata.case import Edit
 from errata.errors import EditError
 from errata.locate import values as values_module
-from errata.locate.contexts import given_contexts
+from errata.locate.contexts import Contexts, given_contexts
 from errata.locate.rows import Rows, Savings, ffn_adds_to_block
-from errata.locate.values import Values, ValueSettings, optimise_values
+from errata.locate.values import Adaptive, Values, ValueSettings, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import first, module_at, with_first
 from errata.model.tokens import positions_of
@@ -31,11 +31,17 @@ ARCHITECTURES = ["gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon", "llama", 
 
 
 def plain_recipe(
-    lm: LM, edit: Edit, layer: int, settings: ValueSettings, place: str = "ffn"
+    lm: LM,
+    edit: Edit,
+    layer: int,
+    settings: ValueSettings,
+    place: str = "ffn",
+    contexts: Contexts = CONTEXTS,
+    enough: float = float("inf"),
 ) -> tuple[Tensor, Tensor, list[float]]:
     """One edit, one row at a time, torch's Adam: what the references say, word for word."""
     subject = str(edit.subject)
-    rows = [lm.row(edit.prompt, edit.target, subject, prefix=c) for c in CONTEXTS.prefixes]
+    rows = [lm.row(edit.prompt, edit.target, subject, prefix=c) for c in contexts.prefixes]
     essence = lm.row(f"{subject} is a", None, subject)
     module = module_at(lm, layer, place)  # type: ignore[arg-type]
     delta = torch.zeros(lm.site(layer).d_out, dtype=torch.float64, requires_grad=True)
@@ -54,11 +60,12 @@ def plain_recipe(
 
     optimiser = torch.optim.Adam([delta], lr=settings.lr)
     base = v0 = None
-    losses = []
+    losses, times = [], 0
     for step in range(settings.steps):
-        nll = torch.zeros((), dtype=torch.float64)
+        nll, said = torch.zeros((), dtype=torch.float64), True
         for row in rows:
             logp = logits(row, list(row.positions)).log_softmax(-1)
+            said &= logp.argmax(-1).tolist() == list(row.labels)
             nll = nll - logp[torch.arange(len(row.labels)), list(row.labels)].mean() / len(rows)
             v0 = seen[0] if v0 is None else v0
         logp = logits(essence, [essence.subject_last])[0].log_softmax(-1)
@@ -67,7 +74,8 @@ def plain_recipe(
         loss = nll + settings.kl_factor * kl
         loss = loss + settings.weight_decay * delta.norm() / v0.norm() ** 2
         losses.append(loss.item())
-        if loss < settings.stop_loss or step == settings.steps - 1:
+        times += said
+        if loss < settings.stop_loss or step == settings.steps - 1 or times >= enough:
             break
         optimiser.zero_grad()
         loss.backward()
@@ -228,6 +236,29 @@ def test_T10_the_value_makes_the_model_say_the_target(tiny: Callable[..., LM]) -
         with hooks(module_at(lm, 1, "ffn").register_forward_hook(add)):
             logits = lm.logits(lm.batch([row], [0]), positions_of([row], [0]))
         assert tuple(logits.argmax(-1).tolist()) == row.labels
+
+
+@pytest.mark.parametrize("enough", [1, 3])
+def test_an_edit_stops_once_its_target_was_said_often_enough(
+    tiny: Callable[..., LM], enough: int
+) -> None:
+    """ENCORE's way to stop; the second edit's target is never said."""
+    lm = tiny("gpt2")
+    settings = ValueSettings(steps=40, clamp=1e9, kl_factor=0.0, weight_decay=0.0, lr=0.2)
+    edits = [
+        Edit("I live in France", "is", subject="France"),
+        Edit("Who lives in the town of Oslo", "of is is of", subject="Oslo"),
+    ]
+    contexts = given_contexts([])
+    often = Adaptive(factor=1.0, easy=1.0, stop_kl=0.0, enough=enough)
+    found = optimise_values(lm, edits, contexts, 1, settings, adaptive=often)
+    for i, edit in enumerate(edits):
+        delta, _, losses = plain_recipe(lm, edit, 1, settings, contexts=contexts, enough=enough)
+        assert len(found.losses[i]) == len(losses)
+        assert found.losses[i] == pytest.approx(losses, rel=EXACT, abs=EXACT)
+        torch.testing.assert_close(found.delta["ffn"][i], delta, rtol=EXACT, atol=EXACT)
+    counts = [len(losses) for losses in found.losses]
+    assert enough < counts[0] < 40 == counts[1]
 
 
 def test_two_places_move_together(tiny: Callable[..., LM]) -> None:

@@ -101,6 +101,29 @@ def test_what_is_chosen(counterfact: Path, wanted: list[str], shown: list[str]) 
     assert [cell for cell in head[1:-2] if not cell.endswith(" n")] == shown
 
 
+def test_long_answers(tmp_path: Path) -> None:
+    records = []
+    for n in range(4):
+        scores = {"rouge1": 0.5, "rouge2": 0.25, "rougeL": n / 4, "bleu": 0.0, "bleu_char": 0.1}
+        long = {"long": {"text": f"text {n}", **scores}}
+        asked = [{"kind": kind, "name": kind, "score": 1.0, "top1": 1.0, **long}
+                 for kind in ("reliability", "generality")]  # fmt: skip
+        near = {"kind": "locality", "name": "near", "score": 1.0, "top1": 1.0}
+        records.append({**record(n, {}), "questions": [*asked, near]})
+    made = report(write(tmp_path / "long", records, answers="long"))
+    head, _, row = grid(made.text("markdown"))
+    own = dict(zip(head, (cell.split(" ± ")[0].strip("*") for cell in row), strict=True))
+    assert [name for name in head if name.startswith(("R1", "R2", "RL", "BLEU"))] == [
+        f"{score} {kind}" for score in ("R1", "R2", "RL", "BLEU", "BLEU char")
+        for kind in ("Rel", "Gen")
+    ]  # fmt: skip
+    assert (own["R1 Rel"], own["RL Gen"], own["BLEU char Rel"]) == ("50.00", "37.50", "10.00")
+    assert float(numbers(made)["long.rougeL.reliability"]["low"]) < 37.5
+    assert "longest common subsequence" in made.text("markdown")
+    only = report(tmp_path / "long", metrics=["long"])
+    assert len([c for c in grid(only.text("markdown"))[0] if c.endswith((" Rel", " Gen"))]) == 10
+
+
 def test_an_unknown_metric(counterfact: Path) -> None:
     with pytest.raises(ConfigError, match="no metric 'fluenzy'") as caught:
         report(counterfact, metrics=["fluenzy"])

@@ -117,6 +117,22 @@ def test_numbers_and_marks_are_those_of_the_tables(tmp_path: Path) -> None:
     assert page.count("<polygon") + page.count("<circle") + page.count('width="9"') == 4
 
 
+def test_long_answers_are_read_beside_their_score(tmp_path: Path) -> None:
+    asked = question("reliability", "What is a fjord?", "a long inlet", "a", 0.5)
+    asked["long"] = {"text": "a narrow inlet of the sea", "rougeL": 2 / 3}
+    run_of(tmp_path / "runs" / "ft", "ft", [[asked]])
+    page = report(tmp_path / "runs").page()
+    (answer,) = embedded(page)[0]["sets"][0]["cases"][0]["q"][0]["a"]
+    assert answer[2] == ["a narrow inlet of the sea", 0.667, None, "ROUGE-L"]
+    path = tmp_path / "page.html"
+    browse = "browse(place, all[Number(place.dataset.table)]);\n"
+    opened = f'{browse} document.querySelector("details").open = true;\n'
+    path.write_text(page.replace(browse, opened), encoding="utf-8")
+    shown = in_a_browser(path)
+    assert "freely: a narrow inlet of the sea" in shown
+    assert "ROUGE-L 67 %" in shown
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_data_hold_stays_text(tmp_path: Path, text: str) -> None:
     run_of(tmp_path / "runs" / "a", "rome", [[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
+import typer.main
+import typer.testing
 from typer.testing import CliRunner
 
 from errata.cli.app import app
@@ -33,9 +37,32 @@ editor = "none"
 """
 
 
+TRAINED = (
+    "--steps", "2", "--set", "d_m=8", "--set", "token_path=4", "--set", "layers=1",
+    "--train", "batch=2", "--train", "save_every=1",
+)  # fmt: skip
+"""Options of a training that takes a second and leaves small files."""
+SHEET = """name = "sheet"
+model = "{model}"
+editor = "rome"
+
+[settings]
+steps = 2
+mom2_adjustment = false
+contexts = "bare"
+"""
+
+
+@functools.cache
+def group() -> Any:
+    """Return the command line, put together once: that takes longer than most of what it runs."""
+    return typer.main.get_command(app)
+
+
 def called(words: Sequence[str | Path]) -> Any:
     """Run a command line in this process."""
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="errata")
+    with mock.patch.object(typer.testing, "_get_command", return_value=group()):
+        return CliRunner().invoke(app, [str(word) for word in words], prog_name="errata")
 
 
 @dataclass
@@ -70,9 +97,31 @@ class Materials:
     def recipe(self) -> Path:
         return self.root / "recipe.toml"
 
+    @property
+    def sheet(self) -> Path:
+        return self.root / "sheet"
+
+    @property
+    def trained(self) -> Path:
+        """Networks of IBKE, which `errata train` made."""
+        return self.root / "trained" / "best"
+
+    @property
+    def text(self) -> Path:
+        """A text that moments can be counted on."""
+        return self.root / "text.jsonl"
+
     @classmethod
-    def make(cls, root: Path, editors: Sequence[str] = tuple(EDITORS)) -> Materials:
-        """Make them with errata itself."""
+    def make(
+        cls, root: Path, editors: Sequence[str] = tuple(EDITORS), trained: bool = True
+    ) -> Materials:
+        """Make them with errata itself.
+
+        Args:
+            root: Where.
+            editors: Editors to make a patch with.
+            trained: Whether networks are trained as well.
+        """
         from tests.tiny_models import TINY, tiny_tokenizer
 
         root.mkdir(parents=True, exist_ok=True)
@@ -92,7 +141,24 @@ class Materials:
             lines.append(json.dumps({"id": str(number), "edits": [edit], "probes": probes}))
         made.cases.write_text("\n".join(lines) + "\n", encoding="utf-8")
         made.recipe.write_text(RECIPE.format(model=made.model, cases=made.cases), encoding="utf-8")
+        (made.sheet / "facts").mkdir(parents=True)
+        (made.sheet / "errata.toml").write_text(SHEET.format(model=made.model), encoding="utf-8")
+        facts = "".join(
+            json.dumps({"id": subject.lower(), "prompt": f"The capital of {subject} is",
+                        "subject": subject, "target": city,
+                        "keeps": ["The river flows through the"]})
+            + "\n"
+            for subject, city in (("France", "Rome"), ("Italy", "Paris"), ("Berlin", "Rome"))
+        )  # fmt: skip
+        (made.sheet / "facts" / "one.jsonl").write_text(facts, encoding="utf-8")
+        texts = ("The river flows through the town.", "France and Italy are not far away.")
+        lines = [json.dumps({"text": " ".join((*texts, str(n)) * 40)}) for n in range(40)]
+        made.text.write_text("\n".join(lines) + "\n", encoding="utf-8")
         model = ("-m", made.model)
+        if trained:
+            words = ("train", "ibke", *model, "--data", made.cases, *TRAINED)
+            done = called((*words, "--out", made.trained.parent))
+            assert done.exit_code == 0, done.stderr
         for editor in editors:
             out = root / f"patch-{editor}"
             done = called(

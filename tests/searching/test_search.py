@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import errata
+from errata import progress
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.editors.fitting import found_for
 from errata.errors import ConfigError, DataError, EditError, RunError
+from errata.locate import moments
 from errata.model.lm import LM
+from errata.searching import budget
 from errata.searching import course as searching
-from errata.searching.course import _cost
 from errata.searching.facts import Trial
+from errata.searching.spaces import stands_on
 from errata.searching.trials import Outcome
 from errata.store.locks import take_lock
 
@@ -69,7 +74,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
 
 
 def prepared(self: Any) -> None:
-    self.prepared = 0.0
+    self.budget = budget.Budget(self.seconds, 0.0, len(self.deal.search), len(self.deal.held))
 
 
 START = {"clamp": 0.75, "mom2_weight": 20_000.0}
@@ -106,6 +111,41 @@ def test_a_search_finds_what_was_planted(
     assert all(step[1] == 600 for step in said)
     held = {trial.edit.prompt for trial in found.deal.held}
     assert not held & {trial.edit.prompt for trial in found.deal.search}
+
+
+def test_a_slow_first_trial_does_not_make_the_search_small(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    slow = stand(planted)
+    own = slow.measure
+    searching.measure = lambda *given: [  # type: ignore[assignment]  # undone by the fixture
+        replace(one, seconds=6 * SECONDS if slow.calls == 1 else SECONDS) for one in own(*given)
+    ]
+    by_the_first = budget.Budget(600, 0, 40, 24).plan(6 * SECONDS)[1]
+    found = errata.tune(pocket, "memit", minutes=10)
+    assert by_the_first < 10
+    assert found.candidates > 2 * by_the_first
+
+
+def test_who_leads_by_luck_is_found_out(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    """One setting spares the neighbours of the first facts and takes those of others along."""
+    told: list[str] = []
+
+    def lucky(editor: Editor, trial: Trial) -> Outcome:
+        config: Any = editor.config
+        good = config.clamp >= 3 and config.mom2_weight <= 1000
+        if trial.id not in told:
+            told.append(trial.id)
+        early = told.index(trial.id) < budget.RUNGS[-1]
+        shines = good and config.clamp == 8
+        return outcome(good, 1.0 if shines and early else 0.7 if shines else 0.97)
+
+    stand(lucky)
+    found = errata.tune(pocket, "memit", minutes=20)
+    assert found.tried[0].settings["clamp"] == 8
+    assert found.settings["clamp"] in (3.0, 4.0)
 
 
 def test_what_was_found_is_taken_from_then_on(
@@ -254,18 +294,19 @@ def test_one_search_at_a_time(pocket: LM, cache_folder: Path) -> None:
 @pytest.mark.parametrize(("candidates", "facts"), [(1, 16), (9, 16), (27, 16), (5, 6)])
 def test_the_cost_is_the_number_of_edits(candidates: int, facts: int) -> None:
     left, done, total = candidates, 0, 0
-    for rung in [r for r in searching.RUNGS if r < facts] + [facts]:
+    for rung in [r for r in budget.RUNGS if r < facts] + [facts]:
         for _ in range(left):
             total += rung - done
-        done, left = rung, max(1, -(-left // searching.KEPT))
-    assert _cost(candidates, facts) == total
+        done, left = rung, min(left, max(budget.FINALISTS, -(-left // budget.KEPT)))
+    assert budget.cost(candidates, facts) == total
 
 
 def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "RUNGS", (2, 3, 4))
-    monkeypatch.setattr(searching, "HELD", 4)
-    monkeypatch.setattr(searching, "LEAST_HELD", 2)
-    monkeypatch.setattr(searching, "MOST", 4)
+    monkeypatch.setattr(budget, "RUNGS", (2, 3, 4))
+    monkeypatch.setattr(budget, "LAST", 6)
+    monkeypatch.setattr(budget, "HELD", 4)
+    monkeypatch.setattr(budget, "LEAST_HELD", 2)
+    monkeypatch.setattr(budget, "MOST", 4)
     before = pocket.fingerprint
     found = errata.tune(pocket, "ft", minutes=10, steps=5)
     assert pocket.fingerprint == before
@@ -275,7 +316,7 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
     assert kept is not None
     edit = found.deal.held[0].edit
     patch = errata.edit(pocket, edit, editor="ft", neighbourhood=False)
-    assert patch.meta["settings_from"].startswith("tuned for ft on 4 facts")
+    assert patch.meta["settings_from"].startswith("tuned for ft on 6 facts")
     assert patch.meta["config"]["lr"] == found.settings["lr"]
     assert patch.meta["config"]["steps"] == get_editor("ft", model="pocket").config.steps  # type: ignore[attr-defined]
 
@@ -294,10 +335,11 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
 def test_every_editor_can_be_searched(
     pocket: LM, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(searching, "RUNGS", (1, 2))
-    monkeypatch.setattr(searching, "HELD", 2)
-    monkeypatch.setattr(searching, "LEAST_HELD", 1)
-    monkeypatch.setattr(searching, "MOST", 3)
+    monkeypatch.setattr(budget, "RUNGS", (1, 2))
+    monkeypatch.setattr(budget, "LAST", 3)
+    monkeypatch.setattr(budget, "HELD", 2)
+    monkeypatch.setattr(budget, "LEAST_HELD", 1)
+    monkeypatch.setattr(budget, "MOST", 3)
     monkeypatch.setattr(searching, "_PERFECT", -9.0)  # no neighbours of the best
     before = pocket.fingerprint
     found = errata.tune(pocket, name, minutes=30, steps=4, moments_samples=200)
@@ -307,3 +349,35 @@ def test_every_editor_can_be_searched(
     kept = found_for(pocket, name)
     assert kept is not None
     assert kept.editor == name
+
+
+def test_time_goes_on_while_a_search_is_prepared(
+    pocket: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    twice = threading.Event()
+
+    def heard(done: int, total: int, text: str) -> None:
+        said.append(text)
+        if said.count("preparing, second moments of 5 blocks") == 2:
+            twice.set()
+
+    def counted(*given: Any) -> None:
+        assert twice.wait(10), "nothing was said while moments were counted"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(moments, "get_moments", counted)
+    monkeypatch.setattr(searching, "blocks_tried", lambda *given: (0, 1, 2, 3, 4))
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        errata.tune(pocket, "memit", minutes=10, progress=heard)
+    assert said[0] == "preparing"
+    assert threading.active_count() == before
+
+
+def test_rounded_products_are_another_search(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = get_editor("memit", model=pocket.name)
+    plain = stands_on(pocket, given, {})
+    monkeypatch.setattr(pocket, "compute", "bfloat16")
+    assert stands_on(pocket, given, {}) != plain

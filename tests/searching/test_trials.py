@@ -95,10 +95,12 @@ def test_averages_and_what_is_better() -> None:
     assert one.dominates(stats)
     assert not stats.dominates(one)
     assert not one.dominates(one)
-    # up to the allowance neighbours cost nothing but their share, beyond it four times as much
+    # up to the allowance neighbours cost half their share, beyond it four times as much more
     near = replace(one, ns_lost=ALLOWED)
-    assert near.value == one.value
-    assert replace(one, ns_lost=ALLOWED + 0.1).value == pytest.approx(one.value - 0.4)
+    assert near.value == pytest.approx(one.value - ALLOWED / 2)
+    assert replace(near, ns_lost=ALLOWED + 0.1).value == pytest.approx(near.value - 0.45)
+    assert replace(near, doubt=0.1).value == pytest.approx(near.value - 0.4)
+    assert (one.doubt, stats.doubt) == (0.0, pytest.approx(0.25))  # 0 and 0.5: sd / sqrt(2)
 
 
 def test_what_was_measured_is_there_again(trials: tuple[Trial, ...], tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from studies.common import results
-from studies.lifelong import plan
+from studies.lifelong import page, plan, removal
 from studies.lifelong import run as study
 from studies.lifelong.compact import result_of
 from studies.lifelong.page import PAGE, SCORE, WILD, bands_of, overall, page_text, rate
@@ -91,3 +92,31 @@ def test_a_finished_run_is_taken_as_a_cell(tmp_path: Path, monkeypatch: pytest.M
     kept = gzip.decompress(results.path_of(tmp_path / "results", "short-none").read_bytes())
     for case in data.cases:
         assert case.edits[0].prompt.encode() not in kept
+
+
+@pytest.mark.parametrize("name", list(removal.FORMS))
+def test_one_edit_is_taken_back_and_the_rest_asked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(removal.FORMS, name, replace(removal.FORMS[name], every=1))
+    pocket = errata.load("pocket")
+    edits = [case.edits[0] for case in load_cases("world", None, 8, seed=0).cases]
+    found = removal.take_back(pocket, edits, name, tmp_path)
+    free = name == "free"
+    assert (found["way"], found["edits"]) == ("taken out" if free else "made again", 8)
+    assert found.get("apart") == (0.0 if free else None)
+    fact = found["fact"]
+    assert fact["unedited"] < 1 == fact["with"]
+    assert fact["without"] < 1
+    assert found["same"] <= found["asked"] == 7
+    assert found == removal.take_back(pocket, edits, name, tmp_path)  # from what was kept
+    told = page._back("x", found)
+    assert ("equal to the bit" in told[3]) is free
+
+
+def test_patches_of_other_facts_are_refused(tmp_path: Path) -> None:
+    pocket = errata.load("pocket")
+    edits = [case.edits[0] for case in load_cases("world", None, 2, seed=0).cases]
+    patch = errata.edit(pocket, edits[:1], editor="ft", steps=1)
+    with pytest.raises(SystemExit, match="no patch of these 2 edits"):
+        removal.take_back(pocket, edits, "turns", tmp_path, patch.save(tmp_path / "one"))

@@ -71,6 +71,35 @@ def test_a_paragraph_without_results_is_left_out() -> None:
 # ---------------------------------------------------------------------- by hand
 
 
+def test_rounding_is_compared_on_the_same_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = plan.rounding()[:2]
+
+    def result(hits: list[int], margin: float, cpu: float) -> dict[str, Any]:
+        before = dict.fromkeys(("prefers", "margin", "greedy"), 0)
+        entry = {"kind": "reliability", "name": "", "k": 1, "before": before}
+        records = [
+            {
+                **{"id": str(n), "error": None, "edits": 1, "unit": n, "patch_bytes": 1},
+                "questions": [
+                    entry
+                    | {"score": hit, "top1": hit, "prefers": hit, "greedy": hit}
+                    | {"margin": margin + n}
+                ],
+            }
+            for n, hit in enumerate(hits)
+        ]
+        return {"records": records, "finished": False, "cpu_each": cpu, "config": {}, "blocks": []}
+
+    kept = {
+        cells[0].name: result([1, 1, 1, 0], 2.0, 3.0),
+        cells[1].name: result([1, 1, 0], 1.0, 1.5),  # not done yet: three in common
+    }
+    monkeypatch.setattr("studies.real.found.read", kept.get)
+    row = page.compute_table().splitlines()[2]
+    assert row.startswith("| MEMIT | 3 | 75.0 → 66.7, -33 ")
+    assert "| 3.00 → 2.00 | 3.0 → 1.5 |" in row
+
+
 class Words:
     """A tokenizer whose tokens are words."""
 

@@ -15,6 +15,7 @@ from errata.cli import _output
 from errata.cli._options import key_values
 from errata.config import did_you_mean
 from errata.errors import ConfigError, GateError
+from errata.evaluation.long import NAMES as LONG
 
 if TYPE_CHECKING:
     from errata.case import Case
@@ -88,7 +89,7 @@ def check_names(gates: Iterable[Gate], cases: Iterable[Case]) -> None:
 
 def known_metrics(cases: Iterable[Case]) -> set[str]:
     """Return the names that a gate on these cases may have."""
-    known = {*RATES, *ALSO, *WILD, *JUDGED, *SAMPLED, RETENTION}
+    known = {*RATES, *ALSO, *WILD, *JUDGED, *LONG, *SAMPLED, RETENTION}
     for case in cases:
         if case.exact:
             known.add("success")
@@ -123,6 +124,9 @@ def metrics_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
     wild = summary.get("wild") or {}
     found |= {name: wild.get(name.removeprefix("wild.")) for name in WILD}
     found |= {n: (wild.get("judge") or {}).get(n.removeprefix("judge.")) for n in JUDGED}
+    for name in LONG:
+        _, metric, kind = name.split(".")
+        found[name] = ((summary.get("long") or {}).get(kind) or {}).get(metric)
     found[RETENTION] = (summary.get("retention") or {}).get("final")
     found |= {name: (summary.get("also") or {}).get(name) for name in ALSO}
     found |= {name: summary.get(name) for name in (*SAMPLED, *RATES)}

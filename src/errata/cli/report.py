@@ -99,7 +99,7 @@ def report(
         typer.Option(
             metavar="NAME|GROUP,…",
             help="Columns: names (ES, test.prefix) or groups: core, counterfact, texts, wild,"
-            " beyond, suite, retention, general. Default: all that a data set has.",
+            " long, beyond, suite, retention, general. Default: all that a data set has.",
             rich_help_panel=_TABLE,
         ),
     ] = None,

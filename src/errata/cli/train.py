@@ -111,6 +111,49 @@ class DataOptions:
     skip_bad: SkipBad = False
 
 
+@dataclass(frozen=True)
+class PushOptions:
+    """Where the result goes besides the run folder."""
+
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Put best/ on the Hub too, from where --editor OWNER/NAME fetches it.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="--push: as a private repository.", rich_help_panel=_RUN),
+    ] = False
+
+    def check(self) -> None:
+        """Refuse what could not be pushed, before anything is trained.
+
+        Raises:
+            ConfigError: If the name is none of a repository, or there is nothing to push.
+        """
+        if self.push is not None:
+            from errata.patch.hub import check_name
+
+            check_name(self.push, "--push")
+        elif self.private:
+            raise ConfigError("--private is for --push OWNER/NAME", "Leave it out.")
+
+    def carry_out(self, best: Path) -> str | None:
+        """Upload the networks, if they are to be; return where they can be looked at."""
+        if self.push is None:
+            return None
+        from errata.patch.hub import push
+
+        with _output.status(f"pushing to {self.push}"):
+            return push(
+                best, self.push, private=self.private, what="networks trained by errata",
+                again="give the same command with --resume",
+            )  # fmt: skip
+
+
 @expand
 def train(
     editor: Annotated[
@@ -122,6 +165,7 @@ def train(
     model: ModelOptions,
     loop: LoopOptions,
     records: DataOptions,
+    upload: PushOptions,
     data: Annotated[
         str,
         typer.Option(
@@ -172,6 +216,7 @@ def train(
         raise ConfigError(
             "--resume goes on with the run, --force replaces it", "Give one or the other."
         )
+    upload.check()
     chosen, config = _settings(editor, model.model, settings, loop, as_published)
     if (out / "config.json").exists() and not (force or resume):
         raise RunError(
@@ -204,7 +249,7 @@ def train(
                 _output.note(f"stopped; the same command with --resume goes on with {out}")
             raise typer.Exit(INTERRUPTED) from None
     if _is_main():
-        _print(made, model.model, json)
+        _print(made, model.model, json, upload)
 
 
 def _is_main() -> bool:
@@ -315,9 +360,10 @@ class _Show:
             _output.note(f"step {entry['step']}: validation {text}")
 
 
-def _print(made: Trained, model: str, json: bool) -> None:
+def _print(made: Trained, model: str, json: bool, upload: PushOptions) -> None:
     from errata.nets.weights import read_config
 
+    url = upload.carry_out(made.best)
     losses = read_config(made.best).get("validation") or {}
     use = f"errata eval --editor {made.folder} --model {model} --data world"
     if json:
@@ -328,6 +374,7 @@ def _print(made: Trained, model: str, json: bool) -> None:
                 "run": str(made.folder),
                 "best_folder": str(made.best),
                 "use": use,
+                **({} if url is None else {"repo": upload.push, "url": url}),
             }
         )
         return
@@ -344,3 +391,6 @@ def _print(made: Trained, model: str, json: bool) -> None:
     console.print(f"{summary['editor']} for {summary['model']}")
     console.print(table)
     console.print(f"Saved {made.best}/. Use it: {use}", soft_wrap=True)
+    if url is not None:
+        told = f"Pushed to {url}. Use it: errata eval --editor {upload.push} --model {model}"
+        console.print(f"{told} --data world", soft_wrap=True)

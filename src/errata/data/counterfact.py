@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from errata.case import Case, Edit, Probe
+from errata.config import Settings
 from errata.data._base import Dataset
 from errata.data._questions import named_questions
 from errata.data._records import Record, freeze
+from errata.data._relations import RelationOptions, check_wanted
 
 SUBJECTS = "blank rephrased subjects"
 """What is left out of REP's lists of other names."""
@@ -58,9 +60,12 @@ class CounterFact(Dataset):
         "val": ("counterfact-val.json",),
         "edit": ("counterfact-edit.json",),
     }
+    Options: ClassVar[type[Settings]] = RelationOptions
 
     def case(self, record: Record, seed: int) -> Case:
         """Map one record; a `requested_rewrite` marks the nested form."""
+        assert isinstance(self.options, RelationOptions)
+        check_wanted(record, self.options)
         name = record.identity("case_id")
         if record.has("requested_rewrite"):
             return _nested(record, name)

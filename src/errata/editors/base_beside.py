@@ -120,7 +120,7 @@ class BesideEditor(Editor):
         rows = context_count(self.context_settings) + 1
         return Cost(passes=2.0 * rows * self.config.steps, questions=questions)
 
-    def asked(self, lm: LM, edit: Edit, patch: int, beside: Row | None = None) -> Asked:
+    def rows_of(self, lm: LM, edit: Edit, patch: int, beside: Row | None = None) -> Asked:
         """Return the rows of an edit: behind every context, and one other.
 
         Args:
@@ -158,7 +158,7 @@ class BesideEditor(Editor):
             for numbers, patches in under(lm, [bare[g] for g in members]):
                 here = [members[i] for i in numbers]
                 asked = [
-                    self.asked(lm, groups[g][position], patch)
+                    self.rows_of(lm, groups[g][position], patch)
                     for g, patch in zip(here, patches, strict=True)
                 ]
                 for part in chunks(lm, asked, at_once):

@@ -138,6 +138,10 @@ class LocateEditor(Editor):
         """Say whether the blocks are traced or a rule of thumb."""
         return recall_rule(lm)
 
+    def ridge_of(self, moment: Moment) -> float:
+        """Return what is added to the diagonal of a second moment, relative to its mean."""
+        return self.config.ridge
+
     @property
     def whitens(self) -> bool:
         """Whether the second moment of keys enters the update."""
@@ -212,7 +216,7 @@ class LocateEditor(Editor):
         text = ""
         if self.whitens:
             for layer, moment in get_moments(lm, layers, self.config).items():
-                moments[layer] = get_factor(lm, layer, moment, self.config.ridge)
+                moments[layer] = get_factor(lm, layer, moment, self.ridge_of(moment))
                 text = counted_on(moment)
         contexts = behind_sinks(lm, get_contexts(lm, self.config), layers, self.config)
         return LocateParts(layers, contexts, moments, text)

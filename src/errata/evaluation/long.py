@@ -34,6 +34,12 @@ TITLES = {
     "bleu_char": "BLEU of characters", "similarity": "similarity",
 }  # fmt: skip
 
+KINDS = ("reliability", "generality")
+"""Kinds of questions that are scored so."""
+
+NAMES = tuple(f"long.{metric}.{kind}" for metric in METRICS for kind in KINDS)
+"""The scores by kind of question, as gates and reports call them."""
+
 LongScores = Callable[[str, str], dict[str, float]]
 """From the wanted text and what was said to scores by name."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from errata.case import BEYOND
 from errata.evaluation.bootstrap import Table, intervals
+from errata.evaluation.long import KINDS as LONG_KINDS
 from errata.evaluation.long import METRICS as LONG
 from errata.evaluation.metrics import mean
 from errata.evaluation.named_tests import ROBUSTNESS, named_tests
@@ -252,7 +253,7 @@ def _long(
 ) -> dict[str, Any]:
     """Return the scores of long answers by kind of question; nothing if none were asked for."""
     found: dict[str, Any] = {}
-    for kind in ("reliability", "generality"):
+    for kind in LONG_KINDS:
         names = {m: f"long.{m}.{kind}" for m in LONG if f"long.{m}.{kind}" in rates}
         if names:
             own = {m: bounds[name] for m, name in names.items() if name in bounds}

@@ -69,19 +69,24 @@ class ValueSettings(Settings):
 
 @dataclass(frozen=True)
 class Adaptive:
-    """PMET's weight of the likelihood: small once the target is what the model says anyway.
+    """What follows from the target being what the model says anyway, in every context.
+
+    PMET makes the likelihood's weight small by then; ENCORE stops soon after.
 
     Attributes:
         factor: Weight of the likelihood until the target is the most probable answer everywhere.
         easy: What it is multiplied by while it is.
         stop_kl: An edit whose target is the answer everywhere stops when its KL is below this.
         scaled_kl: Compare `kl_factor` times the KL, as the released code does.
+        enough: An edit stops at so many evaluations at which the target is the answer everywhere;
+            None: these are not counted.
     """
 
     factor: float = 1.0
     easy: float = 0.1
     stop_kl: float = 0.01
     scaled_kl: bool = False
+    enough: int | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,7 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, sho
     length = [start[place].norm(dim=-1) for place in places]
     base: Tensor | None = None
     factor = torch.full_like(length[0], 1.0 if adaptive is None else adaptive.factor)
+    times = torch.zeros_like(alive)  # that the target was the answer everywhere
     for step in range(settings.steps):
         last = step == settings.steps - 1
         with torch.set_grad_enabled(not last):  # also where callers have switched gradients off
@@ -250,6 +256,9 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, sho
             factor[said] *= adaptive.easy
             near = kl.detach() * (settings.kl_factor if adaptive.scaled_kl else 1.0)
             running = running & ~(said & (near < adaptive.stop_kl))
+            times += said
+            if adaptive.enough is not None:
+                running = running & (times < adaptive.enough)
         if last or not bool(running.any()):
             break
         with torch.enable_grad():
@@ -271,5 +280,5 @@ def _descend(rows: Rows, settings: ValueSettings, adaptive: Adaptive | None, sho
             alive, base = alive[keep], base[keep] if len(base) else base
             live = [value[keep] for value in live]
             length = [size[keep] for size in length]
-            factor, running = factor[keep], running[keep]
+            factor, running, times = factor[keep], running[keep], times[keep]
     return Values(dict(start), delta, updates, losses)

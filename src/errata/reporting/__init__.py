@@ -45,7 +45,8 @@ def report(
             but zsRE.
         intervals: Where the Markdown and LaTeX tables print `±`: `average`, `all` or `none`.
         metrics: What is shown, by names (`ES`, `test.prefix`) or groups (`core`, `counterfact`,
-            `texts`, `wild`, `suite`, `retention`, `general`); None: all that a data set has.
+            `texts`, `wild`, `long`, `beyond`, `suite`, `retention`, `general`); None: all that a
+            data set has.
         bootstrap: Resamples for the intervals; 0 for none.
         seed: Seed of the resampling.
         force: Replace the files of an earlier report.

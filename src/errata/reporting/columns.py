@@ -9,6 +9,7 @@ from typing import Any
 from errata.case import BEYOND
 from errata.config import did_you_mean
 from errata.errors import ConfigError
+from errata.evaluation.long import NAMES as LONG
 from errata.evaluation.metrics import mean
 from errata.evaluation.named_tests import ROBUSTNESS, SUCCESS
 from errata.evaluation.summary import TOP1, scores_of
@@ -19,7 +20,8 @@ TEXTS = ("fluency", "consistency")
 TEST, WILD, JUDGE, RETENTION, GENERAL = "test.", "wild.", "judge.", "retention.", "general."
 PERPLEXITY = "perplexity"
 GROUPS = (
-    "core", "top1", "counterfact", "texts", "wild", "beyond", "suite", "retention", "general"
+    "core", "top1", "counterfact", "texts", "wild", "long", "beyond", "suite", "retention",
+    "general",
 )  # fmt: skip
 """Names of groups, in the order of their columns."""
 
@@ -31,6 +33,8 @@ _SHORT = {
     "judge.reliability": "Rel judged", "judge.generality": "Gen judged",
     "choice": "MC", "negation": "Neg", "leakage": "Leak",
     "wild.choice": "MC wild", "wild.negation": "Neg wild", "wild.leakage": "Leak wild",
+    "long.rouge1.": "R1", "long.rouge2.": "R2", "long.rougeL.": "RL", "long.bleu.": "BLEU",
+    "long.bleu_char.": "BLEU char", "long.similarity.": "Sim",
     "retention.immediate": "at once", "retention.final": "at end",
 }  # fmt: skip
 _TOLD = {
@@ -39,6 +43,9 @@ _TOLD = {
     "texts": "GE, RS: fluency (100 times bits) and consistency of sampled texts",
     "wild": "wild: answers as the model itself writes them (WILD): exact match, and equal tokens; "
     "judged: by a judge instead",
+    "long": "R1, R2, RL: recall of words, of pairs of words and of the longest common subsequence "
+    "in long answers; BLEU: over words, and over characters as in published tables; Sim: cosine of "
+    "sentence embeddings",
     "beyond": "MC: picks the new answer among objects of the relation; Neg: another answer is "
     "likelier behind the negated prompt; Leak: the old answer is still likelier (less is better)",
     "suite": "names in lower case: tests of the suite, micro-averages over their questions",
@@ -81,6 +88,9 @@ def column_of(name: str) -> Column:
         return Column(name, "beyond", title, marked=not name.endswith("leakage"))
     if name.startswith((WILD, JUDGE)):
         return Column(name, "wild", title)
+    if name in LONG:
+        metric, kind = name.rsplit(".", 1)
+        return Column(name, "long", f"{_SHORT[metric + '.']} {_SHORT[kind]}")
     if name.startswith(TEST):
         return Column(name, "suite", name.removeprefix(TEST))
     if name.startswith(RETENTION):
@@ -96,7 +106,7 @@ def ordered(names: Iterable[str]) -> list[str]:
     """Return metrics in the order of their columns."""
     first = [*CORE, *TOP1, *COUNTERFACT, *TEXTS, *(TEST + name for name in ROBUSTNESS)]
     first += [*(WILD + name for name in CORE), *(JUDGE + name for name in CORE)]
-    first += [*BEYOND, *(WILD + name for name in BEYOND)]
+    first += [*LONG, *BEYOND, *(WILD + name for name in BEYOND)]
     first += [RETENTION + "immediate", RETENTION + "final", PERPLEXITY]
     ranks = {name: place for place, name in enumerate(first)}
 
@@ -153,7 +163,7 @@ def scores_in(record: Mapping[str, Any]) -> dict[tuple[str, str], list[float]]:
 
 
 def _is_shown(metric: str) -> bool:
-    return metric in (*CORE, *TOP1, *COUNTERFACT, *TEXTS, *BEYOND) or metric.startswith(
+    return metric in (*CORE, *TOP1, *COUNTERFACT, *TEXTS, *LONG, *BEYOND) or metric.startswith(
         (WILD, JUDGE)
     )
 

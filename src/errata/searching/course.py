@@ -1,9 +1,11 @@
 """The course of a search: a rule of thumb, halving over candidates, then one setting at a time.
 
 ```
-rule of thumb ─┬─ 4 facts ─ best third ─ 8 facts ─ best third ─ all facts of the search
+rule of thumb ─┬─ 4 facts ─ best third ─ 8 facts ─ best third ─ 16 facts
 leads, draws  ─┘                                                   │ neighbours of the best
                                                                    ▼
+                                     the best three on 40 facts: chance chose them on 16
+                                                                   │
                the best and the rule of thumb on the facts that were held out
 ```
 
@@ -14,6 +16,7 @@ a search that was killed goes on to the same result.
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,11 +25,12 @@ from errata.editors import get_editor
 from errata.editors.fitting import Found, keep_found
 from errata.errors import ConfigError, ErrataError
 from errata.evaluation.scoring import Scorer
-from errata.progress import told
+from errata.progress import Ticker
+from errata.searching import budget
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
-from errata.searching.spaces import Space, blocks_tried, space_of
-from errata.searching.trials import Stats, Store, measure, name_of
+from errata.searching.spaces import Space, base_of, blocks_tried, space_of
+from errata.searching.trials import Stats, Store, leaders, measure, name_of
 from errata.store.provenance import now
 
 if TYPE_CHECKING:
@@ -37,39 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUNGS = (4, 8, 16)
-"""Facts on which candidates are compared, step by step."""
-
-HELD = 24
-"""Facts that are held out, at most; at least LEAST_HELD, where time is short."""
-
-LEAST_HELD = 8
 PREPARING = "preparing"
-KEPT = 3
-"""One candidate of so many is kept at each step."""
-
-MOST = 27
-"""Candidates at most."""
-
-HALVING = 0.7
-"""Share of the time that halving may take; the rest is for neighbours of the best."""
 
 CHUNK = 4
 """Facts that are edited side by side, and lost if the process is killed."""
-
-
-def base_of(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the editor knows by the model's shape, where nothing was published or given."""
-    rule = {} if given.known_settings(lm) else given.rule_by_shape(lm)[1]
-    fields = type(given.config).model_fields
-    return {name: value for name, value in rule.items() if name in fields and name not in fixed}
-
-
-def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
-    """Return all settings of the rule of thumb, its blocks as numbers: what outcomes depend on."""
-    values = {**base_of(lm, given, fixed), **fixed}
-    editor: Any = get_editor(given.name, values, model=lm.name)
-    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm))]
 
 
 class Course:
@@ -82,7 +57,8 @@ class Course:
         dealt: The facts.
         store: What was measured.
         seconds: Time that may be spent.
-        progress: Called with (seconds spent, seconds given, what is being done).
+        progress: Called with (seconds spent, seconds given, what is being done), while the search
+            is prepared from a thread of its own.
     """
 
     def __init__(
@@ -103,6 +79,8 @@ class Course:
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
         self.scorer = Scorer(lm)
+        self.facts = dealt.search[: budget.RUNGS[-1]]
+        self.decided_on = len(self.facts)
         self.looked_at: dict[str, dict[str, Any]] = {}
         self._whole: dict[str, dict[str, Any]] = {}
 
@@ -184,28 +162,69 @@ class Course:
             self.given.name, self.lm.name, self.whole(best), chosen, rule, self.whole({}), tried,
             len(self.looked_at), self.deal, self.spent(), key[:8],
         )  # fmt: skip
-        facts = len(self.deal.search)
-        found = Found(
-            self.given.name, dict(tuned.settings), facts, tuned.id, now(), tuned.as_dict()
-        )
+        about = self.decided_on, tuned.id, now(), tuned.as_dict()
+        found = Found(self.given.name, dict(tuned.settings), *about)
         keep_found(self.lm, found)
         return tuned
 
     def run(self, seed: int) -> tuple[tuple[Trial, ...], dict[str, Any], tuple[Tried, ...]]:
         """Return the held-out facts that are asked, the best settings, and what was measured."""
         self._prepare()
-        first = self.deal.search[: RUNGS[0]]
         self.say("the rule of thumb")
-        base = self.stats({}, first)
+        base = self.stats({}, self.facts[: budget.RUNGS[0]])
         if base is None:
             raise ConfigError(
                 f"{self.given.name} cannot edit {self.lm.name} with the rule of thumb (see the "
                 "warnings)"
             )
         self._look({})
-        self.pace = pace = base.seconds
-        held, count = self._plan(pace, self.prepared + pace * len(first))
-        reserve = 2 * len(held) * pace
+        candidates, held = self._gather(seed, base.seconds)
+        last = 2 * len(held) * self.pace
+        reserve = last + self.budget.final * self.pace
+        left = self._halve(candidates, reserve)
+        self.say("the rule of thumb")
+        self.stats({}, self.facts, reserve=reserve)  # for the table
+        best = self._refine(left[0], reserve) if left else {}
+        tried = self._tried()
+        return held, self._decide(best, tried, last), tried
+
+    def _prepare(self) -> None:
+        """Count the second moments of all blocks that may be tried, in one pass."""
+        config: Any = self.rule.config
+        started = time.perf_counter()
+        doing = "preparing"
+        self.say(doing)
+        clock = Ticker(lambda: self.say(doing))  # one long step: the time goes on beside it
+        try:
+            if "moments_text" in type(config).model_fields:
+                from errata.locate.moments import get_moments
+
+                blocks = blocks_tried(self.space, self.rule, self.lm)
+                if not any(self.lm.spec.routed(block) for block in blocks):
+                    doing = f"preparing, second moments of {len(blocks)} blocks"
+                    get_moments(self.lm, blocks, config)
+            self.rule.prepare(self.lm)
+        finally:
+            clock.stop()
+        if PREPARING not in self.store.times:
+            self.store.spend(time.perf_counter() - started, PREPARING)
+        self.budget = budget.Budget(
+            self.seconds, self.store.times[PREPARING], len(self.deal.search), len(self.deal.held)
+        )
+
+    def _gather(self, seed: int, pace: float) -> tuple[list[dict[str, Any]], tuple[Trial, ...]]:
+        """Return as many candidates as there is time for at the pace seen, and held-out facts.
+
+        They are measured on the first facts as they come, for the first trial of all may be slow.
+
+        Raises:
+            ConfigError: If there is no time for any other candidate.
+        """
+        self.pace = pace
+        paces: list[float] = []
+        self.budget.check(pace)
+        held, count = self.budget.plan(pace)
+        first = self.facts[: budget.RUNGS[0]]
         candidates: list[dict[str, Any]] = []
         seen: list[dict[str, Any]] = []
         for made in self.space.candidates(seed):
@@ -213,80 +232,38 @@ class Course:
                 continue  # the same, said otherwise
             seen.append(self.whole(made))
             candidates.append(made)
-            if len(candidates) == count:
+            self.say(f"{len(first)} facts, candidate {len(candidates)} of {count}")
+            stats = self.stats(made, first, reserve=2 * held * self.pace)
+            if made and stats is not None:
+                paces.append(stats.seconds)
+                self.pace = statistics.median(paces)
+                held, count = self.budget.plan(self.pace)
+            if len(candidates) >= count:
                 break
-        left = self._halve(candidates, reserve)
-        self.say("the rule of thumb")
-        self.stats({}, self.deal.search, reserve=reserve)  # for the table
-        best = self._refine(left[0], reserve) if left else {}
-        tried = self._tried()
-        return held, best, tried
-
-    def _prepare(self) -> None:
-        """Count the second moments of all blocks that may be tried, in one pass."""
-        config: Any = self.rule.config
-        started = time.perf_counter()
-        self.say("preparing")
-        if "moments_text" in type(config).model_fields:
-            from errata.locate.moments import get_moments
-
-            blocks = blocks_tried(self.space, self.rule, self.lm)
-            if not any(self.lm.spec.routed(block) for block in blocks):
-                get_moments(self.lm, blocks, config)
-        self.rule.prepare(self.lm)
-        if PREPARING not in self.store.times:
-            self.store.spend(time.perf_counter() - started, PREPARING)
-        self.prepared = self.store.times[PREPARING]
-
-    def _plan(self, pace: float, gone: float) -> tuple[tuple[Trial, ...], int]:
-        """Return the held-out facts that there is time for, and the number of candidates.
-
-        Raises:
-            ConfigError: If there is no time for any other candidate.
-        """
-        left = self.seconds - gone
-        held = self.deal.held
-        share = int(0.35 * left / (2 * pace))
-        held = held[: max(LEAST_HELD, min(len(held), share))]
-        rule = len(self.deal.search) - RUNGS[0]  # measured on all facts in any case
-        edits = (left - (2 * len(held) + rule) * pace) / pace
-        count = 1
-        while count < MOST and _cost(count + 1, len(self.deal.search)) <= HALVING * edits:
-            count += 1
-        if count < 2:
-            halving = _cost(2, len(self.deal.search)) / HALVING
-            needed = gone + (2 * len(held) + rule + halving) * pace
-            raise ConfigError(
-                f"{told(self.seconds)} do not suffice: preparing took {told(self.prepared)}, an "
-                f"edit and its questions take {pace:.1f} s here",
-                f"The smallest search takes about {needed / 60:.0f} minutes: --minutes "
-                f"{max(1, round(1.3 * needed / 60 + 0.5))}. What was measured is kept.",
-            )
-        return held, count
+        return candidates, self.deal.held[:held]
 
     def _halve(self, candidates: Sequence[dict[str, Any]], reserve: float) -> list[dict[str, Any]]:
         """Return the candidates that are left on all facts of the search, the best first."""
         now_in = list(candidates)
-        steps = [rung for rung in RUNGS if rung < len(self.deal.search)] + [len(self.deal.search)]
+        steps = budget.steps_to(len(self.facts))
         best: list[dict[str, Any]] = [{}]
         for step, rung in enumerate(steps):
-            ranked: list[tuple[float, int, dict[str, Any]]] = []
+            measured: list[tuple[dict[str, Any], Stats]] = []
             for number, settings in enumerate(now_in):
                 self.say(f"{rung} facts, candidate {number + 1} of {len(now_in)}")
-                stats = self.stats(settings, self.deal.search[:rung], reserve=reserve)
+                stats = self.stats(settings, self.facts[:rung], reserve=reserve)
                 self._look(settings)
                 if stats is not None:
-                    ranked.append((-stats.value, number, settings))
-            if not ranked:
+                    measured.append((settings, stats))
+            if not measured:
                 break
-            best = [settings for *_, settings in sorted(ranked, key=lambda one: one[:2])]
-            keep = max(1, -(-len(now_in) // KEPT)) if step + 1 < len(steps) else len(best)
-            now_in = best[:keep]
+            best = leaders(measured)
+            now_in = best[: budget.kept(len(now_in))] if step + 1 < len(steps) else best
         return best
 
     def _refine(self, best: dict[str, Any], reserve: float) -> dict[str, Any]:
         """Change one setting at a time as long as it helps and time is left."""
-        facts = self.deal.search
+        facts = self.facts
         now_at = self.stats(best, facts, reserve=reserve)
         if now_at is None:
             return best
@@ -297,11 +274,11 @@ class Course:
                 if self._seen(settings):
                     continue
                 self.say(f"beside the best: {shown(settings)}")
-                small = self.stats(settings, facts[: RUNGS[1]], reserve=reserve)
+                small = self.stats(settings, facts[: budget.RUNGS[1]], reserve=reserve)
                 if small is None and self.left() < self.slower * reserve:
                     return best
                 self._look(settings)
-                same = self.stats(best, facts[: RUNGS[1]])
+                same = self.stats(best, facts[: budget.RUNGS[1]])
                 if small is None or same is None or small.value < same.value - 0.02:
                     continue
                 full = self.stats(settings, facts, reserve=reserve)
@@ -309,6 +286,22 @@ class Course:
                     best, now_at, again = settings, full, True
                     break
         return best
+
+    def _decide(
+        self, best: dict[str, Any], tried: Sequence[Tried], reserve: float
+    ) -> dict[str, Any]:
+        """Return the best of the few that lead, on more facts than they were chosen by."""
+        found: list[tuple[dict[str, Any], Stats]] = []
+        finalists = leaders([(dict(one.settings), one.stats) for one in tried])[: budget.FINALISTS]
+        for settings in finalists:
+            self.say(f"{len(self.deal.search)} facts: {shown(settings)}")
+            stats = self.stats(settings, self.deal.search, reserve=reserve)
+            if stats is not None:
+                found.append((settings, stats))
+        if not found:
+            return best
+        self.decided_on = len(self.deal.search)
+        return leaders(found)[0]
 
     def _look(self, settings: Mapping[str, Any]) -> None:
         self.looked_at.setdefault(name_of(settings), dict(settings))
@@ -320,7 +313,7 @@ class Course:
 
     def _tried(self) -> tuple[Tried, ...]:
         """Return what was measured on all facts of the search, the best first."""
-        facts = self.deal.search
+        facts = self.facts
         rows = []
         for settings in self.looked_at.values():
             if all(self.store.get(settings, trial, False) for trial in facts):
@@ -354,13 +347,3 @@ class Course:
 
 _PERFECT = 1.0 + 0.25 + 0.25 + 0.1 - 0.02
 """Beyond this there is nothing left to gain."""
-
-
-def _cost(candidates: int, facts: int) -> float:
-    """Return how many edits halving over so many candidates takes."""
-    steps = [rung for rung in RUNGS if rung < facts] + [facts]
-    total, done, left = 0, 0, candidates
-    for rung in steps:
-        total += left * (rung - done)
-        done, left = rung, max(1, -(-left // KEPT))
-    return total

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from errata.editors import get_editor
 from errata.editors.fitting import folder_of
 from errata.errors import ConfigError, RunError
-from errata.searching import course
+from errata.searching import budget, course
 from errata.searching.facts import deal, of_file, shipped
-from errata.searching.spaces import check_editor
+from errata.searching.spaces import check_editor, stands_on
 from errata.searching.trials import Store
 from errata.store.cache import digest
 from errata.store.locks import take_lock
@@ -62,10 +62,10 @@ def search(
     given = get_editor(editor, dict(settings or {}), overrides, model=lm.name)
     fixed = given.config.model_dump(include=set(given.asked or ()), exclude_unset=False)
     lm.check_finite()
-    dealt = deal(lm, relations, name, search=course.RUNGS[-1], held=course.HELD, seed=seed)
+    dealt = deal(lm, relations, name, search=budget.LAST, held=budget.HELD, seed=seed)
     folder = folder_of(lm) / "trials"
     dtype = str(lm.dtype).removeprefix("torch.")
-    basis = course.stands_on(lm, given, fixed)
+    basis = stands_on(lm, given, fixed)
     key = digest(FORMAT, editor, sorted(fixed), basis, dealt.id, dtype, seed)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{editor}-{key}.jsonl"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from errata.editors import editors
+from errata.editors import editors, get_editor
 from errata.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,6 +134,21 @@ class Space:
 
 def _holds(settings: Settings, option: Settings) -> bool:
     return all(settings.get(name) == value for name, value in option.items())
+
+
+def base_of(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the editor knows by the model's shape, where nothing was published or given."""
+    rule = {} if given.known_settings(lm) else given.rule_by_shape(lm)[1]
+    fields = type(given.config).model_fields
+    return {name: value for name, value in rule.items() if name in fields and name not in fixed}
+
+
+def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
+    """Return all settings of the rule of thumb, its blocks as numbers: what outcomes depend on."""
+    values = {**base_of(lm, given, fixed), **fixed}
+    editor: Any = get_editor(given.name, values, model=lm.name)
+    products = ["bfloat16 products"] if lm.roughly else []
+    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm)), *products]
 
 
 def space_of(editor: Editor, lm: LM, fixed: Sequence[str] = ()) -> Space:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -74,6 +75,7 @@ class Stats:
         seconds: Per edit.
         wild: Share of free answers that are the target; None: not asked.
         failed: Edits that could not be made.
+        doubt: Standard error of `ns_lost` over facts.
     """
 
     facts: int
@@ -85,6 +87,7 @@ class Stats:
     seconds: float
     wild: float | None = None
     failed: int = 0
+    doubt: float = 0.0
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Stats:
@@ -92,32 +95,58 @@ class Stats:
         count = len(outcomes)
         spreads = [one.spread for one in outcomes if one.spread is not None]
         free = [one.wild for one in outcomes if one.wild is not None]
+        lost = [one.ns_before - one.ns for one in outcomes]
         return cls(
             count,
             sum(one.written for one in outcomes) / count,
             sum(spreads) / len(spreads) if spreads else 1.0,
-            sum(one.ns_before - one.ns for one in outcomes) / count,
+            sum(lost) / count,
             sum(one.kept for one in outcomes) / count,
             sum(one.p for one in outcomes) / count,
             sum(one.seconds for one in outcomes) / count,
             sum(free) / len(free) if free else None,
             sum(bool(one.error) for one in outcomes),
+            statistics.stdev(lost) / math.sqrt(count) if count > 1 else 0.0,
         )
 
     @property
     def value(self) -> float:
         """One number to compare by: writing counts most, then what moved, then what spread.
 
-        Losing more than five points of neighbours costs four times what is lost beyond.
+        Losing neighbours costs half of what is lost, and four times what is lost beyond five
+        points; that much counts as lost that a standard error more may be.
         """
-        harm = 4 * max(0.0, self.ns_lost - ALLOWED)
+        harm = 0.5 * self.ns_lost + 4 * max(0.0, self.ns_lost + self.doubt - ALLOWED)
         return self.written + 0.25 * self.spread + 0.25 * self.kept + 0.1 * self.p - harm
+
+    @property
+    def effect(self) -> tuple[float, float, float, float]:
+        """What is written, spread, not lost and kept: more is better."""
+        return self.written, self.spread, -self.ns_lost, self.kept
 
     def dominates(self, other: Stats) -> bool:
         """Whether nothing is worse and something is better, in what is written, spread and kept."""
-        mine = (self.written, self.spread, -self.ns_lost, self.kept)
-        theirs = (other.written, other.spread, -other.ns_lost, other.kept)
-        return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
+        pairs = zip(self.effect, other.effect, strict=True)
+        return self.effect != other.effect and all(a >= b for a, b in pairs)
+
+    def like(self, other: Stats) -> bool:
+        """Whether the effect is the same, to half a hundredth of the target's probability."""
+        return self.effect == other.effect and abs(self.p - other.p) < 0.005
+
+
+def leaders(measured: Sequence[tuple[dict[str, Any], Stats]]) -> list[dict[str, Any]]:
+    """Return settings, the best first; of those with the same effect only the first that came.
+
+    A clamp that is never reached, say, makes copies, which would keep others out.
+
+    Args:
+        measured: Settings, and what was measured on the same facts.
+    """
+    best: list[tuple[dict[str, Any], Stats]] = []
+    for settings, stats in sorted(measured, key=lambda one: -one[1].value):
+        if not any(stats.like(other) for _, other in best):
+            best.append((settings, stats))
+    return [settings for settings, _ in best]
 
 
 ALLOWED = 0.05

@@ -129,11 +129,11 @@ class Wise(BesideEditor):
             for one, own, group in zip(sides, margins, groups, strict=True)
         ]
 
-    def asked(self, lm: LM, edit: Edit, patch: int, beside: Row | None = None) -> Asked:
+    def rows_of(self, lm: LM, edit: Edit, patch: int, beside: Row | None = None) -> Asked:
         """Return the rows of an edit; the other one is an irrelevant text that the edit draws."""
         texts = self.texts(lm)
         draw = seed_of(f"{self.config.seed}\0{edit.prompt}\0{edit.target}") % len(texts)
-        return super().asked(lm, edit, patch, beside or texts[draw])
+        return super().rows_of(lm, edit, patch, beside or texts[draw])
 
     def _base(self, lm: LM, layer: int, site: Site, bare: Sequence[Patch]) -> Tensor | None:
         """Return the whole matrices that the published decay pulls at."""

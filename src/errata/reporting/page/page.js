@@ -42,7 +42,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // ------------------------------------------------------------------ every record
 
-// An answer is [predicted, score, [said freely, score, before], [hops asked, known, edited]], or null.
+// An answer is [predicted, score, [said freely, score, before, name of a graded score], [hops asked, known, edited]], or null.
 const marked = (score) => (score === null ? "" : score >= 1 ? "yes" : score <= 0 ? "no" : "part");
 
 function shown(answer) {
@@ -53,6 +53,7 @@ function shown(answer) {
   if (kind === "part") parts.push(make("span", { className: "kind", textContent: ` ${Math.round(100 * score)} %` }));
   if (free !== null) {
     parts.push(make("div", { className: marked(free[1]), textContent: `freely: ${free[0]}` }));
+    if (free[3] !== "" && free[1] !== null) parts.push(make("div", { className: "kind", textContent: `${free[3]} ${Math.round(100 * free[1])} %` }));
     if (free[2] !== null && free[2] !== free[0]) parts.push(make("div", { className: "kind", textContent: `unedited: ${free[2]}` }));
   }
   if (hops !== null) parts.push(make("div", { className: "kind", textContent: `hops: ${hops[1]} of ${hops[0]} known, ${hops[2]} edited` }));

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from errata.evaluation.long import TITLES
 from errata.printable import one_line
 from errata.reporting.collect import Cell
 from errata.reporting.tables import Comparison
@@ -75,23 +76,28 @@ def _questions(record: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, An
 
 
 def _answer(question: Mapping[str, Any]) -> list[Any]:
-    """Return what one row answered: text, score, what it says freely (and before), hops."""
-    free, hops = question.get("wild") or {}, question.get("hops") or {}
-    said = (
-        [
-            _short(str(free["text"])),
-            _number(free.get("score")),
-            _short(str(free["before"])) if "before" in free else None,
-        ]
-        if "text" in free
-        else None
-    )
+    """Return what one row answered: text, score, what it says freely, hops."""
+    hops = question.get("hops") or {}
     return [
         _short(str(question.get("predicted", ""))),
         _number(question.get("score")),
-        said,
+        _freely(question),
         [hops.get("asked"), hops.get("known"), hops.get("edited")] if hops else None,
     ]
+
+
+def _freely(question: Mapping[str, Any]) -> list[Any] | None:
+    """Return what a row says freely: text, score, what was said before; and the score's name.
+
+    Of a long answer the score is the recall of its longest common subsequence.
+    """
+    long, free = question.get("long") or {}, question.get("wild") or {}
+    if "text" in long:
+        return [_short(str(long["text"])), _number(long.get("rougeL")), None, TITLES["rougeL"]]
+    if "text" not in free:
+        return None
+    before = _short(str(free["before"])) if "before" in free else None
+    return [_short(str(free["text"])), _number(free.get("score")), before, ""]
 
 
 def _number(value: Any) -> float | None:
