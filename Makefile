@@ -105,7 +105,7 @@ test-served: $(READY)
 # SHOTS names a folder for pictures of the page
 test-web: $(READY)
 	@$(PYTHON) .ci/web.py
-	@$(THREADS) ERRATA_WEB_SHOTS='$(SHOTS)' .web/bin/python -m pytest -m web tests/web
+	@$(THREADS) ERRATA_WEB_SHOTS='$(SHOTS)' .web/bin/python -m pytest -m web tests/web tests/robustness
 
 test-slow: $(READY)
 	@$(TEST) -m slow

@@ -274,3 +274,53 @@ def test_check_of_a_server(
     with served(stub) as url:
         done = errata("sheet", "check", sheet, "--endpoint", url, "--retries", "0")
     assert done.code == code, done.stderr
+
+
+def test_status_of_a_server(errata: Errata, sheet: Path) -> None:
+    keeps = [{"prompt": "Berlin lies in", "target": "Germany"}, "Anna lives in"]
+    lines = [
+        fact("France", holds=["Paris? No:"], keeps=keeps, owner="me"),
+        fact("Italy", "Oslo"),
+        fact("Peru", valid_until="2020-01-01"),
+    ]
+    write_sheet(sheet, lines, toml())
+    asked = "The capital of France is"
+    base = {
+        asked: " Paris", "The capital of Italy is": " Rome", "Paris? No:": " Paris",
+        "Berlin lies in": " Germany", "Anna lives in": " Oslo or so",
+    }  # fmt: skip
+    edited = {**base, asked: " Rome", "Paris? No:": " Rome.", "Anna lives in": " Rome"}
+    models = {"edited": edited, "base": base}
+    stub = Stub(lambda name, question: models[name][question], list(models))
+    words = ("sheet", "status", sheet, "--served-model", "edited", "--retries", "0")
+    with served(stub) as url:  # no model is named that could be loaded, and there is no build
+        found = errata(*words, "--endpoint", url, "--json").json
+        assert [(row["id"], row["base"], row["served"]) for row in found["facts"]] == [
+            ("france", None, True), ("italy", None, False), ("peru", None, None),
+        ]  # fmt: skip
+        france = found["facts"][0]
+        assert (france["right_beside"], france["asked_beside"]) == (2, 2)  # by its own target
+        assert (found["served_model"], found["not_answered"]) == ("edited", {})
+        words = (*words, "--endpoint", url, "--endpoint-base", "base")
+        found = errata(*words, "--json").json
+        assert [row["base"] for row in found["facts"]] == [False, False, None]
+        france = found["facts"][0]
+        assert (france["right_beside"], france["asked_beside"]) == (2, 3)  # Anna has moved
+        done = errata(*words)
+    assert done.code == 0, done.stderr
+    assert "served" in done.stdout
+    assert [line.split()[-4:] for line in done.stdout.splitlines() if " Oslo " in line] == [
+        ["no", "no", "–", "valid"]
+    ]
+
+
+def test_status_says_what_a_server_did_not_answer(errata: Errata, sheet: Path) -> None:
+    stub = Stub(lambda name, question: " Rome", ["edited"])
+    stub.before = lambda path, body: (404, {"error": "gone"}, {}) if "Italy" in str(body) else None
+    with served(stub) as url:
+        done = errata("sheet", "status", sheet, "--endpoint", url, "--retries", "0")
+    assert done.code == 0, done.stderr
+    assert "1 question not answered" in done.stderr
+    assert "answers 404: gone" in done.stderr
+    done = errata("sheet", "status", sheet, "--served-model", "edited")
+    assert (done.code, "is for --endpoint" in done.stderr) == (2, True)

@@ -7,6 +7,7 @@ architecture of `LAYOUTS`; `tests/served` loads them in llama.cpp.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -18,7 +19,7 @@ import errata
 from errata.errors import ErrataError, PatchError
 from errata.model.stored import matrix_shape
 from errata.patch import LowRank, Patch
-from errata.patch.gguf_adapter import from_gguf, to_gguf
+from errata.patch.gguf_adapter import GgufReport, from_gguf, to_gguf
 from errata.patch.llama_cpp import LAYOUTS, Names
 
 KNOWN = [name for name in TINY if TINY[name]().config.model_type in LAYOUTS]
@@ -128,6 +129,14 @@ def base_file(lm, path, arch="llama", tensor="blk.0.ffn_down.weight", shape=(32,
     writer.write_tensors_to_file()
     writer.close()
     return str(path)
+
+
+def test_files_are_named_as_one_types_them_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    beside = GgufReport(Path("out"), str(tmp_path / "a.gguf"), "llama", 1, (), {})
+    assert beside.serve[0] == "llama-server --model a.gguf --lora out/adapter.gguf"
+    elsewhere = GgufReport(Path("out"), "/models/a.gguf", "llama", 1, (), {})
+    assert elsewhere.serve[0].startswith("llama-server --model /models/a.gguf ")
 
 
 def test_a_base_file_is_compared_and_named(tmp_path):

@@ -15,7 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
+from tests.robustness import web_kill
 from tests.robustness.kills import cache_folder, left
 from tests.robustness.materials import FACT, FAST, TRAINED, Materials
 from tests.robustness.warm import Command
@@ -266,9 +268,21 @@ def _apart(here: Path, number: int) -> Path:
     return link
 
 
+def web_killed(made: Materials, here: Path) -> bool | None:
+    """`errata web` is killed in the middle of an edit and starts again; None without Gradio."""
+    python = web_kill.interpreter()
+    if python is None:
+        print("web_killed needs Gradio: make test-web sets it up")
+        return None
+    found = web_kill.web_killed(made, here, python, Random(0))
+    for fault in found:
+        print(f"web killed: {fault}")
+    return not found
+
+
 FAULTS = (
     file_limit_edit, file_limit_merged, file_limit_eval, full_disk, read_only, no_memory,
-    damaged_cache, vanishing_cache, closed_cache, two_at_once,
+    damaged_cache, vanishing_cache, closed_cache, two_at_once, web_killed,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness import faults, fuzz, kills
+from tests.robustness import faults, fuzz, kills, web_kill
 from tests.robustness.materials import Materials
 
 SAMPLE = 60
@@ -41,6 +41,14 @@ def test_a_sample_of_kills(made: Materials) -> None:
 
 def test_a_limit_on_files_costs_nothing(made: Materials, tmp_path: Path) -> None:
     assert faults.file_limit_edit(made, tmp_path)
+
+
+@pytest.mark.web
+@pytest.mark.timeout(1800)
+def test_a_page_that_is_killed_in_the_middle_starts_again(made: Materials, tmp_path: Path) -> None:
+    if web_kill.interpreter() is None:
+        pytest.skip("Gradio is not installed: make test-web")
+    assert faults.web_killed(made, tmp_path)
 
 
 @pytest.mark.campaign

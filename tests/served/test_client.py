@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import threading
 
 import pytest
 from tests.stub_server import Stub, served
@@ -69,6 +70,25 @@ def test_questions_are_asked_greedily_and_answered_in_order(stub):
     ]
     assert {body["temperature"] for body in stub.seen} == {0}
     assert {body["model"] for body in stub.seen} == {"edited"}
+
+
+def test_what_is_done_is_told_to_the_thread_that_asks(stub):
+    here, seen = threading.get_ident(), []
+    with served(stub) as url:
+        client(url, workers=3)[0].ask_all(
+            [Request("x", 1)] * 5, lambda: seen.append(threading.get_ident())
+        )
+    assert seen == [here] * 5  # progress belongs to a thread
+
+
+def test_who_stops_asking_leaves_no_question_behind(stub):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with served(stub) as url:
+        with pytest.raises(KeyboardInterrupt):
+            client(url, workers=1)[0].ask_all([Request("x", 1)] * 200, stop)
+        assert len(stub.seen) < 200
 
 
 def test_no_more_requests_than_workers_are_under_way(stub):
@@ -177,6 +197,21 @@ def test_a_server_that_is_down():
     assert len(waits.seconds) == 2
     assert all(isinstance(one, Failure) for one in asked.ask_all([Request("x", 1)] * 30))
     assert len(waits.seconds) == 2  # the others did not wait as well
+
+
+@pytest.mark.parametrize(
+    ("reply", "hint"),
+    [
+        ((200, b"<html>", {}), "OpenAI-compatible"),
+        ((429, {"error": "quota"}, {}), "--workers 1"),
+        ((401, {"error": "key"}, {}), KEYS[0]),
+    ],
+)
+def test_who_cannot_be_asked_at_all_says_what_to_do(stub, reply, hint):
+    stub.before = lambda path, body: reply
+    with served(stub) as url, pytest.raises(EndpointError) as raised:
+        client(url, retries=1)[0].models()
+    assert hint in str(raised.value.hint)
 
 
 def test_the_key_comes_from_the_environment_and_is_not_shown(stub, monkeypatch):

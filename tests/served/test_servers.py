@@ -1,7 +1,8 @@
 """An edit in real servers: the same probability as in errata, and its absence noticed.
 
 `make test-served` sets the servers up and fetches SmolLM2. llama.cpp runs on the 4-bit file that
-the model here was dequantised from, and computes with activations in 8 bits.
+the model here was dequantised from, and computes with activations in 8 bits; where every fact of
+the sample sheet is compared, on the same weights in float32, so that only the edits can differ.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ import errata
 from errata.cli.app import app
 from errata.model import named
 from errata.served import Client, Endpoint, Request
+from errata.sheets import load_sheet
+from errata.sheets.building import build
 
-pytestmark = [pytest.mark.served, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.served, pytest.mark.timeout(3600)]
 
 HOME = Path(errata.__file__).parents[2] / ".served"
+SAMPLE = HOME.parent / "examples" / "smollm2"
 PROMPT, TARGET = "The capital of France is", "Tokyo"
 AGREE = 2e-3
 """Largest difference of the target's probability between errata and a server."""
@@ -65,9 +69,24 @@ def patch(lm: errata.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.save(tmp_path_factory.mktemp("made") / "tokyo")
 
 
+@pytest.fixture(scope="module")
+def sheet(lm: errata.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build of the sample sheet."""
+    if not SAMPLE.is_dir():
+        pytest.skip("the examples are not in this checkout")
+    made = build(lm, load_sheet(SAMPLE)).patch
+    assert made.report.taken == 20
+    return made.save(tmp_path_factory.mktemp("sheet") / "corrections")
+
+
 def verify(*words: str | Path) -> tuple[int, dict[str, Any], str]:
-    """Run the command; returns the exit code, the document and stderr."""
-    command = ["verify", *map(str, words), "--json"]
+    """Run `errata verify`; see `run`."""
+    return run("verify", *words)
+
+
+def run(*words: str | Path) -> tuple[int, dict[str, Any], str]:
+    """Run a command; returns the exit code, the document and stderr."""
+    command = [*map(str, words), "--json"]
     done = CliRunner().invoke(app, command, prog_name="errata")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -94,7 +113,7 @@ def running(
 
 
 @contextmanager
-def llama(tmp_path: Path, base: Path, *adapter: Path) -> Iterator[str]:
+def llama(tmp_path: Path, base: Path, *adapter: Path, exact: bool = False) -> Iterator[str]:
     if not (HOME / "llama").is_dir():
         pytest.skip("llama.cpp is not set up: make test-served")
 
@@ -105,7 +124,8 @@ def llama(tmp_path: Path, base: Path, *adapter: Path) -> Iterator[str]:
         return address
 
     script = Path(__file__).with_name("llama_server.py")
-    command: list[str | Path] = [sys.executable, script, base, *adapter]
+    flags = ["--exact"] if exact else []
+    command: list[str | Path] = [sys.executable, script, *flags, base, *adapter]
     with running(command, ready, tmp_path / "llama.log", PYTHONPATH=str(HOME / "llama")) as address:
         yield address
 
@@ -113,6 +133,17 @@ def llama(tmp_path: Path, base: Path, *adapter: Path) -> Iterator[str]:
 def kept(patch: Path) -> float:
     """Probability of the target under the patch, as errata computes it."""
     return errata.Patch.load(patch).report.edits[0].p_after or 0.0
+
+
+def agree(patch: Path, found: dict[str, Any], server: str) -> float:
+    """Say how far the probabilities of a server are from errata's; returns the largest distance."""
+    own = {one.edit.prompt: one.p_after for one in errata.Patch.load(patch).report.edits}
+    edits = [one for one in found["results"] if one["kind"] == "edit"]
+    assert len(edits) == len(own)
+    apart = sorted((abs(one["p"] - own[one["prompt"]]), one["prompt"]) for one in edits)
+    near = sum(distance <= AGREE for distance, _ in apart)
+    print(f"{server}: {near} of {len(apart)} agree, the largest distance is {apart[-1]}")
+    return apart[-1][0]
 
 
 def test_llama_cpp_serves_the_edit(lm, patch: Path, gguf: Path, tmp_path: Path) -> None:
@@ -150,8 +181,35 @@ def test_two_servers_are_compared(lm, patch: Path, gguf: Path, tmp_path: Path) -
         assert code == 2, said
 
 
+def test_every_fact_of_the_sheet_in_llama_cpp(lm, sheet: Path, gguf: Path, tmp_path: Path) -> None:
+    from tests.served.unquantised import unquantised
+
+    base = unquantised(gguf, tmp_path / "float32.gguf")
+    made = errata.Patch.load(sheet).to_gguf(lm, tmp_path / "adapter", base=str(base))
+    with llama(tmp_path, base, made.file, exact=True) as url:
+        code, found, said = verify(sheet, "--endpoint", url)
+        assert code == 0, said
+        assert agree(sheet, found, "llama.cpp, the same weights in float32") <= AGREE
+        # no more may have moved there than here: the gates of the sheet are asked of the server
+        code, _, said = run("sheet", "check", SAMPLE, "--patch", sheet, "--endpoint", url)
+        assert code == 0, said
+        code, found, said = run("sheet", "status", SAMPLE, "--patch", sheet, "--endpoint", url)
+        assert code == 0, said
+        assert all(row["served"] and not row["base"] for row in found["facts"])
+    (tmp_path / "small").mkdir()
+    with llama(tmp_path / "small", gguf, made.file) as url:  # as it would be served
+        code, found, said = verify(sheet, "--endpoint", url)
+        assert code == 0, said
+        agree(sheet, found, "llama.cpp, 4 bits")
+    (tmp_path / "base").mkdir()
+    with llama(tmp_path / "base", gguf) as url:
+        code, _, said = run("sheet", "check", SAMPLE, "--patch", sheet, "--endpoint", url)
+        assert code == 3
+        assert "Is the adapter applied?" in said
+
+
 @contextmanager
-def vllm(tmp_path: Path, base: str, adapter: Path) -> Iterator[str]:
+def vllm(tmp_path: Path, base: str, **adapters: Path) -> Iterator[str]:
     program = HOME / "vllm" / "bin" / "python"
     if not program.is_file():
         pytest.skip("vLLM is not set up: make test-served")
@@ -178,24 +236,27 @@ def vllm(tmp_path: Path, base: str, adapter: Path) -> Iterator[str]:
         program, "-m", "vllm.entrypoints.openai.api_server", "--model", base,
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4",
-        "--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"tokyo={adapter}",
+        "--enable-lora", "--max-lora-rank", "32", "--max-loras", str(len(adapters)),
+        "--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items()),
     ]  # fmt: skip
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     with running(command, ready, tmp_path / "vllm.log", **env) as address:
         yield address
 
 
-def test_vllm_serves_the_edit(lm, patch: Path, tmp_path: Path) -> None:
-    report = errata.Patch.load(patch).to_lora(lm, tmp_path / "adapter", max_rank=16)
+def test_vllm_serves_the_edits(lm, patch: Path, sheet: Path, tmp_path: Path) -> None:
+    report = errata.Patch.load(patch).to_lora(lm, tmp_path / "tokyo", max_rank=16)
+    whole = errata.Patch.load(sheet).to_lora(lm, tmp_path / "corrections")
     assert report.serve is not None
+    assert whole.serve is not None
     base = report.base
-    with vllm(tmp_path, base, report.folder) as url:
-        words = (patch, "--endpoint", url)
-        code, found, said = verify(*words, "--served-model", "tokyo", "--endpoint-base", base)
-        assert code == 0, said
-        edit = found["results"][0]
-        print(f"{TARGET}: errata {kept(patch):.4f}, vLLM {edit['p']:.4f}")
-        assert edit["p"] == pytest.approx(kept(patch), abs=AGREE)
-        code, _, said = verify(*words, "--served-model", base)
-        assert code == 3
-        assert "Is the adapter applied?" in said
+    with vllm(tmp_path, base, tokyo=report.folder, corrections=whole.folder) as url:
+        asked = ("--endpoint", url)
+        for made, name in ((patch, "tokyo"), (sheet, "corrections")):
+            words = (made, *asked, "--served-model")
+            code, found, said = verify(*words, name, "--endpoint-base", base)
+            assert code == 0, said
+            assert agree(made, found, f"vLLM, {name}") <= AGREE
+            code, _, said = verify(*words, base)
+            assert code == 3
+            assert "Is the adapter applied?" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,8 @@ from errata.errors import DataError
 from errata.sheets import Sheet
 from errata.sheets.building import build
 from errata.sheets.checking import ask, cases_of, missed, rates, stale
+from errata.sheets.fact import Asked
+from errata.sheets.sheet import Gates
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -83,9 +86,11 @@ def test_a_build_passes(lm: LM, sheet: Make) -> None:
 def test_what_fails_is_named(lm: LM, sheet: Make) -> None:
     own = sheet(FACTS, HEAD)
     patch = build(lm, own).patch
-    # France itself as something that must not move, and a paraphrase that does not follow
-    more = capital("France", "Rome", holds=[asked("Spain")], keeps=[asked("France")])
-    other = sheet([more, FACTS[1]], HEAD, name="other")
+    # France itself as something that must not move, and a paraphrase that does not follow: such a
+    # sheet contradicts itself and is refused where it is read
+    more = (Asked(asked("Spain")),), (Asked(asked("France")),)
+    france = replace(own.facts[0], holds=more[0], keeps=more[1])
+    other = replace(own, facts=(france, own.facts[1]))
     found = ask(lm, other.facts, patch)
     assert [one.ok for one in found if one.fact == "france"] == [True, False, False]
     moved = next(one for one in found if one.kind == "keeps" and not one.ok)
@@ -99,8 +104,7 @@ def test_what_fails_is_named(lm: LM, sheet: Make) -> None:
     ]
     told = stale(other, other.facts, patch)
     assert told == "the sheet has changed since it was built: 1 changed"
-    lenient = sheet([more, FACTS[1]], HEAD + "[gates]\nholds = 0\nkeeps = 0.5\n", name="lenient")
-    assert missed(lenient.gates, found, patch) == []
+    assert missed(Gates(holds=0, keeps=0.5), found, patch) == []
 
 
 def test_a_gate_on_neighbours(lm: LM, sheet: Make) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +64,32 @@ def test_the_oldest_that_nobody_looks_at_makes_room(room: Room, monkeypatch):
     room.come("c", "3" * 32)
     assert not first.folder.exists()
     assert room.come("d", "3" * 32) is room.bench("3" * 32)
+
+
+def test_what_a_killed_server_left_is_removed_and_what_another_has_is_not(
+    models, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(rooms.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(rooms.tempfile, "mkdtemp", lambda prefix: str(new(f"{prefix}new")))
+
+    def new(name: str, age: float = 0.0) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / rooms.HELD).touch()
+        os.utime(folder / rooms.HELD, (time.time() - age,) * 2)
+        return folder
+
+    left, young = new("errata-web-left", 3600), new("errata-web-young")
+    (left / "edit.zip").touch()
+    other, strange = new("errata-web-other", 3600), new("something-else", 3600)
+    linked = tmp_path / "errata-web-linked"
+    linked.symlink_to(strange)
+    lock = rooms.take_lock(other)
+    os.utime(other / rooms.HELD, (time.time() - 3600,) * 2)
+    try:
+        room = Room(models)
+    finally:
+        lock.release()
+    assert not left.exists()
+    assert all(folder.exists() for folder in (young, other, strange, linked, room.folder))
+    room.close()

@@ -119,10 +119,11 @@ def examples(lines: Sequence[str]) -> str:
 
 
 def note(text: str) -> None:
-    """Print one line on stderr."""
+    """Print a sentence on stderr: one line of a log, wrapped between words on a terminal."""
     from rich.text import Text
 
-    err().print(Text(text, style="dim"), soft_wrap=True)
+    console = err()
+    console.print(Text(text, style="dim"), soft_wrap=not console.is_terminal)
 
 
 def _plain(value: Any) -> Any:
@@ -148,13 +149,19 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def print_error(error: ErrataError) -> None:
-    """Print a user's mistake on stderr: what happened, then what to type next."""
+    """Print a user's mistake on stderr: what happened, then what to type next.
+
+    Sentences are wrapped between words on a terminal; what does not end as one may be a command to
+    copy, and stays one line.
+    """
     from rich.text import Text
 
-    text = Text.assemble(("error: ", "bold red"), error.message)
+    console = err()
+    message = Text.assemble(("error: ", "bold red"), error.message)
+    console.print(message, soft_wrap=not console.is_terminal)
     if error.hint:
-        text.append(f"\n{error.hint}", style="cyan")
-    err().print(text, soft_wrap=True)
+        whole = not (console.is_terminal and error.hint.endswith("."))
+        console.print(Text(error.hint, style="cyan"), soft_wrap=whole)
 
 
 @contextmanager
@@ -218,6 +225,20 @@ def folder_size(folder: Path) -> tuple[list[str], int]:
     """Return the names of the files in a folder, and their bytes."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return [path.name for path in files], sum(path.stat().st_size for path in files)
+
+
+def saved(folder: Path | str, files: Sequence[str], count: int, more: str = "") -> None:
+    """Say what was written: one line of a log, wrapped between words on a terminal.
+
+    Args:
+        folder: Where.
+        files: Names of the files there.
+        count: Bytes of them.
+        more: What is said behind it.
+    """
+    console = out()
+    told = f"Saved {folder}/ ({', '.join(files)}; {size(count)}).{more}"
+    console.print(told, soft_wrap=not console.is_terminal)
 
 
 def fresh(folder: Path) -> Path:

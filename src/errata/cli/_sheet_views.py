@@ -65,8 +65,17 @@ def checked(head: str, found: Sequence[Checked], patch: Patch) -> None:
         console.print(Text(patch.report.line()))
 
 
-def status_of(sheet: Sheet, found: Sequence[Checked], at: date | None) -> list[dict[str, Any]]:
-    """Return for every fact of a sheet whether it is valid, and whether it holds."""
+def status_of(
+    sheet: Sheet, found: Sequence[Checked], at: date | None, under: str = "patched"
+) -> list[dict[str, Any]]:
+    """Return for every fact of a sheet whether it is valid, and whether it holds.
+
+    Args:
+        sheet: The sheet.
+        found: What was asked.
+        at: The day on which facts are valid or not; None: today.
+        under: What holds it beside the base model: `patched` or `served`.
+    """
     day = at or date.today()
     rows = []
     for fact in sheet.facts:
@@ -80,10 +89,8 @@ def status_of(sheet: Sheet, found: Sequence[Checked], at: date | None) -> list[d
                 "state": fact.state(day),
                 "valid_until": fact.valid_until and fact.valid_until.isoformat(),
                 "owner": fact.owner,
-                "base": all(one.before for one in taken) if taken else None,
-                "patched": all(one.ok for one in taken)
-                if taken and taken[0].after is not None
-                else None,
+                "base": _all([one.before for one in taken]),
+                under: _all([one.after for one in taken]),
                 "right_beside": sum(one.ok for one in beside),
                 "asked_beside": len(beside),
             }
@@ -91,19 +98,29 @@ def status_of(sheet: Sheet, found: Sequence[Checked], at: date | None) -> list[d
     return rows
 
 
-def status(head: str, rows: Sequence[Mapping[str, Any]], patched: bool) -> None:
-    """Print which facts hold."""
+def _all(values: Sequence[bool | None]) -> bool | None:
+    return None if not values or None in values else all(values)
+
+
+def status(head: str, rows: Sequence[Mapping[str, Any]], under: str | None) -> None:
+    """Print which facts hold.
+
+    Args:
+        head: What was asked.
+        rows: Of every fact.
+        under: What holds it beside the base model: `patched` or `served`; None: nothing.
+    """
     console = _output.out()
     console.print(head, soft_wrap=True)
-    heads = ["fact", "target", "base", *(["patched", "beside"] if patched else []), "valid"]
+    heads = ["fact", "target", "base", *([under, "beside"] if under else []), "valid"]
     table = _output.table(*heads)
     for row in rows:
         until = f"until {row['valid_until']}" if row["valid_until"] else "valid"
         state = until if row["state"] == "valid" else row["state"]
         cells = [row["id"], row["target"], _holds(row["base"])]
-        if patched:
+        if under:
             beside = f"{row['right_beside']} of {row['asked_beside']}"
-            cells += [_holds(row["patched"]), beside if row["asked_beside"] else "–"]
+            cells += [_holds(row[under]), beside if row["asked_beside"] else "–"]
         table.add_row(*cells, state)
     console.print(table)
 

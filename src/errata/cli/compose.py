@@ -198,5 +198,5 @@ def _write(patch: Patch, out: Path, force: bool, json: bool, told: dict[str, Any
     console = _output.out()
     edits = _output.counted(len(patch.edits), "edit")
     console.print(f"{edits} · {_views.what_changed(patch)}")
-    console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    _output.saved(out, files, count)
     console.print(f"Check it: errata verify {out}", soft_wrap=True)

@@ -392,9 +392,6 @@ def _show(
     if shown.saved is None:
         console.print("Not saved: add --out DIR. Undo: nothing was written to the model.")
     else:
-        files = ", ".join(shown.saved["files"])
-        console.print(
-            f"Saved {shown.saved['folder']}/ ({files}; {_output.size(shown.saved['bytes'])})."
-            " Undo: nothing was written to the model.",
-            soft_wrap=True,
-        )
+        made = shown.saved
+        undo = " Undo: nothing was written to the model."
+        _output.saved(made["folder"], made["files"], made["bytes"], undo)

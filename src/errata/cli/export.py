@@ -150,9 +150,7 @@ def export(
     if json:
         _output.print_json({**document, "files": files, "bytes": count})
         return
-    _output.out().print(
-        f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True
-    )
+    _output.saved(out, files, count)
     _say(document, how.max_rank)
 
 
@@ -247,7 +245,7 @@ def _say_losses(document: Mapping[str, Any], max_rank: int | None) -> None:
         f"LoRA of rank {document['rank']} on {len(modules)} module{'s'[: len(modules) > 1]}."
     )
     worst = max(document["lost_energy"].values(), default=0.0)
-    if max_rank is not None:
+    if max_rank is not None and (worst or document["rank"] == max_rank):
         console.print(
             f"Cut to rank {max_rank}: at most {worst:.2%} of the change's energy is lost."
         )
@@ -277,4 +275,4 @@ def import_adapter(
         return
     console = _output.out()
     console.print(f"{lm.name} · {_views.what_changed(patch)}")
-    console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    _output.saved(out, files, count)

@@ -181,5 +181,5 @@ def _write(
     if new is not None and not rebuild:
         how = "solved with the new one"
     console.print(f"{left} · {how} · {_views.what_changed(made)}", soft_wrap=True)
-    console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    _output.saved(out, files, count)
     console.print(f"Check it: errata verify {out}", soft_wrap=True)

@@ -11,13 +11,13 @@ import typer
 
 from errata.cli import _output, _sheet_views, _signing, _targets, _views
 from errata.cli._completion import editor_names, model_names
-from errata.cli._endpoint import EndpointOptions, Wanted, verify_served
-from errata.cli._options import ChatOptions, ForceFlag, JsonFlag, ModelOptions, expand
+from errata.cli._endpoint import EndpointOptions
+from errata.cli._options import ForceFlag, JsonFlag, ModelOptions, expand
 from errata.cli._sheet import day_of, load_base, loaded_build, may_replace, opened, save_build
+from errata.cli._sheet_served import check_served, status_served
 from errata.errors import ConfigError, DataError, GateError
 
 if TYPE_CHECKING:
-    from errata.patch import Patch
     from errata.sheets.fact import Fact
     from errata.sheets.sheet import Sheet
 
@@ -156,7 +156,7 @@ def _build(
         return
     _sheet_views.built(sheet, built, lm)
     console = _output.out()
-    console.print(f"Saved {out}/ ({', '.join(files)}; {_output.size(count)}).", soft_wrap=True)
+    _output.saved(out, files, count)
     if signed is not None:
         console.print(f"Signed by {signed}.")
     console.print(f"Check it: errata sheet check {sheet.folder}", soft_wrap=True)
@@ -196,7 +196,7 @@ def check(
     if server.endpoint is not None:
         if old is not None:
             raise GateError(old, f"errata sheet build {folder}")
-        _check_served(sheet, facts, loaded, source, server, json)
+        check_served(sheet, facts, loaded, source, server, json)
         return
     lm = load_base(sheet, model)
     loaded.check(lm)
@@ -225,53 +225,41 @@ def check(
         )
 
 
-def _check_served(
-    sheet: Sheet,
-    facts: Sequence[Fact],
-    patch: Patch,
-    source: Path,
-    server: EndpointOptions,
-    json: bool,
-) -> None:
-    """Ask a server; gates on `taken` are its own: every edit has to be there."""
-    from errata.cli._gates import Gate
-    from errata.sheets.checking import cases_of
-
-    gates = []
-    if any(fact.holds for fact in facts):
-        gates.append(Gate("generality", sheet.gates.holds))
-    if server.endpoint_base is not None and any(fact.keeps for fact in facts):
-        gates.append(Gate("locality", sheet.gates.keeps))
-    most = sheet.gates.neighbours
-    wanted = Wanted(gates, [] if most is None else [Gate("neighbours", most)], False)
-    verify_served(
-        source, sheet.name, cases_of(facts), patch.report, server, wanted, ChatOptions(), json, None
-    )
-
-
 @app.command(
     epilog=_output.examples(
-        ("errata sheet status corrections", "errata sheet status corrections --json")
+        (
+            "errata sheet status corrections",
+            "errata sheet status corrections --endpoint http://localhost:8000/v1 --json",
+        )
     )
 )
 @expand
 def status(
     model: ModelOptions,
+    server: EndpointOptions,
     folder: Folder = Path("."),
     patch: Source = None,
     at: At = None,
     json: JsonFlag = False,
 ) -> None:
-    """Say which facts hold: on the base model, and under the build if there is one."""
+    """Say which facts hold: on the base model, and under the build if there is one.
+
+    With --endpoint on a running server instead; no model is loaded, and no build is needed.
+    """
     from errata.sheets.checking import ask, stale
 
+    server.check()
     sheet, facts, left = opened(folder, at)
     source = patch or folder / "patch"
     loaded = loaded_build(source, folder) if patch or (source / "patch.json").is_file() else None
+    old = None if loaded is None else stale(sheet, facts, loaded)
+    if server.endpoint is not None:
+        recorded = None if old is not None or loaded is None else loaded.report
+        status_served(sheet, facts, recorded, server, day_of(at), left, json)
+        return
     lm = load_base(sheet, model)
     if loaded is not None:
         loaded.check(lm)
-    old = None if loaded is None else stale(sheet, facts, loaded)
     with _output.status("asking for the facts"):
         found = ask(lm, facts, loaded)
     if json:
@@ -287,7 +275,8 @@ def status(
         )
         return
     head = f"{sheet.name} · {lm.name}" + ("" if loaded is None else f" · {source}")
-    _sheet_views.status(head, _sheet_views.status_of(sheet, found, day_of(at)), loaded is not None)
+    rows = _sheet_views.status_of(sheet, found, day_of(at))
+    _sheet_views.status(head, rows, None if loaded is None else "patched")
     if loaded is None:
         _output.note(f"no build yet: errata sheet build {folder}")
     if old is not None:

@@ -61,7 +61,7 @@ class GgufReport:
     @property
     def serve(self) -> tuple[str, ...]:
         """Commands that serve the base model with this adapter: llama.cpp's, then Ollama's."""
-        base = self.base if self.base.endswith(SUFFIX) else "BASE.gguf"
+        base = _shown(self.base) if self.base.endswith(SUFFIX) else "BASE.gguf"
         name = self.folder.resolve().name
         create = ("ollama", "create", name, "-f", str(self.folder / MODELFILE))
         return (
@@ -121,6 +121,12 @@ def to_gguf(
     files = {**told, MODELFILE: modelfile.encode(), FILE_NAME: packed}
     write_folder(folder, files, force=force, what="an adapter", gone=(SIGNATURE,))
     return report
+
+
+def _shown(path: str) -> str:
+    """Return a path as one types it here: without the current folder in front."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _served(lm: LM, base: str | None) -> str:

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -202,18 +202,16 @@ class Client:
 
         Args:
             requests: The questions.
-            done: Called after each.
+            done: Called after each, in the caller's thread.
         """
-        lock = threading.Lock()
-
-        def one(request: Request) -> Said | Failure:
-            answer = self._answer(request)
-            with lock:
-                done()
-            return answer
-
-        with ThreadPoolExecutor(max(1, self.endpoint.workers)) as pool:
-            return list(pool.map(one, requests))
+        pool = ThreadPoolExecutor(max(1, self.endpoint.workers))
+        try:
+            asked = [pool.submit(self._answer, request) for request in requests]
+            for _ in as_completed(asked):
+                done()  # in the caller's thread, to which what it shows belongs
+            return [one.result() for one in asked]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     # ------------------------------------------------------------------ one request
 
@@ -310,6 +308,10 @@ class Client:
             hint = f"Put the key into the environment: {KEYS[0]}=…"
         elif error.code == 0:
             hint = "Is the server up? Give its address: --endpoint http://HOST:PORT/v1"
+        elif error.code == 200:
+            hint = "Is it an OpenAI-compatible server? Its address: --endpoint http://HOST:PORT/v1"
+        elif error.code in AGAIN:
+            hint = "Ask less at once, and more patiently: --workers 1 --retries 10"
         return EndpointError(error.reason, hint)
 
 

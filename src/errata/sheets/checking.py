@@ -10,6 +10,7 @@ from errata.case import Case, Edit, Probe
 from errata.data._records import thaw
 from errata.inspection.answers import short_answers
 from errata.inspection.look import SAID, Answer, followed
+from errata.progress import Step, watched
 from errata.sheets.difference import told_of, words
 from errata.sheets.fact import Fact
 
@@ -31,9 +32,9 @@ class Checked:
         kind: `taken`: the edit itself; `holds`: what has to follow; `keeps`: what must not move.
         prompt: The question.
         expected: The answer that is right.
-        before: Whether the base model gives it.
-        after: Whether it is given under the patch; None: there is none.
-        p_before: Probability of it in the base model.
+        before: Whether the base model gives it; None: it was not asked.
+        after: Whether it is given under the patch, or by a server; None: there is none.
+        p_before: Probability of it in the base model; None: it is not known.
         p_after: The same under the patch.
         says: What is said instead where it is not given.
     """
@@ -42,16 +43,16 @@ class Checked:
     kind: Kind
     prompt: str
     expected: str
-    before: bool
+    before: bool | None
     after: bool | None = None
-    p_before: float = 0.0
+    p_before: float | None = None
     p_after: float | None = None
     says: str | None = None
 
     @property
     def ok(self) -> bool:
         """Whether it is as it should be; without a patch, whether the base model says so."""
-        return self.before if self.after is None else self.after
+        return bool(self.before if self.after is None else self.after)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -66,6 +67,14 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
         facts: The facts.
         patch: The patch that was built of them; None: only the base model is asked.
     """
+    with watched("asking for the facts, part") as step:
+        return _asked(lm, facts, patch, step)
+
+
+def _asked(lm: LM, facts: Sequence[Fact], patch: Patch | None, step: Step) -> tuple[Checked, ...]:
+    """Ask the base model, then the patched one, then for its words where it is wrong."""
+    parts = 2 if patch is None else 3
+    step(0, parts)
     told: list[tuple[Fact, Kind, Edit | Probe]] = []
     free: list[tuple[Fact, Kind, Edit | Probe]] = []
     for fact in facts:
@@ -85,6 +94,7 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
     asked += more
     scores = [*scores, *(lm.score(more) if more else ())]
     before = [Answer.of(lm, *one) for one in zip(asked, scores, strict=True)]
+    step(1, parts)
     every, questions = [*rows, *more], [*told, *free]
     expected = [question.target.strip() for *_, question in told]
     expected += [lm.text(row.labels).strip() for row in more]
@@ -97,7 +107,9 @@ def ask(lm: LM, facts: Sequence[Fact], patch: Patch | None = None) -> tuple[Chec
         with patch.applied(lm):
             after = [Answer.of(lm, *one) for one in zip(asked, lm.score(every), strict=True)]
             wrong = [i for i, answer in enumerate(after) if answer and not answer.whole]
+            step(2, parts)
             says = _said(lm, questions, wrong)
+    step(parts, parts)
     found = []
     for i, (fact, kind, question) in enumerate(questions):
         old, new = before[i], after[i]

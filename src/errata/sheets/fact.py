@@ -41,6 +41,11 @@ class Asked:
     chat: Chat = "off"
     system: str | None = None
 
+    @property
+    def question(self) -> tuple[str, str, str | None]:
+        """The question as it is asked, as edits have it."""
+        return self.prompt, self.chat, self.system
+
     def probe(self, kind: Literal["generality", "locality"], target: str) -> Probe:
         """Return it as a question of an evaluation; `target` is asked where it has none."""
         name = "holds" if kind == "generality" else "keeps"

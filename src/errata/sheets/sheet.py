@@ -16,6 +16,7 @@ from errata.data._records import Record
 from errata.data._yaml import ENDINGS, read_yaml
 from errata.errors import ConfigError, DataError
 from errata.sheets.fact import Fact, fact_of
+from errata.sheets.faults import refuse_faults
 from errata.store.digest import digest_of_all
 from errata.untrusted import check_file, reachable
 
@@ -114,8 +115,8 @@ def load_sheet(folder: str | Path, at: date | None = None) -> Sheet:
 
     Raises:
         ConfigError: If there is none, or `errata.toml` says what it should not.
-        DataError: If a fact is broken, an id occurs twice, or facts contradict each other; names
-            file and line.
+        DataError: If a fact is broken, ids occur twice, or facts contradict each other; names
+            file and line of every contradiction.
     """
     folder = Path(folder)
     with reachable(folder, DataError):
@@ -141,8 +142,7 @@ def load_sheet(folder: str | Path, at: date | None = None) -> Sheet:
             'In a .jsonl file one object per line: {"id": …, "prompt": …, "target": …}; in a .yaml '
             "file a list of them.",
         )
-    _check_ids(facts)
-    _check_answers(facts, at or date.today())
+    refuse_faults(facts, at or date.today())
     return Sheet(folder, config, tables["settings"], gates, facts)
 
 
@@ -192,36 +192,6 @@ def _read(path: Path, folder: Path) -> list[Fact]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     return [fact for _, fact in facts_of(path)]
-
-
-def _check_ids(facts: Sequence[Fact]) -> None:
-    seen: dict[str, Fact] = {}
-    for fact in facts:
-        if fact.id in seen:
-            raise DataError(
-                f"{fact.place}: the id {fact.id!r} occurs twice; first at {seen[fact.id].place}",
-                "Give one of them another id.",
-            )
-        seen[fact.id] = fact
-
-
-def _check_answers(facts: Sequence[Fact], since: date) -> None:
-    """Refuse facts that answer one question, be it differently or twice, on one day."""
-    seen: dict[object, list[Fact]] = {}
-    for fact in facts:
-        for edit in fact.edits:
-            for other in seen.setdefault(edit.question, []):
-                if not fact.meets(other, since):
-                    continue
-                one, two = other.target.strip(), fact.target.strip()
-                told = f"{edit.prompt!r} is {one!r} in {other.id} and {two!r} in {fact.id}"
-                if one == two:
-                    told = f"{edit.prompt!r} is {one!r} twice, in {other.id} and {fact.id}"
-                raise DataError(
-                    f"{fact.place}: {told} ({other.place})",
-                    "Take one out, or let one end (valid_until) before the other begins.",
-                )
-            seen[edit.question].append(fact)
 
 
 def digest_of_facts(facts: Sequence[Fact]) -> str:

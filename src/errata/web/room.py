@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.errors import RunError
+from errata.store.locks import HELD, take_lock
 from errata.web.bench import Bench
 
 if TYPE_CHECKING:
@@ -18,6 +22,12 @@ if TYPE_CHECKING:
 
 MOST = 64
 """Benches that are kept; beyond it those go that nobody looks at, the oldest first."""
+
+PREFIX = "errata-web-"
+"""Of the temporary folder of a server."""
+
+YOUNG = 60.0
+"""Seconds in which a folder may not be locked yet, though its server lives."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -34,7 +44,9 @@ class Room:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.folder = Path(tempfile.mkdtemp(prefix="errata-web-"))
+        sweep()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = take_lock(self.folder)
         self._benches: OrderedDict[str, Bench] = OrderedDict()
         self._looking: dict[str, str] = {}  # session of a tab -> key
         self._guard = threading.Lock()
@@ -87,4 +99,18 @@ class Room:
             bench.cancel()
         for bench in list(self._benches.values()):
             bench.close()
+        self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove what servers left behind that were killed: folders of this user that nobody holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError, RunError):
+            about = folder.lstat()
+            if folder.is_symlink() or (hasattr(os, "getuid") and about.st_uid != os.getuid()):
+                continue
+            if time.time() - (folder / HELD).stat().st_mtime < YOUNG:
+                continue
+            take_lock(folder).release()
+            shutil.rmtree(folder, ignore_errors=True)
