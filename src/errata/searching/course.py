@@ -213,7 +213,7 @@ class Course:
             self.seconds, self.store.times[PREPARING], len(self.deal.search), len(self.deal.held)
         )
 
-    def _gather(self, seed: int, pace: float) -> tuple[list[dict[str, Any]], tuple[Trial, ...]]:
+    def _gather(self, seed: int, pace: float) -> tuple[list[dict[str, Any]], budget.Plan]:
         """Return as many candidates as there is time for at the pace seen, and held-out facts.
 
         They are measured on the first facts as they come, for the first trial of all may be slow.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 ADDED = "rome, memit, pmet, ft, lora and their relatives write weights, which add up."
 
 
