@@ -34,7 +34,7 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
-    from tests.robustness import faults, fuzz, record
+    from tests.robustness import fuzz, record
     from tests.robustness.materials import Materials
 
     begun = time.monotonic()
@@ -47,11 +47,11 @@ def main() -> int:
                 return fuzz.again(made, asked.only)
             inputs = _inputs(made, asked)
         killed = _kills(made, asked)
-        tried = {} if asked.no_faults else faults.campaign(made, say, tuple(asked.fault))
+        tried = _faults(made, asked)
     lost = [
         *inputs.pop("lost"),
         *killed.pop("lost"),
-        *(name for name, ok in tried.items() if not ok),
+        *(name for name, what in tried.items() if what == "not survived"),
     ]
     print(f"{sum(inputs['ended'].values()):,} broken inputs: {inputs}")
     print(f"{sum(killed['commands'].values()):,} kills: {killed}")
@@ -119,6 +119,21 @@ def _kills(made: Any, asked: Any) -> dict[str, Any]:
         commands[line["name"]] = commands.get(line["name"], 0) + hits
     at = {how: sum(line.get(how, 0) for line in there) for how in ("moment", "operation")}
     return {"commands": commands, "at": at, "lost": record.faults(numbers)}
+
+
+def _faults(made: Any, asked: Any) -> dict[str, str]:
+    """Make the faults of the system that were asked for; return what came of all so far."""
+    from tests.robustness import faults
+
+    record = _lines(asked, "faults")
+
+    def told(number: int, name: str, outcome: str) -> None:
+        record.add(number, name=name, outcome=outcome)
+        say(f"{name}: {outcome}")
+
+    if not asked.no_faults:
+        faults.campaign(made, told, tuple(asked.fault))
+    return {line["name"]: line["outcome"] for _, line in sorted(record.lines.items())}
 
 
 def say(text: str) -> None:

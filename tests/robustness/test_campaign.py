@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.robustness import faults, fuzz, kills, web_kill
+from tests.robustness import batches, faults, fuzz, kills, web_kill
 from tests.robustness.materials import Materials
 
 SAMPLE = 60
@@ -33,10 +33,9 @@ def test_a_sample_of_broken_inputs(made: Materials) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # it starts a process per kill, which a busy machine does slowly
+@pytest.mark.timeout(1200)  # it starts processes, which a busy machine does slowly
 def test_a_sample_of_kills(made: Materials) -> None:
-    found = kills.campaign(made, 1, seed=4, told=print, only=("edit --force",))
-    assert not found.faults
+    assert not kills.campaign(made, range(2), 4, print, ("edit --force",)).faults
 
 
 def test_a_limit_on_files_costs_nothing(made: Materials, tmp_path: Path) -> None:
@@ -55,6 +54,12 @@ def test_a_page_that_is_killed_in_the_middle_starts_again(made: Materials, tmp_p
 @pytest.mark.timeout(7200)
 @pytest.mark.filterwarnings("ignore")
 def test_the_campaign(made: Materials) -> None:
-    assert not fuzz.fuzz(made, 10_000, seed=0, told=print).faults
-    assert not kills.campaign(made, 100, seed=0, told=print).faults
-    assert all(faults.campaign(made, print).values())
+    lost = []
+
+    def told(tried: fuzz.Tried, again: tuple[str, ...]) -> None:
+        lost.extend([tried] * (tried.fault is not None))
+
+    batches.campaign(made, range(10_000), 0, told)
+    assert not lost
+    assert not kills.campaign(made, range(119), 0, print).faults
+    assert faults.campaign(made, print)

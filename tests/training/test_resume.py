@@ -220,6 +220,33 @@ def test_checkpoint_of_another_model_or_other_layers(tmp_path: Path, whole: Path
         run(out, small("ibke", layers=(2,)), steps=1, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seconds", "1e9999"),
+        ("seconds", "true"),
+        ("step", "-1"),
+        ("best_step", "1.5"),
+        ("best", "[]"),
+    ],
+)
+def test_a_checkpoint_whose_progress_is_no_number_of_its_kind(
+    tmp_path: Path, whole: Path, name: str, value: str
+) -> None:
+    """One changed byte makes infinity of seconds, which no summary can hold."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(whole / checkpoint.FILE, "pt") as handle:
+        about = json.loads(handle.metadata()["about"])
+    about["progress"][name] = "@"
+    text = json.dumps(about).replace('"@"', value)
+    tensors = load_file(whole / checkpoint.FILE)
+    save_file(tensors, tmp_path / checkpoint.FILE, metadata={"about": text})
+    with pytest.raises(RunError, match="is damaged"):
+        checkpoint.read_facts(tmp_path)
+
+
 def test_damaged_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, steps=1)

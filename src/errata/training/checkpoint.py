@@ -134,12 +134,21 @@ def _about(path: Path) -> dict[str, Any]:
     try:
         check_file(path, within=path.parent)
         with safe_open(path, "pt") as handle:
-            about = parse((handle.metadata() or {})["about"])
-        if not all(isinstance(about[key], dict) for key in ("facts", "progress")):
+            about = parse((handle.metadata() or {})["about"], finite=True)
+        if not isinstance(about["facts"], dict) or not _is_progress(about["progress"]):
             raise ValueError("it does not say how far the run has come")
         return about
     except (TypeError, SafetensorError, KeyError, ValueError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}", "Start anew: --force") from None
+
+
+def _is_progress(found: Any) -> bool:
+    """Whether a document holds the fields of `Progress`, each a number of its kind."""
+    if not isinstance(found, dict) or found.keys() != asdict(Progress()).keys():
+        return False
+    counts = all(type(found[name]) is int and found[name] >= 0 for name in ("step", "best_step"))
+    numbers = (found["seconds"], 0.0 if found["best"] is None else found["best"])
+    return counts and all(type(number) in (int, float) for number in numbers)
 
 
 def _same(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
