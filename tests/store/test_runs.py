@@ -186,3 +186,21 @@ def test_values_json_cannot_hold_are_refused(tmp_path):
 def test_environment_is_json(tmp_path):
     text = json.dumps(environment())
     assert "errata" in text
+
+
+@pytest.mark.parametrize("name", ["config.json", "env.json", "summary.json"])
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_a_number_that_no_run_writes_is_damage(tmp_path, name, number):
+    """It would be read, and then be in the way of writing the file again."""
+    with RunFolder.create(tmp_path / "run", CONFIG) as run:
+        run.append([{"id": "a"}])
+    (tmp_path / "run" / name).write_text(f'{{"seconds": {number}}}')
+
+    def read() -> object:
+        if name == "summary.json":
+            return load_run(tmp_path / "run")
+        return RunFolder.create(tmp_path / "run", CONFIG, resume=True)
+
+    with pytest.raises(RunError, match=f"{name}.*finite") as error:
+        read()
+    assert "--force" in str(error.value.hint)

@@ -305,7 +305,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return read_object(path, within=path.parent)
+        return read_object(path, within=path.parent, finite=True)  # as it is written
     except (OSError, ValueError) as error:
         raise RunError(
             f"{path} cannot be read: {error}", "Start the run again with --force."
