@@ -24,6 +24,7 @@ from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError
 from errata.locate.memory import KeyMemory
+from errata.locate.stream import added_as_it_is
 from errata.locate.values import Adaptive, Values, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import Place
@@ -39,6 +40,10 @@ Factors = tuple[Float[Tensor, "u d"], Float[Tensor, "u f"]]
 
 MOST_LAYERS = 5
 """Blocks that the published tables edit, as a rule."""
+
+
+EARLY = 0.06
+"""Where one block is edited, as a share of the depth, on models that norm the FFN's output."""
 
 
 class JointConfig(LocateConfig):
@@ -57,6 +62,12 @@ class JointConfig(LocateConfig):
         "too, and chat alone stands for the default with +chat",
     )
     clamp: float = Field(default=0.75, gt=0, description="Largest ||delta|| relative to ||v0||")
+    value_at: Literal["block", "ffn"] = Field(
+        default="block",
+        description="Where values are found and missed: block, behind the block, as published; "
+        "ffn, behind the edited matrix, for models that change its output before they add it "
+        "(Gemma 2 and 3: a norm). PMET has places of its own",
+    )
     conflicts: Literal["refuse", "keep"] = Field(
         default="refuse",
         description="Edits of one batch with equal prompts and different targets; keep: they are "
@@ -90,7 +101,7 @@ class JointEditor(LocateEditor):
 
     Attributes:
         rule: How the residual is spread over the blocks.
-        places: Where the value is found; the first is where the residual is read.
+        places: Where the value is found, as published; the first is where the residual is read.
     """
 
     mean: ClassVar[Mean] = "two_level"
@@ -101,9 +112,25 @@ class JointEditor(LocateEditor):
     # ------------------------------------------------------------------ what a method states
 
     @property
+    def found_at(self) -> tuple[Place, ...]:
+        """Where values are found with these settings."""
+        return (
+            ("ffn",) if self.places == ("block",) and self.config.value_at == "ffn" else self.places
+        )
+
+    @property
     def value_place(self) -> Place:
         """Where the value that an update aims at is found."""
-        return self.places[0]
+        return self.found_at[0]
+
+    def rule_by_shape(self, lm: LM) -> tuple[str, Mapping[str, object]]:
+        """Return one early block, and values behind its matrix, where its output is changed."""
+        if self.places != ("block",) or added_as_it_is(lm):
+            return "", {}
+        layer = round(EARLY * lm.n_layers)
+        return "rule for models that norm or scale the FFN's output", {
+            "value_at": "ffn", "layers": (layer,),
+        }  # fmt: skip
 
     @abstractmethod
     def factors(self, lm: LM, write: Write) -> Factors:
@@ -130,7 +157,7 @@ class JointEditor(LocateEditor):
     ) -> Values:
         """Find the values of edits at one block; arguments as `optimise_values` takes them."""
         return optimise_values(
-            lm, edits, contexts, layer, self.config, places=self.places, savings=self.config,
+            lm, edits, contexts, layer, self.config, places=self.found_at, savings=self.config,
             patches=patches, adaptive=self.adaptive, held=held,
         )  # fmt: skip
 
@@ -184,7 +211,7 @@ class JointEditor(LocateEditor):
     ) -> list[Patch]:
         """Find the wanted values of all groups, then solve block after block."""
         at = self.prepared(lm)
-        run = JointReads(lm, groups, at.contexts, self.mean, self.places, before)
+        run = JointReads(lm, groups, at.contexts, self.mean, self.found_at, before)
         memories = [self._recalled(patch, at.layers) for patch in before]
         changes: list[list[Change]] = [[] for _ in groups]
 
@@ -235,7 +262,7 @@ class JointEditor(LocateEditor):
         """
         self.prepare(lm)
         at = self.prepared(lm)
-        run = JointReads(lm, [edits], at.contexts, self.mean, self.places, [Patch()])
+        run = JointReads(lm, [edits], at.contexts, self.mean, self.found_at, [Patch()])
         run.known = None  # nothing is written, and blocks come in any order
         found = {}
         for layer in at.layers:

@@ -89,9 +89,12 @@ class Memit(JointEditor):
 
     def rule_by_shape(self, lm: LM) -> tuple[str, Mapping[str, object]]:
         """Return a greater strength for small models, on which the published one hardly writes."""
-        if self.small and lm.site(0, "attn_out").d_out < NARROW:
-            return f"rule for models narrower than {NARROW:,}", self.small
-        return "", {}
+        origin, settings = super().rule_by_shape(lm)
+        if not self.small or lm.site(0, "attn_out").d_out >= NARROW:
+            return origin, settings
+        if settings:  # one block has to do what five do elsewhere, and does
+            return origin, {**self.small, "mom2_weight": 10_000.0, **settings}
+        return f"rule for models narrower than {NARROW:,}", self.small
 
     @property
     def remembers(self) -> bool:
