@@ -148,6 +148,16 @@ def test_who_leads_by_luck_is_found_out(
     assert found.settings["clamp"] in (3.0, 4.0)
 
 
+def test_what_the_rule_of_thumb_says_is_kept_with_what_was_found(
+    pocket: LM, stand: Callable[..., Stand], weak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor that takes what was found does not ask the rule of thumb any more."""
+    stand(planted)
+    monkeypatch.setattr(searching, "base_of", lambda *given: {"value_at": "ffn"})
+    found = errata.tune(pocket, "memit", minutes=10)
+    assert (found.settings["value_at"], found.rule["value_at"]) == ("ffn", "ffn")
+
+
 def test_what_was_found_is_taken_from_then_on(
     pocket: LM, stand: Callable[..., Stand], weak: None
 ) -> None:

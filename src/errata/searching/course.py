@@ -343,6 +343,7 @@ class Course:
     def _made_whole(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         editor: Any = self.editor(settings)
         names = {name for _, options in self.space.dimensions for o in options for name in o}
+        names |= self.base.keys()  # what was found stands in the place of the rule of thumb
         values = {name: getattr(editor.config, name) for name in sorted(names)}
         blocks = tuple(editor.edited_layers(self.lm))
         if "layers" in values:
