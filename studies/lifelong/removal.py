@@ -87,7 +87,7 @@ def take_back(
     asked = list(range(0, len(edits), every))
     shown = [edits[i] for i in asked]
     before = _asked(lm, whole, shown, folder / name / "with.json")
-    place, unedited = _first_that_learned(lm, shown, before)
+    place, unedited = _learned(lm, shown, before)
     number = asked[place]
     rest = [edit for i, edit in enumerate(edits) if i != number]
     found: dict[str, Any] = {"edits": len(edits), "number": number + 1, "settings": form.settings,
@@ -114,20 +114,18 @@ def take_back(
     }
 
 
-def _first_that_learned(
-    lm: LM, edits: Sequence[Edit], scores: Sequence[float]
-) -> tuple[int, float]:
+def _learned(lm: LM, edits: Sequence[Edit], scores: Sequence[float]) -> tuple[int, float]:
     """Return the first edit that a patch makes right and the model does not, and its score there.
 
-    Raises:
-        SystemExit: If there is none.
+    Where there is none: the one whose score has risen most.
     """
-    for number, score in enumerate(scores):
-        if score == 1:
-            (plain,) = _scores(lm, edits[number : number + 1])
-            if plain < 1:
-                return number, plain
-    raise SystemExit("the patch makes no answer right that was not right before")
+    plain = _scores(lm, edits)
+    for number, (before, now) in enumerate(zip(plain, scores, strict=True)):
+        if now == 1 > before:
+            return number, before
+    rises = [now - before for before, now in zip(plain, scores, strict=True)]
+    number = rises.index(max(rises))
+    return number, plain[number]
 
 
 def _scores(lm: LM, edits: Sequence[Edit]) -> list[float]:
