@@ -71,9 +71,9 @@ def _taken_back() -> list[str]:
         return []
     return [
         "## One edit of thousands taken back",
-        "UltraEdit. The first fact that the patch makes right and the unedited model does not (where there"
-        " is none: the one whose score rises most) is"
-        " taken back, and the others are asked again (share of answer tokens at top 1)."
+        "UltraEdit. The first fact that the patch makes right and the unedited model does not"
+        " (where there is none: the one whose score rises most) is taken back, and the others are"
+        " asked again (share of answer tokens at top 1)."
         " `python -m studies.lifelong remove --only smollm2-turns`.",
         table(
             ("model, facts", "built", "taken back by", "CPU-s", "against a build without it",
