@@ -47,7 +47,7 @@ REDUCED = (
     (r"errata web.*", "errata web --help"),
     (r"errata sheet init corrections", "errata sheet init new-corrections"),
     # no server is running
-    (r" --endpoint \S+ --served-model \S+", ""),
+    (r" --endpoint \S+(?: --served-model \S+)?", ""),
     # nothing is downloaded
     (r"--model smollm2", "--model pocket"),
     (r"--data zsre ", "--data zsre:zsre.json "),

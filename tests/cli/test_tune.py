@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.searching import course as searching
+from errata.searching import budget
 from tests.cli.conftest import Errata
 
 QUICK = ("--editor", "ft", "--set", "steps=4", "--minutes", "20")
@@ -15,10 +15,11 @@ QUICK = ("--editor", "ft", "--set", "steps=4", "--minutes", "20")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "RUNGS", (2, 3))
-    monkeypatch.setattr(searching, "HELD", 3)
-    monkeypatch.setattr(searching, "LEAST_HELD", 2)
-    monkeypatch.setattr(searching, "MOST", 3)
+    monkeypatch.setattr(budget, "RUNGS", (2, 3))
+    monkeypatch.setattr(budget, "LAST", 3)
+    monkeypatch.setattr(budget, "HELD", 3)
+    monkeypatch.setattr(budget, "LEAST_HELD", 2)
+    monkeypatch.setattr(budget, "MOST", 3)
 
 
 @pytest.fixture

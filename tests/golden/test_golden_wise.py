@@ -100,7 +100,7 @@ def test_what_is_trained_on(reference: Path, model: str, lm: LM) -> None:
     for one in requests_of(reference, model):
         text = f"{one['locality_prompt']} {one['locality_ground_truth']}"
         editor = editor_of(reference, facts, text)
-        asked = editor.asked(lm, Edit(prompt_of(one), one["target_new"]), -1)
+        asked = editor.rows_of(lm, Edit(prompt_of(one), one["target_new"]), -1)
         ids, labels = (tensors[f"{one['case_id']}.{name}"] for name in ("input_ids", "labels"))
         width = max(len(row.ids) for row in asked.rows)
         assert ids.shape == (len(asked.rows), width)

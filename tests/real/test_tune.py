@@ -9,7 +9,7 @@ import pytest
 
 import errata
 from errata.model import named
-from errata.searching import course
+from errata.searching import budget, course
 
 pytestmark = pytest.mark.real
 
@@ -28,10 +28,11 @@ def test_a_search_finds_what_writes(
     from errata.editors.memit import Memit
 
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))  # what is found here is for no other test
-    monkeypatch.setattr(course, "RUNGS", (2, 4))
-    monkeypatch.setattr(course, "HELD", 4)
-    monkeypatch.setattr(course, "LEAST_HELD", 4)
-    monkeypatch.setattr(course, "MOST", 3)
+    monkeypatch.setattr(budget, "RUNGS", (2, 4))
+    monkeypatch.setattr(budget, "LAST", 4)
+    monkeypatch.setattr(budget, "HELD", 4)
+    monkeypatch.setattr(budget, "LEAST_HELD", 4)
+    monkeypatch.setattr(budget, "MOST", 3)
     monkeypatch.setattr(course, "_PERFECT", 0.0)  # no neighbours of the best
     monkeypatch.setattr(Memit, "small", {})  # the published strength is the rule of thumb
     before = lm.fingerprint
