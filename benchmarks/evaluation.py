@@ -23,6 +23,7 @@ class Given:
     patches: dict[str, Any]
     name: str = "given"
     config: None = None
+    lasts: bool = True
 
     def prepare(self, lm: Any) -> None:
         """Nothing to do."""
