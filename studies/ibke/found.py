@@ -43,21 +43,6 @@ def at_strength(found: Found, strength: str) -> list[Record]:
     return found["records"] if strength == "1" else found["strengths"][strength]
 
 
-def paired(one: Sequence[Record], two: Sequence[Record]) -> tuple[Rates, Rates, int]:
-    """Return the rates of both on the records that both have, and how many these are."""
-    theirs = {r["id"]: r for r in good(two)}
-    own = [r for r in good(one) if r["id"] in theirs]
-    return Rates(own), Rates([theirs[r["id"]] for r in own]), len(own)
-
-
-def difference(one: Rates, two: Rates, key: str) -> Rate | None:
-    """Return the paired difference of a rate; None where one of them has none."""
-    if key not in one.rates or key not in two.rates:
-        return None
-    drawn = one.drawn[key] - two.drawn[key]  # equal seeds draw equal records
-    return Rate(one.rates[key] - two.rates[key], *bounds(drawn))
-
-
 def side(gap: Rate) -> str:
     """Say whether a difference is told apart from none."""
     assert gap.low is not None

@@ -12,15 +12,13 @@ from studies.ibke.found import (
     LOCALITY,
     Frontier,
     at_strength,
-    difference,
     direct,
     good,
     of_part,
-    paired,
     side,
 )
 from studies.ibke.plan import AGAINST, NETWORKS, PARTS
-from studies.real.found import Rates
+from studies.real.found import Rates, gap_of, paired
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results-ibke-real.md"
 INTRO = Path(__file__).parent / "intro.md"
@@ -91,7 +89,7 @@ def _told(one: Rates, two: Rates) -> str:
     """Return what tells two apart, in words that follow from the numbers."""
     told: dict[str, list[str]] = {"lower": [], "not told apart": [], "higher": []}
     for metric, words in COMPARED.items():
-        gap = difference(one, two, metric)
+        gap = gap_of(one, two, metric)
         if gap is not None and gap.low is not None:
             told[side(gap)].append(f"{words} ({gap.signed})")
     return "; ".join(f"{how}: {', '.join(own)}" for how, own in told.items() if own)
@@ -164,7 +162,7 @@ def _gaps(key: str, found: Parts) -> str:
     for title, left, right in pairs:
         one, two, count = paired(left, right)
         if count > 1:
-            gaps = [difference(one, two, metric) for metric in SCORES]
+            gaps = [gap_of(one, two, metric) for metric in SCORES]
             rows.append([title, str(count), *("–" if g is None else g.signed for g in gaps)])
     if not rows:
         return ""

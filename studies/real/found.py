@@ -163,16 +163,37 @@ def bounds(values: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(
-    left: Row, right: Row, metric: str, scores: Callable[[Record], Scores] = scores_of
-) -> Rate | None:
-    """Return left minus right on the records that both have, resampled together."""
-    both = {r["id"] for r in left.good} & {r["id"] for r in right.good}
-    one, two = (Rates([r for r in row.good if r["id"] in both], scores) for row in (left, right))
-    if len(both) < 2 or metric not in one.rates or metric not in two.rates:
+def paired(
+    one: Sequence[Record],
+    two: Sequence[Record],
+    scores: Callable[[Record], Scores] = scores_of,
+) -> tuple[Rates, Rates, int]:
+    """Return the rates of both on the records that both could edit, and how many these are.
+
+    Args:
+        one: Records.
+        two: The same of the other row.
+        scores: The scores of a record.
+    """
+    theirs = {record["id"]: record for record in two if record["error"] is None}
+    own = [r for r in one if r["error"] is None and r["id"] in theirs]
+    return Rates(own, scores), Rates([theirs[r["id"]] for r in own], scores), len(own)
+
+
+def gap_of(one: Rates, two: Rates, metric: str) -> Rate | None:
+    """Return one minus two of the same records, resampled together; None: one has no such rate."""
+    if metric not in one.rates or metric not in two.rates:
         return None
     gap = one.drawn[metric] - two.drawn[metric]  # equal seeds draw equal records
     return Rate(one.rates[metric] - two.rates[metric], *bounds(gap))
+
+
+def difference(
+    left: Row, right: Row, metric: str, scores: Callable[[Record], Scores] = scores_of
+) -> Rate | None:
+    """Return left minus right on the records that both have; None where these are too few."""
+    one, two, both = paired(left.good, right.good, scores)
+    return gap_of(one, two, metric) if both >= 2 else None
 
 
 # ---------------------------------------------------------------------- rows

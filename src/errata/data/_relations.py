@@ -13,9 +13,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from errata.config import Settings
 from errata.data._base import NotUsed
 from errata.data._records import Record
+from errata.store.digest import digest_of
 
 _TABLE = Path(__file__).parent / "relations.txt"
-"""Relations (numbers of Wikidata), a tab, and a wording of the edit; of the nested records."""
+"""Relations (numbers of Wikidata), a tab, and the digest of a wording of the edit in nested records:
+the wordings themselves are the data's."""
 
 
 class RelationOptions(Settings):
@@ -51,11 +53,15 @@ class RelationOptions(Settings):
         return {name: value for name, value in plain(self).items() if value}
 
 
+DIGITS = 16
+"""Hex digits of a digest that the table has."""
+
+
 @cache
 def _wordings() -> Mapping[str, frozenset[str]]:
     lines = _TABLE.read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t", 1) for line in lines)
-    return {wording: frozenset(names.split()) for names, wording in pairs}
+    return {digest: frozenset(names.split()) for names, digest in pairs}
 
 
 def relations_of(record: Record) -> frozenset[str]:
@@ -70,7 +76,7 @@ def relations_of(record: Record) -> frozenset[str]:
     if record.has("requested_rewrite"):
         return frozenset({record.at("requested_rewrite").text("relation_id")})
     wording = record.text("prompt").replace(record.text("subject"), "{}", 1).strip()
-    return _wordings().get(wording, frozenset())
+    return _wordings().get(digest_of(wording)[:DIGITS], frozenset())
 
 
 def check_wanted(record: Record, options: RelationOptions) -> None:

@@ -253,8 +253,8 @@ class LM(Texts):
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
-        around = self._attention(), quick_products(self), self._under(batch)
-        with around[0], around[1], around[2], self.installed.running(batch=batch):
+        running = self.installed.running(batch=batch)
+        with self._attention(), quick_products(self), self._under(batch), running:
             return self.model(**inputs, **{"use_cache": False, **kwargs})
 
     def _under(self, batch: Batch) -> AbstractContextManager[None]:
