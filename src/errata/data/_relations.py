@@ -16,8 +16,8 @@ from errata.data._records import Record
 from errata.store.digest import digest_of
 
 _TABLE = Path(__file__).parent / "relations.txt"
-"""Relations (numbers of Wikidata), a tab, and the digest of a wording of the edit in nested records:
-the wordings themselves are the data's."""
+"""Relations (numbers of Wikidata), a tab, and the digest of how nested records word an edit: the
+words themselves are the data's."""
 
 
 class RelationOptions(Settings):

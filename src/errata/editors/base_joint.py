@@ -41,7 +41,6 @@ Factors = tuple[Float[Tensor, "u d"], Float[Tensor, "u f"]]
 MOST_LAYERS = 5
 """Blocks that the published tables edit, as a rule."""
 
-
 EARLY = 0.06
 """Where one block is edited, as a share of the depth, on models that norm the FFN's output."""
 
@@ -114,9 +113,8 @@ class JointEditor(LocateEditor):
     @property
     def found_at(self) -> tuple[Place, ...]:
         """Where values are found with these settings."""
-        return (
-            ("ffn",) if self.places == ("block",) and self.config.value_at == "ffn" else self.places
-        )
+        moved = self.places == ("block",) and self.config.value_at == "ffn"
+        return ("ffn",) if moved else self.places
 
     @property
     def value_place(self) -> Place:
