@@ -1,4 +1,8 @@
-"""Run all benchmarks, small by default: `python -m benchmarks [--full] [options]`."""
+"""Run all benchmarks: `python -m benchmarks [--full] [options]`.
+
+At small sizes by default, of which nothing is kept; `--full` runs them at their own sizes, keeps
+the results and writes docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ SCRIPTS = (
 def main() -> None:
     words = sys.argv[1:]
     full = "--full" in words
-    words = [word for word in words if word != "--full"] + ([] if full else ["--quick"])
+    words = [word for word in words if word != "--full"] + ["--keep" if full else "--quick"]
     for script in SCRIPTS:
         command = [sys.executable, "-m", f"benchmarks.{script}", *words]
         code = subprocess.run(command, cwd=common.ROOT, check=False).returncode

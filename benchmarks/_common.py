@@ -64,10 +64,13 @@ def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
         parser.add_argument(flag, type=type(value), default=value, help=f"default {value!r}")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, roughly")
     parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--keep", action="store_true", help="make it the result that docs cite")
     parser.add_argument("--models", nargs="+", default=[POCKET, SMALL], choices=[POCKET, SMALL])
     args = parser.parse_args()
     if args.quick:
         args.records, args.repeats = min(args.records, 6), 1
+        if args.keep:
+            parser.error("--quick is of small sizes: no result to --keep")
     import torch
 
     torch.set_num_threads(args.threads)
@@ -266,7 +269,7 @@ def _cpu_flags() -> set[str]:
 def finish(
     name: str, args: argparse.Namespace, lines: Sequence[Line], extra: Mapping[str, Any] = {}
 ) -> None:
-    """Print the lines and write them as JSON."""
+    """Print the lines; write them as JSON to a file, or where the docs take them from."""
     print(f"\n{name} ({'wall' if args.device != 'cpu' else 'CPU'} time, medians)")
     for item in lines:
         aim = f" (aim {item.aim:.3g}×)" if item.aim else ""
@@ -276,11 +279,9 @@ def finish(
             + (f"  {item.equal}" if item.equal else "")
             + (f"  {item.note}" if item.note else "")
         )
-    if args.quick and not args.json:
-        return  # small sizes are no result
-    target = args.json or RESULTS / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) for key, value in vars(args).items() if key != "json"}
+    targets = [args.json] if args.json else []
+    targets += [RESULTS / f"{name}.json"] if args.keep else []
+    settings = {key: str(value) for key, value in vars(args).items() if key not in {"json", "keep"}}
     document = {
         "benchmark": name,
         "machine": machine(args),
@@ -288,4 +289,6 @@ def finish(
         "lines": [asdict(item) for item in lines],
         **extra,
     }
-    target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")

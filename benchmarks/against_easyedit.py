@@ -11,6 +11,7 @@ EasyEdit's code is imported as it is, from the checkout, and only the modules th
 package imports all its methods at once, with what all of them need. What stands between:
 
 * strings and devices like `cuda:0` in its code mean the device of the model;
+* MEMIT looks up the head's weight by name: of a tied model it is given the embedding's;
 * its hooks expect blocks that return tuples, as they did before transformers 4.54: on its copy of
   the model every block stands inside two modules, `block` → tuple (hooked) → tensor;
 * moments and contexts are put into its caches, so that both use the same and none is counted.
@@ -164,11 +165,16 @@ class EasyEdit:
             "layer_module_tmp": f"{block}.inner",
             "mlp_module_tmp": f"{block}.inner.block.{inside.rpartition('.')[0]}",
             "attn_module_tmp": f"{block}.inner.block",
-            "ln_f_module": spec.final_norm, "lm_head_module": spec.head,
+            "ln_f_module": spec.final_norm, "lm_head_module": self._head(spec),
         }  # fmt: skip
         self.tokenizer = copy.deepcopy(lm.tokenizer)
         self.tokenizer.padding_side = "right"
         self.tokenizer.pad_token_id = lm.pad_id
+
+    def _head(self, spec: Any) -> str:
+        """Return where the head's weight is listed: a tied one only as the embedding's."""
+        listed = dict(self.model.named_parameters())
+        return spec.head if f"{spec.head}.weight" in listed else spec.embedding
 
     @staticmethod
     def _pattern(path: str) -> str:

@@ -52,6 +52,13 @@ def test_wrong_usage(errata: Errata, here: Path, words: list[str], said: str) ->
     assert tree(here) == {}
 
 
+def test_a_name_that_is_not_utf_8_is_refused(errata: Errata, here: Path) -> None:
+    done = errata("scale", "rome", "0.5", "--out", "\udced\udca0", "--json")
+    assert (done.code, done.stdout) == (2, "")
+    assert r"'\udced\udca0' is not UTF-8" in done.stderr
+    assert tree(here) == {}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -94,6 +101,7 @@ def test_unknown_dtype_device_and_site(errata: Errata, model: str) -> None:
     done = errata("doctor", model, "--site", "fnn_out=x")
     assert done.code == 1
     assert "'ffn_out'" in done.stdout
+    assert "checks failed: sites" in done.stderr
 
 
 @pytest.mark.parametrize(

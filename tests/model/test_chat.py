@@ -191,3 +191,4 @@ def test_a_model_stops_where_its_turn_ends() -> None:
     assert stops([turn, tokenizer.eos_token_id]) == {turn, tokenizer.eos_token_id}
     # a configuration may name what is an ordinary word of this tokenizer
     assert stops(bos) == stops(None) == {tokenizer.eos_token_id}
+    assert stops({"a": 1}) == stops([{}, []]) == {tokenizer.eos_token_id}

@@ -93,6 +93,12 @@ def test_empty_texts_are_refused(empty):
         Probe("q", empty, "locality", "NQ")
 
 
+@pytest.mark.parametrize("joiner", ["auto", "", " "])
+def test_a_question_with_an_empty_answer_is_refused(joiner):
+    with pytest.raises(EditError, match="the target of 'The capital' is empty"):
+        encode_row(TOKENIZER, "The capital", "", joiner=joiner)
+
+
 def test_a_case_needs_an_edit():
     with pytest.raises(DataError, match="no edit"):
         Case("7", ())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from errata.errors import RunError
+from errata.errors import ErrataError, RunError
 from errata.evaluation.summary import summarise
 from errata.reporting import report
 from errata.store.runs import RunFolder
@@ -102,6 +102,22 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in read.tags}
     assert not any(set(attrs) & {"src", "href", "action"} for _, attrs in read.tags)
     assert "http" not in re.sub(r"http-equiv", "", page)
+
+
+@pytest.mark.parametrize("field", ["kind", "prompt", "target", "score", "criteria", "name", "k"])
+@pytest.mark.parametrize("other", [{}, [], {"a": [1]}, "text", None])
+def test_an_altered_field_is_shown_or_named(tmp_path: Path, field: str, other: Any) -> None:
+    run_of(tmp_path / "rome", "rome", [[question("locality", "Who rules Gabon?", "A", "A", 1.0)]])
+    written = tmp_path / "rome" / "records.jsonl"
+    record = json.loads(written.read_text("utf-8"))
+    record["questions"][0][field] = other
+    written.write_text(json.dumps(record) + "\n", "utf-8")
+    try:
+        page = report(tmp_path).page()
+    except ErrataError as error:
+        assert str(tmp_path / "rome") in error.message  # noqa: PT017 - a page is right as well
+    else:
+        assert embedded(page)
 
 
 def test_numbers_and_marks_are_those_of_the_tables(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from errata.cli import (
     world,
 )
 from errata.cli import eval as eval_
-from errata.errors import ErrataError
+from errata.errors import ConfigError, ErrataError
 from errata.progress import listening
 from errata.refusals import refusal
 
@@ -67,6 +67,10 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Accept --debug after the command as well, where one types it when repeating a line."""
+        odd = next((word for word in args if not _is_text(word)), None)
+        if odd is not None:  # it could be written into no file and no JSON document
+            _output.print_error(ConfigError(f"{odd!a} is not UTF-8", "Rename what it names."))
+            raise typer.Exit(ConfigError.exit_code)
         head, rest = _split(args)
         if "--debug" in head:
             args = ["--debug", *(word for word in head if word != "--debug"), *rest]
@@ -116,6 +120,15 @@ def _chats(args: list[str]) -> list[str]:
         "--chat=user" if word == "--chat" and behind.startswith("-") else word
         for word, behind in zip(args, last, strict=False)
     ]
+
+
+def _is_text(word: str) -> bool:
+    """Return whether an argument came as UTF-8: other bytes arrive as halves of characters."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:

@@ -75,6 +75,8 @@ def doctor(
     else:
         _print(checks, found)
     if not ok:
+        bad = [check.what for check in checks if not check.ok]
+        _output.note(f"{len(bad)} of {len(checks)} checks failed: {', '.join(bad)}")
         raise typer.Exit(1)
 
 
@@ -304,7 +306,5 @@ def _print(checks: list[Check], found: dict[str, Any] | None) -> None:
         for key, value in found.items():
             sites.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
         console.print(sites)
-    bad = sum(not check.ok for check in checks)
-    console.print(
-        "Everything is as it should be." if not bad else f"{bad} of {len(checks)} failed."
-    )
+    if all(check.ok for check in checks):
+        console.print("Everything is as it should be.")

@@ -132,6 +132,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any) -> frozenset[int]:
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     named = named if isinstance(named, list | tuple) else [named]
     table = tokenizer.added_tokens_decoder
-    ends = {token for token in named if token in table and table[token].special}
+    ends = {token for token in named
+            if isinstance(token, int) and token in table and table[token].special}  # fmt: skip
     own = tokenizer.eos_token_id
     return frozenset(ends | {own} if isinstance(own, int) else ends)

@@ -237,9 +237,12 @@ def encode_row(
         max_length: Largest number of tokens the model can take.
 
     Raises:
-        EditError: If the subject does not occur in the prompt, or the target adds no token.
+        EditError: If the subject does not occur in the prompt, or the target is empty or adds no
+            token.
         ModelError: If the row is longer than `max_length`, or there is no such chat template.
     """
+    if target == "":
+        raise EditError(f"the target of {prompt!r} is empty", "Leave it out to ask without one.")
     text = _laid_out(tokenizer, prompt, target, prefix, joiner, chat, system)
     prompt_ids, offsets = _encode(tokenizer, text.start, text.adds_special)
     if not prompt_ids:

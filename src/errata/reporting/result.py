@@ -15,6 +15,7 @@ from errata.reporting.columns import chosen
 from errata.reporting.tables import Comparison, compare
 from errata.store.files import write_atomically
 from errata.store.folders import write_folder
+from errata.store.records import counting
 
 FORMATS = ("markdown", "latex", "csv")
 FILES = {"markdown": "table.md", "latex": "table.tex", "csv": "table.csv"}
@@ -102,7 +103,8 @@ class Report:
         """Return one HTML page that needs no network: tables, figures and every record."""
         from errata.reporting.page import html
 
-        return html(self.comparisons, self.cells, self.remarks, self.options.within)
+        with counting([cell.run.path for cell in self.cells]):
+            return html(self.comparisons, self.cells, self.remarks, self.options.within)
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON values; rates in percent."""

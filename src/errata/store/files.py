@@ -58,7 +58,7 @@ def unfinished(path: Path, ending: str = PART) -> Path:
 
 
 def _start(path: Path) -> str:
-    return f".{hashlib.sha256(path.name.encode()).hexdigest()[:8]}-"
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
 def leftovers(path: Path) -> list[Path]:
