@@ -378,7 +378,8 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
                 "mine": lambda e=editor: [e.edit_one(lm, edits)],
             }
             lines += timed(method, f"a batch of {len(edits)}", batch, ways)
-        lines += timed("FT", f"{len(some)} one by one", FT, _ft(lm, theirs, some, args.layer))
+        for what, ways in _ft(lm, theirs, some, args.layer).items():
+            lines += timed("FT", what, FT, ways)
         lines += questions(lm, cases, theirs, theirs.settings("ROME", layers, shared), args)
     return lines
 
@@ -389,16 +390,23 @@ FT: dict[str, Any] = {"steps": 5, "lr": 1e-4, "weight_decay": 0.0}
 FT_OURS = {"objective": "prompt_last", "stop_loss": 1e-2, "norm_constraint": None}
 
 
-def _ft(lm: Any, theirs: EasyEdit, edits: Sequence[Any], layer: int) -> dict[str, Any]:
+def _ft(
+    lm: Any, theirs: EasyEdit, edits: Sequence[Any], layer: int
+) -> dict[str, dict[str, Callable[[], Any]]]:
     """Return fine-tuning by both, with the loss of the first publications."""
     from errata.editors import get_editor
 
     editor = get_editor("ft", {**FT, **FT_OURS, "layers": [layer]})
     given = {**FT, "clamp": None, "kl_factor": None}
+    plain = lambda: theirs.ft(edits, layer, given)  # noqa: E731
     return {
-        "theirs": lambda: theirs.ft(edits, layer, given),
-        "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
-    }
+        "one by one": {
+            "theirs": plain, "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
+        },
+        f"{len(edits)} side by side": {
+            "theirs": plain, "mine": lambda: editor.edit(lm, [[edit] for edit in edits]),
+        },
+    }  # fmt: skip
 
 
 def watched(

@@ -149,6 +149,15 @@ class TestOldFolders:
         with pytest.raises(RunError, match=r"protocol\.colour was 'red', is None"):
             evaluate(lm, Planted(), flat, out=tmp_path / "r", resume=True)
 
+    @pytest.mark.parametrize("part", ["editor", "data", "content", "model", "protocol"])
+    @pytest.mark.parametrize("other", ["text", [""], 3])
+    def test_an_altered_part_is_refused(self, lm, flat, tmp_path, part, other):
+        evaluate(lm, Planted(), flat, out=tmp_path / "r")
+        path = tmp_path / "r" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), part: other}))
+        with pytest.raises(RunError, match=part):
+            evaluate(lm, Planted(), flat, out=tmp_path / "r", resume=True)
+
     def test_a_suite_of_old_is_the_suite_of_today(self):
         protocol = Protocol(suite="robustness", suite_set={"words": 7})
         new = {"protocol": protocol.section(), "data": {}, "content": {}}

@@ -204,6 +204,7 @@ def command(made: Materials, here: Path, rng: Random) -> list[str]:
         "remove": [patch, "--edit", FACT[1], "--out", "new"], "sign": [patch, "--key", "key"],
         "replace": [patch, "--edit", FACT[1], "--target", "Paris", "--out", "new"],
         "figure": ["scatter", str(made.run), "--out", "new"],
+        "tune": ["-m", str(made.model), "--minutes", "0.01"],
     }.get(name, [])  # fmt: skip
     words = [name, *base]
     for option in rng.sample(own, min(len(own), rng.choice((1, 1, 2, 3)))):

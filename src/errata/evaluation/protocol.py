@@ -333,19 +333,19 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in config.items() if key != UNCOMPARED}
     if not isinstance(found.get("protocol"), Mapping):
         return found  # of a training
-    editor = dict(found.get("editor") or {})
+    editor = _table(found.get("editor"))
     # before every editor had the setting, none of them could be told to keep contradictions
-    editor["config"] = {"conflicts": "refuse", **(editor.get("config") or {})}
+    editor["config"] = {"conflicts": "refuse", **_table(editor.get("config"))}
     found["editor"] = editor
     own = dict(found["protocol"])
     if not own.get("generate", True):  # what wild has taken the place of
         del own["generate"]
     if "content" not in found:  # before the protocol was a class, it held contents by these names
         found["content"] = {name: own.get(name) for name in BY_CONTENT}
-        data = dict(found.get("data") or {})
+        data = _table(found.get("data"))
         own["keep_collisions"] = data.pop("keep_collisions", False)
         found["data"] = data
-        suite = dict(found.pop("suite", None) or {})
+        suite = _table(found.pop("suite", None))
         own["suite"] = suite.pop("name", None)
         own["suite_set"] = suite
     found["protocol"] = {
@@ -354,6 +354,11 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
         if name not in BY_CONTENT + PLACES
     }
     return found
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """Return a table of a configuration; empty where an altered one has none: it compares so."""
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
