@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from studies.common import results
-from studies.lifelong import page, plan, removal
+from studies.lifelong import ability, page, plan, removal
 from studies.lifelong import run as study
 from studies.lifelong.compact import result_of
 from studies.lifelong.page import PAGE, SCORE, WILD, bands_of, overall, page_text, rate
@@ -17,6 +18,8 @@ from studies.lifelong.run import RESULTS, keep
 
 import errata
 from errata.data import load_cases
+from errata.patch import Patch
+from errata.patch.deltas import weight_deltas
 
 SECRET = "Hulkland"
 
@@ -116,3 +119,35 @@ def test_patches_of_other_facts_are_refused(tmp_path: Path) -> None:
     patch = errata.edit(pocket, edits[:1], editor="ft", steps=1)
     with pytest.raises(SystemExit, match="no patch of these 2 edits"):
         removal.take_back(pocket, edits, "turns", tmp_path, patch.save(tmp_path / "one"))
+
+
+class Counted:
+    """Stands for general ability: how many edits a patch holds, and the editor's turns."""
+
+    def __init__(self) -> None:
+        self.asked: list[Patch | None] = []
+
+    def measure(self, patch: Patch | None) -> dict[str, float]:
+        self.asked.append(patch)
+        return {"sst2/acc": 0.0 if patch is None else float(len(patch.edits))}
+
+
+def test_general_ability_is_measured_before_along_and_at_the_end() -> None:
+    lm = errata.load("pocket")
+    edits = [case.edits[0] for case in load_cases("world", "test", 7, seed=0).cases]
+    editor = errata.get_editor("ultraedit", {"conflicts": "keep"}, model="pocket")
+    general = Counted()
+    found = ability.measured(lm, editor, edits, cast(Any, general), every=4, turn=2)
+    assert [point["edits"] for point in found["points"]] == [0, 4, 7]
+    assert [point["sst2/acc"] for point in found["points"]] == [0.0, 4.0, 7.0]
+    assert general.asked[0] is None
+    # the same turns in one run of the editor: what was measured is the sequence itself
+    patch = None
+    for first in range(0, len(edits), 2):
+        patch = editor.edit_one(lm, edits[first : first + 2], patch)
+    last = general.asked[-1]
+    assert patch is not None
+    assert last is not None
+    own, whole = (weight_deltas(lm, made.changes) for made in (last, patch))
+    assert own.keys() == whole.keys()
+    assert all(torch.equal(own[name], whole[name]) for name in own)
