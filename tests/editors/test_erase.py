@@ -10,10 +10,12 @@ import pytest
 import torch
 from tests.locate.samples import EDITS
 
-from errata.case import Edit
+import errata
+from errata.case import Case, Edit
 from errata.editors.base import Editor
 from errata.editors.erase import ENDS, NAMES, Erase, erased
 from errata.errors import ConfigError, EditError
+from errata.evaluation import evaluate
 from errata.model.lm import LM
 from errata.testing.measured import likelihood, tensors
 
@@ -52,6 +54,7 @@ def test_a_refusal_is_written(tiny: Tiny, make: Make) -> None:
     lm = tiny("gpt2")
     patch = erase(make, instead="refusal", refusal="a secret").edit_one(lm, EDITS[:1])
     assert patch.state["erased"] == [[EDITS[0].prompt, EDITS[0].target, "a secret"]]
+    assert patch.edits == (replace(EDITS[0], target="a secret", target_true=EDITS[0].target),)
     told = [replace(EDITS[0], target="a secret")]
     before = likelihood(lm, told)
     with patch.applied(lm):
@@ -68,13 +71,49 @@ def test_the_commonest_other_answer_counts(make: Make) -> None:
     edit = replace(EDITS[0], target="Paris")
     editor = erase(make)
     said = ["Paris", " paris and more", "a town", "Rome", "a town", ""]
-    assert editor._unknown(edit, said).target == "a town"
+    assert editor._unknown(edit, said) == "a town"
     with pytest.raises(EditError, match="says the same") as caught:
         editor._unknown(edit, ["Paris", " Paris"])
     assert caught.value.edits == (edit,)
     assert "instead=refusal" in str(caught.value.hint)
     with pytest.raises(EditError, match="says nothing"):
         editor._unknown(edit, ["", " "])
+
+
+def test_an_erased_fact_is_told_as_done() -> None:
+    """What counts is the text that came; the one that went is no edit that failed."""
+    lm = errata.load("pocket")
+    fact = Edit("The capital of France is the city named", "Paris", "France")
+    patch = errata.edit(lm, fact, editor="erase")
+    (entry,) = patch.report.edits
+    assert entry.taken
+    assert entry.edit.target_true == "Paris"
+    assert entry.edit.target == patch.state["erased"][0][2] != "Paris"
+    assert not patch.report.left_out
+    (note,) = errata.get_editor("erase", model="pocket").notes(lm, [fact])
+    assert f"{entry.edit.target!r} for 'Paris'" in note
+
+
+def test_it_asks_once_and_what_is_written_stays_what_it_is(
+    tiny: Tiny, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, calls = tiny("gpt2"), []
+    said = lm.generate
+    monkeypatch.setattr(
+        type(lm), "generate", lambda self, *a, **k: calls.append(1) or said(*a, **k)
+    )
+    editor = erase(make)
+    written = editor.meant(lm, EDITS)
+    assert editor.meant(lm, EDITS) == editor.meant(lm, written) == written
+    assert len(calls) == 1
+
+
+def test_an_evaluation_says_that_its_rates_count_other_answers(
+    tiny: Tiny, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case("1", (EDITS[0],))
+    evaluate(tiny("gpt2"), erase(make, instead="refusal"), [case])
+    assert "erase does not write the data's answers" in caplog.text
 
 
 def test_a_setting_of_the_host_has_a_value(tiny: Tiny, make: Make) -> None:

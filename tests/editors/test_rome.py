@@ -11,8 +11,9 @@ from tests.locate.samples import EDITS
 from torch import Tensor
 
 from errata.editors import get_editor
-from errata.editors.base import Editor, recall_layer
+from errata.editors.base import Editor
 from errata.editors.ft import FineTuning
+from errata.editors.recall import recall_layer
 from errata.editors.rome import Rome
 from errata.errors import ConfigError, DataError
 from errata.locate import solve

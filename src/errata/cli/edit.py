@@ -173,6 +173,7 @@ def edit(
         return
     label = f"{editor.editor}: {_output.counted(len(requests), 'edit')}"
     maker, patch, took = _make(lm, chosen, requests, earlier, regime, asked, label)
+    requests = maker.meant(lm, requests)
     _signing.say_dropped([after], out)
     shown = _Shown(requests, earlier, after, clashes, took, _save(patch, out, force))
     brief = len(requests) > SHOWN if brief is None else brief

@@ -19,7 +19,6 @@ from errata.model.lm import LM
 from errata.model.tokens import find_subject
 from errata.patch import Patch
 from errata.patch.stack import Stack
-from errata.tracing.trace import cached_choice
 
 Layer = int | Literal["auto"]
 
@@ -63,8 +62,9 @@ class Editor(ABC):
     A new editor is one class that sets the attributes below as literals and overrides one method,
     `edit_groups`; that method builds its patches with `make_patch`. Checks, composition with
     earlier patches and the refusal of NaN are done here. Further methods may be overridden:
-    `prepare`, `made_of`, `check`, `check_together`. It is one file (or folder) beside this one, or
-    a file of another distribution: docs/plugins.md. `errata.testing` tests what it owes.
+    `prepare`, `made_of`, `check`, `check_together`, `meant`. It is one file (or folder) beside
+    this one, or a file of another distribution: docs/plugins.md. `errata.testing` tests what it
+    owes.
 
     Attributes:
         name: Name on the command line.
@@ -210,6 +210,13 @@ class Editor(ABC):
                 'Give it: --subject TEXT, or "subject" in the record',
             )
         find_subject(edit.prompt, edit.subject, edit.subject_at)
+
+    def meant(self, lm: LM, edits: Sequence[Edit]) -> list[Edit]:
+        """Return what is written for some requests, as patches hold it; here: the requests.
+
+        An editor for which they say something else (`erase`) works the rest out.
+        """
+        return list(edits)
 
     def notes(self, lm: LM, edits: Sequence[Edit]) -> list[str]:
         """Return what a user should know of how edits were computed; here: nothing."""
@@ -367,33 +374,3 @@ def resolve_layer(lm: LM, layer: Layer, automatic: int) -> int:
             f"Example: --set layer={lm.n_layers // 3}",
         )
     return number % lm.n_layers
-
-
-def gated(lm: LM, layer: int) -> bool:
-    """Whether a block's FFN has a gate (two input matrices, or one of twice the width)."""
-    if not lm.spec.ffn_in[layer]:  # experts, which are gated
-        return True
-    width = sum(site.d_out for site in lm.spec.ffn_in[layer])
-    return width >= 2 * lm.site(layer).d_in
-
-
-def recall_rule(lm: LM) -> str:
-    """Say what `recall_layer` follows on this model."""
-    traced = cached_choice(lm)
-    if traced is None:
-        return "rule of thumb by depth"
-    return f"traced on {traced.facts} facts of {traced.data} ({traced.id})"
-
-
-def recall_layer(lm: LM) -> int:
-    """Block where subjects are recalled: what `auto` means for ROME and its relatives.
-
-    Where the model was traced (`errata trace`), the peak of the FFN's effect. Else a rule read off
-    the published tables: 0.345 of the depth for plain FFNs (GPT2-M 8 of 24, L 12 of 36, XL 17 of
-    48, NeoX 15 of 44) and one sixth for gated ones (5 of 28 to 32).
-    """
-    traced = cached_choice(lm)
-    if traced is not None:
-        return traced.layer
-    share = 1 / 6 if gated(lm, lm.n_layers // 2) else 0.345
-    return min(lm.n_layers - 1, round(share * lm.n_layers))

@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from errata.case import Edit
-from errata.editors.base import gated, recall_layer, resolve_layer
+from errata.editors.base import resolve_layer
 from errata.editors.base_located import Layers, LocateConfig, LocateEditor
 from errata.editors.joint_reads import JointReads
+from errata.editors.recall import gated, recall_layer
 from errata.errors import EditError
 from errata.locate.contexts import Contexts, Mean
 from errata.locate.joint import RowsError

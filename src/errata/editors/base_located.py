@@ -13,16 +13,8 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.data.corpus import load_corpus
-from errata.editors.base import (
-    Conflicts,
-    Cost,
-    Editor,
-    EditorConfig,
-    Layer,
-    recall_layer,
-    recall_rule,
-    resolve_layer,
-)
+from errata.editors.base import Conflicts, Cost, Editor, EditorConfig, Layer, resolve_layer
+from errata.editors.recall import recall_layer, recall_rule
 from errata.locate.contexts import (
     Contexts,
     ContextSettings,

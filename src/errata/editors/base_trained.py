@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors.base import Conflicts, recall_layer, recall_rule, resolve_layer, under
+from errata.editors.base import Conflicts, resolve_layer, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
+from errata.editors.recall import recall_layer, recall_rule
 from errata.errors import ConfigError
 from errata.model.lm import LM
 from errata.model.spec import Site

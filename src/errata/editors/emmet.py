@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from errata.editors.base import recall_layer, resolve_layer
+from errata.editors.base import resolve_layer
 from errata.editors.base_joint import Factors, JointConfig, JointEditor, Write
 from errata.editors.memit import EASYEDIT, POCKET
+from errata.editors.recall import recall_layer
 from errata.locate.joint import equality
 from errata.model.lm import LM
 

@@ -28,6 +28,10 @@ ENDS = (".", "\n", ",", ";")
 """An answer is taken up to the first of these."""
 
 
+NAMED = 3
+"""Facts that are named in the one line about them."""
+
+
 class EraseConfig(EditorConfig, Conflicts):
     """Settings of erasing."""
 
@@ -56,7 +60,8 @@ class Erase(Editor):
     """Remove a fact as far as an edit can; no promise of forgetting.
 
     What is erased is `target_true` of an edit, where it says one, else its `target`: an edit names
-    the fact that shall go.
+    the fact that shall go. Its patches hold what was written: what came is the `target`, and what
+    went the `target_true`.
     """
 
     name = "erase"
@@ -104,28 +109,37 @@ class Erase(Editor):
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Let the host write what takes the place of each group's facts."""
-        written = self._written(lm, groups)
+        everything = iter(self.meant(lm, [edit for group in groups for edit in group]))
+        written = [[next(everything) for _ in group] for group in groups]
         found = self._host(lm).edit_groups(lm, written, before)
         return [
-            self.make_patch(lm, patch.changes, group, **_state(patch.state, group, new))
-            for patch, group, new in zip(found, groups, written, strict=True)
+            self.make_patch(lm, patch.changes, new, **_state(patch.state, new))
+            for patch, new in zip(found, written, strict=True)
         ]
 
-    def _written(self, lm: LM, groups: Sequence[Sequence[Edit]]) -> list[list[Edit]]:
-        """Return what is written instead; the model without any patch is asked."""
-        if self.config.instead == "refusal":
-            return [[replace(edit, target=self.config.refusal) for edit in own] for own in groups]
-        names = [self._names(edit) for own in groups for edit in own]
-        asked = [
-            lm.prompt_of(_about(edit, name))
-            for edit, own in zip((e for group in groups for e in group), names, strict=True)
-            for name in own
-        ]
-        said = lm.generate(asked, self.config.tokens, stops=ENDS)
-        answers = iter(said)
+    def meant(self, lm: LM, edits: Sequence[Edit]) -> list[Edit]:
+        """Return what is written instead of facts; the model without any patch is asked, once."""
+        known: dict[Edit, Edit] = lm.once("what erase writes", dict, owner=self)
+        new = [edit for edit in dict.fromkeys(edits) if edit not in known]
+        for edit, target in zip(new, self._instead(lm, new), strict=True):
+            known[edit] = replace(edit, target=target, target_true=erased(edit))
+            known[known[edit]] = known[edit]
+        return [known[edit] for edit in edits]
+
+    def notes(self, lm: LM, edits: Sequence[Edit]) -> list[str]:
+        """Say what went and what came, and what that does not promise."""
+        pairs = [f"{new.target!r} for {erased(new).strip()!r}" for new in self.meant(lm, edits)]
+        named = ", ".join(pairs[:NAMED]) + (" …" if len(pairs) > NAMED else "")
+        return [f"To be erased where it was asked: {named}. Other questions may still get at it."]
+
+    def _instead(self, lm: LM, edits: Sequence[Edit]) -> list[str]:
+        """Return the texts that take the place of facts."""
+        if self.config.instead == "refusal" or not edits:
+            return [self.config.refusal] * len(edits)
+        asked = [lm.prompt_of(_about(edit, name)) for edit in edits for name in self._names(edit)]
+        said = iter(lm.generate(asked, self.config.tokens, stops=ENDS))
         return [
-            [self._unknown(edit, [next(answers) for _ in range(self.config.names)]) for edit in own]
-            for own in groups
+            self._unknown(edit, [next(said) for _ in range(self.config.names)]) for edit in edits
         ]
 
     def _names(self, edit: Edit) -> list[str]:
@@ -133,8 +147,8 @@ class Erase(Editor):
         start = seed_of(f"{self.config.seed}\0{edit.prompt}") % len(NAMES)
         return [NAMES[(start + i) % len(NAMES)] for i in range(self.config.names)]
 
-    def _unknown(self, edit: Edit, said: Sequence[str]) -> Edit:
-        """Return the edit with what is said most of unknown subjects, the first of equals.
+    def _unknown(self, edit: Edit, said: Sequence[str]) -> str:
+        """Return what is said most of unknown subjects, the first of equals.
 
         Raises:
             EditError: If that is the very answer, or nothing at all.
@@ -149,7 +163,7 @@ class Erase(Editor):
                 "Write a refusal: --set instead=refusal",
                 edits=[edit],
             )
-        return replace(edit, target=Counter(others).most_common(1)[0][0])
+        return Counter(others).most_common(1)[0][0]
 
 
 def erased(edit: Edit) -> str:
@@ -169,11 +183,6 @@ def _same(one: str, other: str) -> bool:
     return one.strip().lower().startswith(other.strip().lower())
 
 
-def _state(
-    state: Mapping[str, Any], group: Sequence[Edit], written: Sequence[Edit]
-) -> dict[str, Any]:
+def _state(state: Mapping[str, Any], written: Sequence[Edit]) -> dict[str, Any]:
     """Return the host's state, and which text took whose place."""
-    pairs = [
-        [edit.prompt, erased(edit), new.target] for edit, new in zip(group, written, strict=True)
-    ]
-    return {**state, "erased": pairs}
+    return {**state, "erased": [[new.prompt, erased(new), new.target] for new in written]}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Case
+from errata.editors.base import Editor
 from errata.errors import EditError, ModelError
 from errata.evaluation import wild
 from errata.evaluation.before import Before, ask_before, kept_below
@@ -33,7 +34,6 @@ from errata.model.kept import keeping
 from errata.patch import Patch
 
 if TYPE_CHECKING:
-    from errata.editors.base import Editor
     from errata.model.lm import LM
     from errata.store.runs import RunFolder
 
@@ -117,6 +117,12 @@ class Session:
         if not pending:
             self.once = {"prepare": 0.0, "pre_edit": 0.0}
             return
+        if type(self.editor).meant is not Editor.meant:
+            log.warning(
+                "%s does not write the data's answers: reliability and generality count them, and "
+                "say nothing of it; `--suite beyond` asks what is left of the old ones (leakage)",
+                self.editor.name,
+            )
         compare = compares(cases)
         for case in cases:
             try:

@@ -198,6 +198,7 @@ def look(
         neighbourhood: Whether neighbours and general sentences are asked.
         sequence: What was measured while the edits were made one after another.
     """
+    requests = requests if editor is None else editor.meant(lm, requests)
     old = () if earlier is None else earlier.edits
     # an editor may leave earlier edits out of its patch, and a strategy may add some
     edits = list(dict.fromkeys([*requests, *patch.edits, *old]))

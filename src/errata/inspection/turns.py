@@ -189,7 +189,7 @@ def best(
             rows.append({"editor": editor.name, "tried": True, "error": error.message})
             continue
         patch = look(lm, patch, requests, after, editor=editor, sequence=told)
-        row = figures(editor, patch.report, requests)
+        row = figures(editor, patch.report, editor.meant(lm, requests))
         rows.append(row)
         rank = (-row["taken"], row["moved"] / row["asked"] if row["asked"] else 0.0)
         if found is None or rank < found[0]:

@@ -163,7 +163,7 @@ def _made(
     job.stage(f"{editor.title}: asking for the edit and its neighbours")
     patch = look(lm, patch, [request], earlier, editor=editor).dated()
     job.stage(f"{editor.title}: asking the questions before and after")
-    groups = [("edit", [request]), *asked]
+    groups = [("edit", editor.meant(lm, [request])), *asked]
     told = [editor.settings_from, *editor.notes(lm, [request])]
     return Made(
         editor.name, editor.title, patch, _asked(lm, patch, groups, earlier), took,
