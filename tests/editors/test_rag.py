@@ -23,6 +23,8 @@ from errata.editors.rag.editor import Rag
 from errata.editors.rag.facts import Fact, FactMemory, Use
 from errata.editors.rag.route import NO, YES, RagRouter, RagRouters, _question, message_of
 from errata.errors import EditError, ModelError, PatchError
+from errata.model import generating
+from errata.model.generating import Growing
 from errata.model.lm import LM
 from errata.model.loading import load
 from errata.model.tokens import Row
@@ -106,6 +108,48 @@ def test_answers_that_grow_stay_behind_the_fact(tiny: Tiny, make: Make) -> None:
         (text,) = lm.generate([EDITS[0].prompt], 5)
     stops = [at for at, token in enumerate(ids[start:]) if token in lm.stop_ids]
     assert text == lm.text(ids[start : start + (stops[0] if stops else 5)])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_answers_grow_behind_a_cache_as_whole_rows_would(
+    tiny: Tiny, make: Make, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with and without a fact, under one patch or several; facts are looked up once."""
+    lm = tiny("qwen3")
+    facts, other = rag(make).edit(lm, [EDITS[:2], EDITS[2:3]])
+    asked = [EDITS[0].prompt, "Who sees the sea?", EDITS[1].prompt, EDITS[2].prompt]
+
+    def said() -> list[str]:
+        if not stacked:
+            with facts.applied(lm):
+                return lm.generate(asked, [7, 3, 5, 1])
+        with Stack(lm, [facts, low_rank(lm), other]) as stack:
+            return lm.generate(asked, [7, 3, 5, 1], stack=stack, groups=[0, 0, 1, 2])
+
+    def whole(self: Growing) -> Any:
+        raise AssertionError("a whole row was run again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Growing, "_from_whole_rows", whole)
+        grown = said()
+    monkeypatch.setattr(generating, "_rewritten", lambda *given: None)
+    assert grown == said()
+    assert grown != lm.generate(asked, [7, 3, 5, 1])
+
+
+def test_where_room_is_scarce_rows_are_run_whole(tiny: Tiny, make: Make) -> None:
+    """Less is told the longer an answer gets, as in scoring; the context is never exceeded."""
+    lm = tiny("gpt2")
+    editor = rag(make)
+    patch = editor.edit_one(lm, EDITS[:1])
+    assert lm.max_length is not None
+    with patch.applied(lm):
+        row = lm.row(EDITS[0].prompt)
+        (new,) = lm.installed.around_model[0].rewritten([row]) or ()
+        assert len(new.ids) > len(row.ids)
+        room = lm.max_length - len(new.ids)
+        assert Growing(lm, [row], room)._told
+        assert not Growing(lm, [row], room + 1)._told
 
 
 def test_in_a_stack_beside_other_patches(tiny: Tiny, make: Make) -> None:

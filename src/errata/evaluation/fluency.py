@@ -94,7 +94,7 @@ def sample(
     limits = [length - len(texts[i]) for i in wanted]
     for part in parts_of(lm, [rows[i] for i in wanted], limits):
         numbers = [wanted[j] for j in part]
-        growing = Growing(lm, [rows[i] for i in numbers])
+        growing = Growing(lm, [rows[i] for i in numbers], max(limits[j] for j in part))
         while growing.live:
             values, tokens = growing.logits().double().softmax(-1).topk(top_k, dim=-1)
             sums = values.cumsum(-1).cpu()

@@ -8,12 +8,14 @@
 Rows stand side by side, each under its own patch. A row that is done leaves the batch with its part
 of the cache. Where a change has to see whole rows (a context, a route, a codebook that looks at the
 prompt), or the model does not continue exactly behind a cache, every step runs the whole row, so
-that each kind of patch acts as it does in scoring.
+that each kind of patch acts as it does in scoring. A route that lets the model answer other tokens
+(facts in front of the question) says which at the first step; behind them answers grow as always.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.model.hooks import nested
 from errata.model.passes import Prefix, run_and_keep
 from errata.model.tokens import Batch, Row, positions_of
 
@@ -40,22 +43,36 @@ class Growing:
     Args:
         lm: The model; the active stack stays the same while they grow.
         rows: The rows; labels are not looked at.
+        most: Tokens that a row may gain.
 
     Attributes:
         ids: Tokens of each row so far.
         live: Numbers of the rows that still grow.
     """
 
-    def __init__(self, lm: LM, rows: Sequence[Row]) -> None:
+    def __init__(self, lm: LM, rows: Sequence[Row], most: int = 0) -> None:
         self._lm, self._rows = lm, list(rows)
+        self._more = [0] * len(rows)  # tokens that are read in front of a row's own
+        self._told = False
         self.ids = [list(row.ids) for row in rows]
         self.live = list(range(len(rows)))
         self._held = list(self.live)  # the rows of the cache, some of which may be done
         self._cache: Any = None
         self._first: Tensor | None = None  # logits behind the prompts
-        if lm.prefix_cache_works:
-            prefix, self._first = run_and_keep(lm, rows)
-            self._cache, self._mask = prefix.cache(), prefix.mask
+        whole: Sequence[Row] | None = rows
+        if not lm.prefix_cache_works:
+            whole = _rewritten(lm, rows, most)
+            self._told = whole is not None
+        if whole is None:
+            return
+        self._more = [len(new.ids) - len(row.ids) for new, row in zip(whole, rows, strict=True)]
+        with self._inside():
+            prefix, self._first = run_and_keep(lm, whole)
+        self._cache, self._mask = prefix.cache(), prefix.mask
+
+    def _inside(self) -> AbstractContextManager[None]:
+        """Return what passes over rewritten rows run in: their routes have said what they say."""
+        return nested(self._lm.model) if self._told else nullcontext()
 
     def logits(self) -> Float[Tensor, "L V"]:
         """Return the logits of the next token of every live row; called once per step."""
@@ -69,13 +86,14 @@ class Growing:
         batch = Batch(
             torch.tensor([[self.ids[i][-1]] for i in held], device=lm.device),
             self._mask,
-            torch.tensor([[len(self.ids[i]) - 1] for i in held], device=lm.device),
+            torch.tensor([[len(self.ids[i]) + self._more[i] - 1] for i in held], device=lm.device),
             tuple(range(len(held))),
             patches=tuple(self._rows[i].patch for i in held),
         )
         line = {row: number for number, row in enumerate(held)}
         at = torch.tensor([(line[i], 0) for i in self.live], device=lm.device)
-        return lm.logits(batch, at, **lm.behind(self._cache))
+        with self._inside():
+            return lm.logits(batch, at, **lm.behind(self._cache))
 
     def _from_whole_rows(self) -> Float[Tensor, "L V"]:
         lm = self._lm
@@ -118,6 +136,18 @@ class Growing:
         self._held = [self._held[number] for number in kept]
 
 
+def _rewritten(lm: LM, rows: Sequence[Row], most: int) -> list[Row] | None:
+    """Return rows that the model answers in the place of these; None: they have to be run whole."""
+    around = lm.installed.around_model
+    if len(around) != 1 or not lm.prefix_cache_is_exact:
+        return None
+    new = around[0].rewritten(rows)
+    if new is None or lm.max_length is None:
+        return new
+    # where room is scarce less is told the longer an answer gets
+    return new if max(len(row.ids) for row in new) + most <= lm.max_length else None
+
+
 def parts_of(lm: LM, rows: Sequence[Row], limits: Sequence[int]) -> Iterator[list[int]]:
     """Yield numbers of rows that grow side by side: of similar length, and not too many.
 
@@ -153,8 +183,8 @@ def continuations(
     wanted = [i for i, limit in enumerate(limits) if limit > 0]
     chosen = [rows[i] for i in wanted]
     for part in parts_of(lm, chosen, [limits[i] for i in wanted]):
-        growing = Growing(lm, [chosen[j] for j in part])
         numbers = [wanted[j] for j in part]
+        growing = Growing(lm, [chosen[j] for j in part], max(limits[i] for i in numbers))
         while growing.live:
             live = list(growing.live)
             tokens = growing.logits().argmax(-1).tolist()

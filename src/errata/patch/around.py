@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from errata.errors import ModelError, PatchError
@@ -39,6 +39,7 @@ from errata.model.passes import Pass, Prefix, make_prefix
 from errata.model.tokens import Row, bucket
 from errata.patch.changes import Context, Router
 from errata.patch.changes.base import fitting
+from errata.patch.routers import answered, teams
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -88,7 +89,7 @@ class AroundModel:
         watching = [network for network in networks if sees_pass(network)]
         self.watched = bool(watching)
         self._follows = not routers and all(map(follows_cache, watching))
-        self._routes = _teams(routers)
+        self._routes = teams(routers)
         self.ids = {
             group: tuple(n for context in several for n in context.ids.tolist())
             for group, several in contexts.items()
@@ -170,6 +171,37 @@ class AroundModel:
             parts.append(make_prefix(self.lm, part, starts, shared=shared))
         return Prefix.joined(parts)
 
+    def rewritten(self, rows: Sequence[Row]) -> list[Row] | None:
+        """Return rows that the model by itself answers as it answers these behind their routes.
+
+        Passes over them are nested: routes are not at work. None: what acts here cannot be said so.
+        """
+        if self.ids or self.watched or not all(team.rewrites for team in self._routes):
+            return None
+        batch = self.lm.batch(rows, range(len(rows)))
+        device = batch.input_ids.device
+        patches = [row.patch if self._stacked else -1 for row in rows]
+        seen = Pass(
+            batch.input_ids, batch.attention_mask.bool(),
+            torch.tensor(batch.prompts, device=device), None, torch.tensor(patches, device=device),
+        )  # fmt: skip
+        texts = seen.tokens()
+        groups = patches if self._stacked else [0] * len(rows)
+        with fitting("the route of this patch"):
+            for team in self._routes:  # each says anew what it takes: the last one answers
+                lines, owner = team.members_of(groups, device)
+                if len(lines):
+                    inside = team.scope(seen.rows(lines), owner)
+                    lines, owner = lines[inside], owner[inside]
+                if len(lines):
+                    new = team.rewritten(seen.rows(lines), owner)
+                    for line, text in zip(lines.tolist(), new, strict=True):
+                        texts[line] = text
+        return [
+            Row(text, (len(text) - 1,), (), len(text), patch=row.patch)
+            for text, row in zip(texts, rows, strict=True)
+        ]
+
     # ------------------------------------------------------------------ in front of the model
 
     def _before(
@@ -181,7 +213,7 @@ class AroundModel:
         if past is not None:
             inputs[self.lm.cache_name] = past
             behind = int(past.get_seq_length())
-        if self.watched or self._routes:
+        if self.watched or (self._routes and not self.lm.installed.nested):
             self.seen = self._pass(inputs, behind)
         if self._prefix is not None:
             self._insert(self._prefix, inputs, behind)
@@ -286,7 +318,7 @@ class AroundModel:
                     inside = team.scope(seen.rows(lines), owner)
                     lines, owner = lines[inside], owner[inside]
                 if len(lines):
-                    logits = _answered(team, owner, seen, lines, logits)
+                    logits = answered(team, owner, seen, lines, logits)
         if bare:
             return (logits, *output[1:])
         output.logits = logits
@@ -300,89 +332,3 @@ def _common(rows: Sequence[tuple[int, ...]]) -> int:
     low, high = min(rows), max(rows)
     alike = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return min(alike, *(len(row) - 1 for row in rows))
-
-
-class _Team:
-    """Routers of one class, at most one per group.
-
-    Args:
-        members: Groups and their routers.
-    """
-
-    def __init__(self, members: Sequence[tuple[int, Router]]) -> None:
-        self.groups = [group for group, _ in members]
-        self.members = [router for _, router in members]
-        join = getattr(type(self.members[0]), "together", None)
-        self._joint: Any = join(self.members) if join is not None and len(members) > 1 else None
-
-    def members_of(
-        self, rows: Sequence[int], device: torch.device
-    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-        """Return the rows that have a router here, and the number of each one's router."""
-        number = {group: at for at, group in enumerate(self.groups)}
-        pairs = [(row, number[group]) for row, group in enumerate(rows) if group in number]
-        pairs = torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
-
-    def scope(self, seen: Pass, owner: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Return which of these rows are answered."""
-        if self._joint is not None:
-            return self._joint.scope(seen, owner)
-        taken = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
-        for number in owner.unique().tolist():
-            rows = (owner == number).nonzero()[:, 0]
-            taken[rows] = self.members[number].scope(seen.rows(rows)).to(taken.device)
-        return taken
-
-    def logits(
-        self,
-        seen: Pass,
-        owner: Int[Tensor, " B"],
-        at: Int[Tensor, "N 2"],
-        base: Float[Tensor, "N V"],
-    ) -> Float[Tensor, "N V"]:
-        """Return what stands for the model's logits at these places of these rows."""
-        if self._joint is not None:
-            return self._joint.logits(seen, owner, at, base)
-        made = base
-        for number in owner.unique().tolist():
-            rows = (owner == number).nonzero()[:, 0]
-            lines = torch.isin(at[:, 0], rows).nonzero()[:, 0]
-            row, column = at[lines].unbind(1)
-            # the router sees its own rows only, so they are counted anew
-            places = torch.stack([torch.searchsorted(rows, row.contiguous()), column], 1)
-            new = self.members[number].logits(seen.rows(rows), places, base[lines])
-            made = made.index_copy(0, lines, new.to(made.dtype))
-        return made
-
-
-def _teams(routers: Sequence[tuple[int, Router]]) -> list[_Team]:
-    """Gather routers that can work side by side: of one class, in the same place of their group."""
-    place: dict[int, int] = {}
-    teams: dict[tuple[int, type], list[tuple[int, Router]]] = {}
-    for group, router in routers:
-        at = place[group] = place.get(group, -1) + 1
-        teams.setdefault((at, type(router)), []).append((group, router))
-    return [_Team(teams[key]) for key in sorted(teams, key=lambda key: key[0])]
-
-
-def _answered(
-    team: _Team,
-    owner: Int[Tensor, " m"],
-    seen: Pass,
-    rows: Int[Tensor, " m"],
-    logits: Float[Tensor, "B T V"],
-) -> Float[Tensor, "B T V"]:
-    """Put routers' logits in the place of the model's; other rows keep their bits."""
-    part = seen.rows(rows)
-    if seen.at is not None and part.at is not None:  # logits are [1, N, V]
-        in_scope: Bool[Tensor, " N"] = torch.isin(seen.at[:, 0], rows)
-        lines = in_scope.nonzero()[:, 0]
-        new = team.logits(part, owner, part.at, logits[0, lines])
-        return logits[0].index_copy(0, lines, new.to(logits.dtype))[None]
-    length, width = seen.ids.shape[1], logits.shape[1]
-    columns = torch.arange(length - width, length, device=rows.device)
-    numbers = torch.arange(len(rows), device=rows.device)
-    at = torch.stack([numbers.repeat_interleave(width), columns.repeat(len(rows))], 1)
-    new = team.logits(part, owner, at, logits[rows].flatten(0, 1))
-    return logits.index_copy(0, rows, new.to(logits.dtype).view(len(rows), width, -1))

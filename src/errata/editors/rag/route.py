@@ -129,6 +129,10 @@ class RagRouter:
         """Return the model's logits at these places behind the facts near each row."""
         return RagRouters([self]).logits(seen, _first(seen), at, base)
 
+    def rewritten(self, seen: Pass) -> list[Text]:
+        """Return the tokens of each row, with the facts near it told in front of its question."""
+        return RagRouters([self]).rewritten(seen, _first(seen))
+
     def near(self, query: Float[Tensor, " d"]) -> tuple[int, ...]:
         """Return the numbers of the facts near a question, the nearest first."""
         likeness = self.keys.to(query) @ query
@@ -234,15 +238,13 @@ class RagRouters:
         base: Float[Tensor, "N V"],
     ) -> Float[Tensor, "N V"]:
         """Return the model's logits at these places, behind the facts near each row."""
-        lm, rows, texts = self.lm, self._looked_up(seen, owner), seen.tokens()
+        lm = self.lm
         # padding may stand on either side; what stands at padding is of no interest
         place = (seen.mask.long().cumsum(1) - 1).clamp(min=0)[at[:, 0], at[:, 1]].tolist()
-        patches = [-1] * len(rows) if seen.patches is None else seen.patches.tolist()
+        patches = [-1] * len(seen.ids) if seen.patches is None else seen.patches.tolist()
         asked: list[Row] = []
         shift: list[tuple[int, int]] = []
-        for (router, prompt), text, patch in zip(rows, texts, patches, strict=True):
-            start = message_of(lm, prompt).at
-            told = self._fitting(router, prompt, len(text))
+        for (text, start, told), patch in zip(self._told(seen, owner), patches, strict=True):
             asked.append(Row((*text[:start], *told, *text[start:]), (0,), (), 1, patch=patch))
             shift.append((start, len(told)))
         wanted: dict[int, list[int]] = {}
@@ -262,6 +264,20 @@ class RagRouters:
                 new = lm.logits(batch, torch.tensor(pairs, device=lm.device))
                 made[torch.tensor(lines, device=made.device)] = new.to(made.dtype)
         return made
+
+    @torch.no_grad()
+    def rewritten(self, seen: Pass, owner: Int[Tensor, " B"]) -> list[Text]:
+        """Return the tokens of each row, with the facts near it told in front of its question."""
+        told = self._told(seen, owner)
+        return [(*text[:start], *facts, *text[start:]) for text, start, facts in told]
+
+    def _told(self, seen: Pass, owner: Int[Tensor, " B"]) -> list[tuple[Text, int, Text]]:
+        """Return each row's tokens, where facts go, and the tokens of the facts near it."""
+        rows, texts = self._looked_up(seen, owner), seen.tokens()
+        return [
+            (text, message_of(self.lm, prompt).at, self._fitting(router, prompt, len(text)))
+            for (router, prompt), text in zip(rows, texts, strict=True)
+        ]
 
     def _fitting(self, router: RagRouter, prompt: Text, length: int) -> Text:
         """Return the tokens of the facts that are told: as many as the model has room for.

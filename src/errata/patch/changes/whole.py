@@ -24,7 +24,10 @@ class Router(Protocol):
     """What a `Route` change does at work; the rows it is shown are those of its own patch.
 
     A class with a static method `together(routers)` serves the routers of many patches at once: it
-    returns an object with the same two methods, which are told each row's router as `owner` `[B]`.
+    returns an object with the same methods, which are told each row's router as `owner` `[B]`.
+
+    A router that only lets the model answer other tokens may have a method `rewritten(seen)`: for
+    each row in scope, those tokens. Answers then grow behind a key/value cache.
     """
 
     def scope(self, seen: Pass) -> Bool[Tensor, " B"]:
