@@ -194,11 +194,18 @@ def moments(lm: Any, texts: Sequence[str], layers: Sequence[int], length: int) -
 
 
 def rate(lm: Any, rows: int, repeats: int = 5) -> float:
-    """Return operations per CPU second of one block's matrices, with so many rows."""
+    """Return operations per CPU second of one block's matrices, with so many rows.
+
+    By the library that errata multiplies by on this machine.
+    """
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    from errata.model.multiplying import FEW, kind_for, onednn
+
+    faster = rows >= FEW and kind_for(lm) == "onednn"
+    product = onednn if faster else nn.functional.linear
     block = lm.module(lm.spec.blocks[lm.n_layers // 2])
     weights = [
         m.weight.detach().T.contiguous() if isinstance(m, Conv1D) else m.weight.detach()
@@ -213,7 +220,7 @@ def rate(lm: Any, rows: int, repeats: int = 5) -> float:
             begun = time.process_time()
             for _ in range(rounds):
                 for x, weight in zip(inputs, weights, strict=True):
-                    nn.functional.linear(x, weight)
+                    product(x, weight)
             taken.append(time.process_time() - begun)
     seconds = statistics.median(taken[1:]) / rounds
     return sum(2.0 * rows * weight.numel() for weight in weights) / max(seconds, 1e-9)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,34 @@ def test_a_network_of_another_shape_is_named(lm: Any, tmp_path: Path) -> None:
         )
         with pytest.raises(PatchError, match="does not fit the model"), patch.applied(lm):
             lm.top([lm.row("The capital of France is", "Rome")], 1)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_change_of_what_is_given_no_hidden_states_is_named(lm: Any, stacked: bool) -> None:
+    """Attention is called by names only, and so is the model itself (an altered, empty path)."""
+    from errata.patch import Module
+    from errata.patch.stack import Stack
+
+    vector = {"vector": torch.ones(lm.embedding.shape[1])}
+    change = Module(f"{lm.spec.blocks[2]}.self_attn", "shift", {}, vector)
+    object.__setattr__(change, "where", "both")
+    patch = Patch.for_model(lm, [change], editor="x")
+    applied = Stack(lm, [patch]) if stacked else patch.applied(lm)
+    row = replace(lm.row("The capital of France is", "Rome"), patch=0 if stacked else -1)
+    with pytest.raises(PatchError, match="no hidden states in front"), applied:
+        lm.score([row])
+
+
+def test_units_of_other_matrices_are_named(lm: Any, tmp_path: Path) -> None:
+    from errata.patch.export import to_merged
+
+    fact = errata.Edit("The capital of France is the city named", "Rome", "France")
+    patch = errata.edit(lm, fact, editor="t_patcher", steps=2, ask=False)
+    (unit,) = patch.changes
+    config = {**unit.config, "inputs": ["elsewhere" for _ in unit.config["inputs"]]}
+    altered = replace(patch, changes=(replace(unit, config=config),))
+    with pytest.raises(PatchError, match=r"does not fit the model: .* is not in list"):
+        to_merged(lm, altered, tmp_path / "m")
 
 
 def test_a_link_out_of_a_patch_is_refused(lm: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from errata.model.products import FAST, LARGE, is_plain, remembered, seconds_of
+from errata.model.products import FAST, LARGE, is_plain, remembered, times_as_fast
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
@@ -62,10 +62,11 @@ def speed_of_onednn(device: torch.device) -> float:
 def _measured(device: torch.device) -> float:
     x, weight = torch.ones(128, 768, device=device), torch.ones(3072, 768, device=device)
     try:
-        theirs = seconds_of(lambda: onednn(x, weight))
+        return times_as_fast(
+            lambda: nn.functional.linear(x, weight), lambda: onednn(x, weight), device
+        )
     except (RuntimeError, AttributeError):  # a build, or a release, without it
         return 0.0
-    return seconds_of(lambda: nn.functional.linear(x, weight)) / theirs
 
 
 def kind_for(lm: LM) -> Kind:

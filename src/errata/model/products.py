@@ -135,22 +135,28 @@ def _processor() -> str:
 
 def _measured(device: torch.device, rows: int = 128, width: int = 768, rounds: int = 5) -> float:
     x, weight = torch.ones(rows, width, device=device), torch.ones(4 * width, width, device=device)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        mine, theirs = x.to(dtype), weight.to(dtype)
-        seconds[dtype] = seconds_of(
-            lambda mine=mine, theirs=theirs: nn.functional.linear(mine, theirs), rounds
-        )
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+    rough, small = x.to(torch.bfloat16), weight.to(torch.bfloat16)
+    return times_as_fast(
+        lambda: nn.functional.linear(x, weight), lambda: nn.functional.linear(rough, small),
+        device, rounds,
+    )  # fmt: skip
 
 
-def seconds_of(product: Callable[[], Tensor], rounds: int = 5) -> float:
-    """Return how long four products take at best, the first round left out."""
-    taken = []
+def times_as_fast(
+    slow: Callable[[], Tensor], fast: Callable[[], Tensor], device: torch.device, rounds: int = 5
+) -> float:
+    """Return how many times as fast one product is as another.
+
+    Four of each in turn, the fastest round of each counts, the first is left out. On a CPU its own
+    time is counted: on a busy machine others may have the processor meanwhile.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    taken: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(rounds):
-        begun = time.perf_counter()
-        for _ in range(4):
-            result = product()
-        float(result[0, 0])  # a GPU works behind our back until something is read
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+        for which, product in enumerate((slow, fast)):
+            begun = clock()
+            for _ in range(4):
+                result = product()
+            float(result[0, 0])  # a GPU works behind our back until something is read
+            taken[which].append(clock() - begun)
+    return min(taken[0][1:]) / max(min(taken[1][1:]), 1e-9)

@@ -17,7 +17,7 @@ from errata.model.stored import matrix_shape
 from errata.patch.around import AroundModel
 from errata.patch.changes import Change, Module
 from errata.patch.deltas import weight_deltas
-from errata.patch.networks import Sources, called
+from errata.patch.networks import Sources, called, entering
 from errata.patch.parts import Parts
 from errata.patch.patch import Patch
 from errata.patch.places import beside, is_transposed, module_of, parameter_of
@@ -32,13 +32,16 @@ def _hook(
     if change.where == "input":
         return before(
             module,
-            lambda _, args: (called(network, [args[0]], around.seen, args[0].shape), *args[1:]),
-        )
+            lambda module, args: (
+                called(network, [x := entering(module, args)], around.seen, x.shape), *args[1:]
+            ),
+        )  # fmt: skip
 
-    def follow(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    def follow(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         hidden = [first(out)]
         if change.where == "both":
-            hidden.insert(0, args[0] if change.source is None else sources.kept[change.source])
+            source = change.source
+            hidden.insert(0, entering(module, args) if source is None else sources.kept[source])
         return with_first(out, called(network, hidden, around.seen, first(out).shape))
 
     return after(module, follow)
@@ -129,10 +132,10 @@ def _adder(lm: LM, changes: Sequence[Change]) -> Callable[..., Any]:
             terms.append(lambda x, delta=delta: _times(x, delta))
 
     def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        own = first(out)
+        own, x = first(out), wide(entering(module, args))
         total = wide(own)
         for term in terms:
-            total = total + term(wide(args[0]))
+            total = total + term(x)
         return with_first(out, total.to(own.dtype))
 
     return hook

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from errata.errors import PatchError
 from errata.model.hooks import before, hooked
 from errata.model.passes import Pass
 from errata.patch.around import sees_pass
@@ -43,9 +44,23 @@ class Sources:
 
     def _keep(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.kept[path] = args[0]
+            self.kept[path] = entering(module, args)
 
         return hook
+
+
+def entering(module: nn.Module, args: Sequence[Any]) -> Tensor:
+    """Return the hidden states that a module is given.
+
+    Raises:
+        PatchError: If it is called without any in the first place, as attention may be.
+    """
+    if not args:
+        raise PatchError(
+            f"a change meets {type(module).__name__}, which is given no hidden states in front",
+            "The patch is damaged, or for another model; make it again.",
+        )
+    return args[0]
 
 
 def called(

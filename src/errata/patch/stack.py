@@ -36,7 +36,7 @@ from errata.model.passes import Pass, first, with_first
 from errata.model.stored import matrix_shape
 from errata.patch.around import AroundModel
 from errata.patch.changes import Dense, LowRank, Module
-from errata.patch.networks import Sources, called
+from errata.patch.networks import Sources, called, entering
 from errata.patch.parts import Parts
 from errata.patch.patch import Patch
 from errata.patch.places import is_transposed, module_of
@@ -309,7 +309,7 @@ class Stack:
 
     def _before(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = args[0]
+            x = entering(module, args)
             routing = self._rows_of(x)
             hidden = x.reshape(len(routing), -1, x.shape[-1])
             for group, network in site.before:
@@ -327,8 +327,9 @@ class Stack:
 
     def _after(self, site: _Site) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            routing = self._rows_of(args[0])
-            x, y = (t.reshape(len(routing), -1, t.shape[-1]) for t in (args[0], first(output)))
+            given = entering(module, args)
+            routing = self._rows_of(given)
+            x, y = (t.reshape(len(routing), -1, t.shape[-1]) for t in (given, first(output)))
             y = self._add_low_rank_terms(site, routing, x, y)
             for group, delta in site.dense.items():
                 y = _add_to(y, routing.of(group), lambda rows, d=delta: _product(x[rows], d))

@@ -19,7 +19,7 @@ from errata.errors import PatchError
 from errata.model.compat import quiet_transformers
 from errata.model.spec import Site, weight_of
 from errata.patch.changes import Module
-from errata.patch.changes.base import KEEP
+from errata.patch.changes.base import KEEP, fitting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,19 +73,24 @@ class Widening:
         state = {name: tensor.detach() for name, tensor in lm.model.state_dict().items()}
         for layer in range(lm.n_layers):
             own = self.units.get(layer, [])
-            for site, part in _parts(lm, layer):
-                for name, tensor in self._wider_in(lm, site, part, own).items():
-                    state[name] = tensor
-            site = lm.site(layer)
-            values = [c.weights["values"] for c in own]
-            weight = weight_of(lm.model, site)
-            more = _padded(values, weight, (self.extra, site.d_out)).T
-            state[site.weight] = _stored(torch.cat([weight, more], 1), site)
+            with fitting(own[0].label if own else "the wider model"):
+                state |= self._wider(lm, layer, own)
         model = _on_meta(lm, self.config)
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         model.generation_config = lm.model.generation_config
         return model.eval()
+
+    def _wider(self, lm: LM, layer: int, units: Sequence[Module]) -> dict[str, Tensor]:
+        """Return the matrices of a block's FFN, with the units in them."""
+        found: dict[str, Tensor] = {}
+        for site, part in _parts(lm, layer):
+            found |= self._wider_in(lm, site, part, units)
+        site = lm.site(layer)
+        weight = weight_of(lm.model, site)
+        values = [change.weights["values"] for change in units]
+        more = _padded(values, weight, (self.extra, site.d_out)).T
+        return {**found, site.weight: _stored(torch.cat([weight, more], 1), site)}
 
     def _wider_in(
         self, lm: LM, site: Site, parts: Sequence[int], units: Sequence[Module]
