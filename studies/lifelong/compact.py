@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from errata.evaluation.judge import contains
+
 KEPT = ("editor", "model", "fingerprint", "data", "data_version", "regime", "top_k", "cases",
         "edits", "failed", "reliability", "generality", "locality", "wild", "perplexity",
         "trajectory", "collapse", "bytes", "also", "errata")  # fmt: skip
@@ -16,8 +18,9 @@ DIGITS = 4
 def compact(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of a record.
 
-    A question is `[kind, score, top 1, WILD]`: the first letter of its kind, and None where it was
-    not asked freely. Of a case that failed only that is kept.
+    A question is `[kind, score, top 1, WILD, named]`: the first letter of its kind; None where it
+    was not asked freely; whether what was said freely names the answer, of edits and generality
+    only. Of a case that failed only that is kept.
     """
     kept: dict[str, Any] = {"id": record["id"], "age": record.get("age")}
     if record.get("error") is not None:
@@ -28,10 +31,19 @@ def compact(record: Mapping[str, Any]) -> dict[str, Any]:
             round(float(entry["score"]), DIGITS),
             round(float(entry["top1"]), DIGITS),
             round(float(entry["wild"]["score"]), DIGITS) if "wild" in entry else None,
+            *_named(entry),
         ]
         for entry in record["questions"]
     ]
     return kept
+
+
+def _named(entry: Mapping[str, Any]) -> list[float]:
+    """Return whether an accepted answer stands in a free text, if that tells anything."""
+    if entry["kind"] not in ("reliability", "generality") or "wild" not in entry:
+        return []
+    answers = entry.get("answers") or (entry["target"],)
+    return [float(contains(entry["prompt"], answers, entry["wild"]["text"]))]
 
 
 def result_of(

@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = Path(__file__).parent / "findings.md"
 PAGE = ROOT / "docs" / "results-lifelong.md"
 
-SCORE, TOP1, WILD = 1, 2, 3
+SCORE, TOP1, WILD, NAMED = 1, 2, 3, 4
 """Places in a kept question."""
 
 BANDS = 5
 """Age groups of a sequence."""
 
-HEAD = ("editor", "reliability", "WILD", "generality", "WILD", "locality, top 1", "WILD",
-        "perplexity", "kB an edit", "s an edit")  # fmt: skip
+HEAD = ("editor", "reliability", "WILD", "named", "generality", "WILD", "named",
+        "locality, top 1", "WILD", "perplexity", "kB an edit", "s an edit")  # fmt: skip
 
 Result = dict[str, Any]
 
@@ -43,8 +43,9 @@ def page_text() -> str:
         }
         if not found:
             continue
-        rows = [_row(EDITORS[editor].label, own) for editor, own in found.items()]
-        parts.append(f"## {about.title}\n\n{about.about}\n\n{table(HEAD, rows)}")
+        named = any(_has_named(own) for own in found.values())
+        rows = [_row(EDITORS[editor].label, own, named) for editor, own in found.items()]
+        parts.append(f"## {about.title}\n\n{about.about}\n\n{table(_head(named), rows)}")
         aged = {editor: own for editor, own in found.items() if editor != "none"}
         if aged:
             bands = bands_of(next(iter(aged.values())))
@@ -57,6 +58,15 @@ def page_text() -> str:
         if along := _along(found):
             parts.append(along)
     return "\n\n".join([*parts, *_abilities(), *_taken_back()]) + "\n"
+
+
+def _head(named: bool) -> list[str]:
+    return [name for name in HEAD if named or name != "named"]
+
+
+def _has_named(result: Result) -> bool:
+    """Whether of a run's free texts it is known which ones name the answer."""
+    return any(len(q) > NAMED for record in result["records"] for q in record.get("asked", ()))
 
 
 def _taken_back() -> list[str]:
@@ -158,7 +168,8 @@ def values_of(result: Result, kind: str, place: int) -> tuple[list[float | None]
     """
     found: list[float | None] = []
     for record in result["records"]:
-        own = [q[place] for q in record.get("asked", ()) if q[0] == kind and q[place] is not None]
+        asked = [q for q in record.get("asked", ()) if q[0] == kind and len(q) > place]
+        own = [q[place] for q in asked if q[place] is not None]
         found.append(statistics.fmean(own) if own else None)
     return found, [record["id"] for record in result["records"]]
 
@@ -181,13 +192,15 @@ def bands_of(result: Result) -> list[tuple[int, int]]:
     return [(low, min(low + width - 1, oldest)) for low in range(0, oldest + 1, width)]
 
 
-def _row(label: str, result: Result) -> list[str]:
+def _row(label: str, result: Result, named: bool) -> list[str]:
     summary = result["summary"]
     rates = [
         _shown(rate(result, kind, place))
         for kind, place in (
-            ("r", SCORE), ("r", WILD), ("g", SCORE), ("g", WILD), ("l", TOP1), ("l", WILD),
+            ("r", SCORE), ("r", WILD), ("r", NAMED), ("g", SCORE), ("g", WILD), ("g", NAMED),
+            ("l", TOP1), ("l", WILD),
         )
+        if named or place != NAMED
     ]  # fmt: skip
     text, size = summary.get("perplexity"), (summary.get("bytes") or {}).get("per_edit")
     return [

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from errata.case import Chat
+
 
 @dataclass(frozen=True)
 class Editor:
@@ -69,6 +71,7 @@ class Sequence:
         options: Settings of the data set.
         perplexity: Text; {data} as above.
         every: Steps between measurements along the way.
+        chat: Whether edits are made, and all is asked, as a user's message in the model's chat.
     """
 
     title: str
@@ -81,6 +84,7 @@ class Sequence:
     options: Mapping[str, Any] = field(default_factory=dict)
     perplexity: str = "auto"
     every: int = 0
+    chat: Chat = "off"
 
 
 COLLIDE = {"collide": "relation"}
@@ -100,6 +104,14 @@ SEQUENCES = {
         "The first 300 records of `wikibigedit_3k.json`; perplexity of WikiText-2.",
         "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 300, 100, _REAL,
         perplexity="{data}/text/wikitext2_raw_test.txt",
+    ),
+    "smollm2_300_chat": Sequence(
+        "SmolLM2-135M: the same 300 edits, made in the model's chat",
+        "As above, but every edit is a user's message and the beginning of the answer to it, and"
+        " all is asked so, teacher-forced as well.",
+        "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 300, 100,
+        ("ultraedit", "locft", "alphaedit"), perplexity="{data}/text/wikitext2_raw_test.txt",
+        chat="user",
     ),
     "smollm2_3000": Sequence(
         "SmolLM2-135M: 3,000 edits of WikiBigEdit, a hundred at a time",

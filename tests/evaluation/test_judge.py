@@ -13,7 +13,7 @@ from errata.case import Case, Edit, Probe
 from errata.cli._gates import metrics_of
 from errata.errors import ConfigError, RunError
 from errata.evaluation import Protocol, evaluate, judge
-from errata.evaluation.judge import KEY, Endpoint, Item, check_url, read
+from errata.evaluation.judge import KEY, Endpoint, Item, check_url, contains, read
 from errata.reporting.columns import column_of, ordered, scores_in
 
 ITEMS = [Item("Where?", ("Berlin", "Bern"), said) for said in (" Bern, of course", " Rome", "")]
@@ -39,6 +39,19 @@ def test_what_is_no_address(url: str) -> None:
 def test_keys_do_not_stand_in_addresses(url: str) -> None:
     with pytest.raises(ConfigError, match="holds a key"):
         check_url(url)
+
+
+@pytest.mark.parametrize(("said", "named"), [
+    ("The answer is: Bern", True), ("bern!", True), ("Not Bern.", True), ("Berne", False),
+    ("BERLIN, the capital", True), ("Ber lin", False), ("", False), ("New York City", True),
+    ("york new", False),
+])  # fmt: skip
+def test_an_answer_that_stands_in_a_text(said: str, named: bool) -> None:
+    assert contains("Where?", ["Berlin", "Bern", "the New York"], said) is named
+
+
+def test_an_answer_without_words_stands_nowhere() -> None:
+    assert not contains("Where?", ["the", "?", ""], "the ?")
 
 
 class Server(ThreadingHTTPServer):
@@ -197,6 +210,21 @@ class TestEvaluation:
         wild = [column_of(name).title for name in shown if column_of(name).group == "wild"]
         assert wild == ["Rel wild", "Gen wild", "Loc wild", "Rel judged", "Gen judged"]
 
+    def test_answers_in_a_sentence_are_named(self, lm, tmp_path, monkeypatch):
+        """No endpoint, no model to name; a run goes on with the same judge, and with no other."""
+        monkeypatch.setattr(
+            type(lm), "generate", lambda self, rows, *a, **k: ["It is Berlin, I say"] * len(rows)
+        )
+        chosen, out = {**self.CHOSEN, "judge": "contains"}, tmp_path / "run"
+        first = evaluate(lm, "none", [case(0)], protocol=chosen, out=out)
+        found = first.summary["wild"]
+        assert found["reliability"] == found["generality"] == 0.0
+        assert found["judge"]["reliability"] == found["judge"]["generality"] == 1.0
+        again = evaluate(lm, "none", [case(0)], protocol=chosen, out=out, resume=True)
+        assert again.summary["wild"]["judge"] == found["judge"]
+        with pytest.raises(RunError, match=r"judge_model was 'contains', is None"):
+            evaluate(lm, "none", [case(0)], protocol=self.CHOSEN, out=out, resume=True)
+
     def test_an_endpoint_that_fails_in_the_middle(self, lm, server, tmp_path):
         cases, out = [case(i) for i in range(4)], tmp_path / "run"
         chosen = {**self.CHOSEN, "judge_model": "m", "judge": server.url, "stack_size": 1}
@@ -225,3 +253,5 @@ class TestEvaluation:
             Protocol(answers="wild", judge=url)
         with pytest.raises(ConfigError, match="not the address"):
             Protocol(answers="wild", judge="here", judge_model="m")
+        with pytest.raises(ConfigError, match="asks no model, and 'm' is named"):
+            Protocol(answers="wild", judge="contains", judge_model="m")

@@ -1,4 +1,7 @@
-"""A judge of free answers, beside exact match: a function of yours, or a model behind an endpoint.
+"""A judge of free answers, beside exact match: `contains`, a function of yours, or an endpoint.
+
+`contains` looks whether an accepted answer stands anywhere in what is said: no proof that the model
+means it ("not Rome"), but it tells an answer in a sentence, as models give it in a chat, from none.
 
 An endpoint is one that speaks OpenAI's chat completions (`POST URL/chat/completions`). Its key is
 read from the environment (`ERRATA_JUDGE_KEY`) and from nowhere else. Verdicts are kept in the
@@ -15,6 +18,7 @@ import json
 import logging
 import os
 import re
+import string
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,9 +71,25 @@ Function = Callable[[str, Sequence[str], str], Any]
 Judge = Callable[[Sequence[Item]], list[bool]]
 
 
+def contains(question: str, answers: Sequence[str], said: str) -> bool:
+    """Return whether an accepted answer stands in a text, word for word.
+
+    Both are normalised as SQuAD does; an answer of which nothing is left then stands nowhere.
+    """
+    text = f" {squad(said)} "
+    found = (squad(answer) for answer in answers)
+    return any(answer and f" {answer} " in text for answer in found)
+
+
 def by_function(function: Function) -> Judge:
     """Return a judge that asks a function, one answer after another."""
     return lambda items: [bool(function(*item)) for item in items]
+
+
+def squad(text: str) -> str:
+    """Return text as SQuAD compares it: lower case, without punctuation and English articles."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", kept).split())
 
 
 def name_of(function: Function) -> str:

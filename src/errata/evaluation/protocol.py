@@ -39,6 +39,9 @@ WILD_TOKENS = 50
 CALLABLE = "python"
 """What `judge` says of a function; `judge_model` is its name then."""
 
+CONTAINS = "contains"
+"""What `judge` says of the one that looks whether an accepted answer stands in the text."""
+
 HASH_DIGITS = 16
 """Hexadecimal digits of fingerprints and hashes in records."""
 
@@ -104,9 +107,9 @@ class Protocol(Settings):
     )  # fmt: skip
     judge: str | None = _field(
         None,
-        "Endpoint that judges free answers beside exact match: an address that speaks OpenAI's "
-        "chat completions; its key in $ERRATA_JUDGE_KEY",
-        metavar="URL",
+        "Judges free answers beside exact match: contains (an accepted answer stands in the text), "
+        "or an address that speaks OpenAI's chat completions; its key in $ERRATA_JUDGE_KEY",
+        metavar="contains|URL",
     )  # fmt: skip
     judge_model: str | None = _field(None, "Model that the endpoint is asked for", metavar="NAME")
     fluency: int = _field(
@@ -219,12 +222,16 @@ class Protocol(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _tokens(cls, values: Any) -> Any:
-        """Answers get the published number of tokens, unless another is asked for."""
-        if isinstance(values, Mapping) and values.get("new_tokens") is None:
-            long = values.get("answers") == "long"
-            return {**values, "new_tokens": LONG_TOKENS if long else WILD_TOKENS}
-        return values
+    def _filled(cls, values: Any) -> Any:
+        """Answers get the published number of tokens, and a judge without a model its own name."""
+        if not isinstance(values, Mapping):
+            return values
+        found = dict(values)
+        if found.get("new_tokens") is None:
+            found["new_tokens"] = LONG_TOKENS if found.get("answers") == "long" else WILD_TOKENS
+        if found.get("judge") == CONTAINS and found.get("judge_model") is None:
+            found["judge_model"] = CONTAINS  # by it runs are told apart
+        return found
 
     @model_validator(mode="after")
     def _chat(self) -> Protocol:
@@ -245,9 +252,14 @@ class Protocol(Settings):
         if self.judge is None or self.judge_model is None:
             raise ConfigError(
                 "a judge is an endpoint and the name of a model there",
-                "Example: --judge http://localhost:8000/v1 --judge-model NAME",
+                "Example: --judge http://localhost:8000/v1 --judge-model NAME, or --judge contains",
             )
-        if self.judge != CALLABLE:
+        if self.judge == CONTAINS != self.judge_model:
+            raise ConfigError(
+                f"the judge contains asks no model, and {self.judge_model!r} is named",
+                "Leave out --judge-model.",
+            )
+        if self.judge not in (CALLABLE, CONTAINS):
             from errata.evaluation.judge import check_url
 
             check_url(self.judge)

@@ -17,10 +17,18 @@ from errata.editors.fitting import fitted
 from errata.errors import ConfigError, DataError
 from errata.evaluation.consistency import References
 from errata.evaluation.general import General
-from errata.evaluation.judge import Endpoint, Function, Judge, by_function, name_of
+from errata.evaluation.judge import (
+    Endpoint,
+    Function,
+    Judge,
+    by_function,
+    contains,
+    name_of,
+)
 from errata.evaluation.perplexity import load_text
 from errata.evaluation.protocol import (
     CALLABLE,
+    CONTAINS,
     HASH_DIGITS,
     Protocol,
     compared,
@@ -88,7 +96,7 @@ def evaluate(
             cases.
         data_options: Settings with which the built-in world was loaded, for a suite about it.
         judge: Judges free answers (`protocol="wild"`), called with the question, the accepted
-            answers and what was said; or an endpoint's address, with `judge_model`.
+            answers and what was said; or `contains`, or an endpoint's address, with `judge_model`.
         out: Run folder; None keeps everything in memory.
         resume: Go on with the run in `out`.
         force: Replace the run in `out`.
@@ -181,6 +189,8 @@ def _judged(protocol: Protocol, function: Function | str | None) -> tuple[Protoc
         raise ConfigError(
             f"the judge {protocol.judge_model} is a function", "Give it again: evaluate(judge=…)."
         )
+    if protocol.judge == CONTAINS:
+        return protocol, by_function(contains)
     assert protocol.judge_model is not None
     return protocol, Endpoint(protocol.judge, protocol.judge_model)
 

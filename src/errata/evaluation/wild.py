@@ -14,8 +14,6 @@ arXiv:2502.11177). So every question is asked once more:
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from errata.case import Edit, Probe
 from errata.errors import EditError, ModelError
 from errata.evaluation.before import remembered
-from errata.evaluation.judge import Item, Judge
+from errata.evaluation.judge import Item, Judge, squad
 from errata.evaluation.questions import Question
 
 if TYPE_CHECKING:
@@ -61,12 +59,6 @@ class Free:
     before: Mapping[Asked, str]
     judge: Judge | None = None
     long: LongScores | None = None
-
-
-def squad(text: str) -> str:
-    """Return text as SQuAD compares it: lower case, without punctuation and English articles."""
-    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", kept).split())
 
 
 def exact_match(said: str, answers: Iterable[str]) -> bool:
