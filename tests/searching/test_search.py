@@ -337,7 +337,7 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
         "rome",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("r_rome", "emmet", "pmet", "alphaedit", "memit+blue")
+            for name in ("r_rome", "emmet", "pmet", "alphaedit", "memit+blue", "lora", "ultraedit")
         ),
     ],
 )
@@ -351,7 +351,9 @@ def test_every_editor_can_be_searched(
     monkeypatch.setattr(budget, "MOST", 3)
     monkeypatch.setattr(searching, "_PERFECT", -9.0)  # no neighbours of the best
     before = pocket.fingerprint
-    found = errata.tune(pocket, name, minutes=30, steps=4, moments_samples=200)
+    quick: dict[str, Any] = {"lora": {"steps": 4}, "ultraedit": {}}
+    given = quick.get(name, {"steps": 4, "moments_samples": 200})
+    found = errata.tune(pocket, name, minutes=30, **given)
     assert pocket.fingerprint == before
     assert found.candidates == 3
     assert found.held.failed == 0

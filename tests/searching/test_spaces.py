@@ -53,6 +53,21 @@ def test_what_was_given_is_not_searched(pocket: LM) -> None:
         assert not settings.keys() & {"clamp", "layers"}
 
 
+@pytest.mark.parametrize(
+    ("name", "searched"),
+    [("ultraedit", {"lr", "whiten", "ridge", "layers"}),
+     ("lora", {"lr", "rank", "alpha", "steps", "layers"})],
+)  # fmt: skip
+def test_what_is_searched_of_editors_that_train_weights(
+    pocket: LM, name: str, searched: set[str]
+) -> None:
+    editor = get_editor(name, model="pocket")
+    space = space_of(editor, pocket)
+    assert {key for _, options in space.dimensions for o in options for key in o} == searched
+    for settings in islice(space.candidates(0), 30):
+        get_editor(name, settings, model="pocket")  # every one can be built
+
+
 def test_editors_without_a_space_are_refused_by_name(pocket: LM) -> None:
     for name in ("grace", "ike", "none", "t_patcher", "mend"):
         if name not in editors:

@@ -25,6 +25,18 @@ def trials(pocket: LM) -> tuple[Trial, ...]:
     return deal(pocket, shipped(), "shipped", search=3, held=8).search
 
 
+def test_an_editor_of_turns_is_measured_in_one_turn(pocket: LM, trials: tuple[Trial, ...]) -> None:
+    editor = get_editor("ultraedit", model="pocket")
+    patch = editor.edit_one(pocket, [trial.edit for trial in trials])
+    rows = [pocket.row_of(trial.edit) for trial in trials]
+    with patch.applied(pocket):
+        expected = [math.exp(sum(score.logprobs)) for score in pocket.score(rows)]
+    found = measure(pocket, editor, trials)
+    assert [one.p for one in found] == pytest.approx(expected, abs=TOLERANCE)
+    alone = [measure(pocket, editor, [trial])[0].p for trial in trials]
+    assert alone != pytest.approx(expected, abs=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("name", "settings"), [("rome", QUICK), ("ft", {"steps": 3}), ("ft", {"lr": 0.05, "steps": 2})]
 )

@@ -121,23 +121,31 @@ class Course:
             free: Whether free answers are asked for.
             reserve: Stop without a result where only so many seconds are left; None: never.
         """
-        missing = [trial for trial in trials if self.store.get(settings, trial, free) is None]
+        turn, kept = self.given.in_turns, self._kept_as(settings, trials)
+        missing = [trial for trial in trials if self.store.get(kept, trial, free) is None]
+        if turn and missing:
+            missing = list(trials)  # made together
         editor = None
-        for start in range(0, len(missing), CHUNK):
+        size = len(trials) if turn else CHUNK
+        for start in range(0, len(missing), size):
             if reserve is not None and self.left() < self.slower * reserve:
                 return None
-            part = missing[start : start + CHUNK]
+            part = missing[start : start + size]
             editor = editor or self.editor(settings)
             try:
                 outcomes = measure(self.lm, editor, part, free, self.scorer)
             except ErrataError as error:
                 log.warning("%s: %s; these settings are left out", shown(settings), error.message)
                 return None
-            self.store.add(settings, part, outcomes)
+            self.store.add(kept, part, outcomes)
             if self.pace:  # a machine that others use, too, may have become slower
                 self.slower = max(1.0, outcomes[0].seconds / self.pace)
-        found = [self.store.get(settings, trial, free) for trial in trials]
+        found = [self.store.get(kept, trial, free) for trial in trials]
         return Stats.of([one for one in found if one is not None])
+
+    def _kept_as(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> Mapping[str, Any]:
+        """Return what outcomes are kept under: made in one turn, its size is a setting too."""
+        return {**settings, "edits of a turn": len(trials)} if self.given.in_turns else settings
 
     # ------------------------------------------------------------------ the course of it
 
@@ -323,7 +331,8 @@ class Course:
         facts = self.facts
         rows = []
         for settings in self.looked_at.values():
-            if all(self.store.get(settings, trial, False) for trial in facts):
+            kept = self._kept_as(settings, facts)
+            if all(self.store.get(kept, trial, False) for trial in facts):
                 stats = self.stats(settings, facts)
                 if stats is not None:
                     rows.append((settings, stats))

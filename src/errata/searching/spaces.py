@@ -56,6 +56,20 @@ TUNED: tuple[tuple[str, tuple[Settings, ...]], ...] = (
 )
 """Those of fine-tuning."""
 
+TURNS: tuple[tuple[str, tuple[Settings, ...]], ...] = (
+    ("lr", tuple({"lr": value} for value in (1e-4, 2e-4, 3e-4, 6e-4, 1.2e-3, 2e-3, 4e-3))),
+    ("whiten", ({"whiten": False}, {"whiten": True})),
+    ("ridge", tuple({"ridge": value} for value in (0.1, 1.0, 10.0))),
+)
+"""Those of a ridge step against gradients (UltraEdit)."""
+
+FACTORS: tuple[tuple[str, tuple[Settings, ...]], ...] = (
+    ("lr", tuple({"lr": value} for value in (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3))),
+    ("rank", tuple({"rank": rank, "alpha": 2.0 * rank} for rank in (2, 4, 8, 16))),
+    ("steps", ({"steps": 10}, {"steps": 25}, {"steps": 50})),
+)
+"""Those of low-rank factors that are trained (LoRA)."""
+
 LEADS: Mapping[str, tuple[Settings, ...]] = {
     "mom2_weight": (
         {"clamp": 4.0, "mom2_weight": 1000.0},
@@ -64,6 +78,8 @@ LEADS: Mapping[str, tuple[Settings, ...]] = {
     ),
     "l2": ({"clamp": 4.0}, {"clamp": 4.0, "l2": 1.0}),
     "layer": ({"kl_factor": 0.5}, {"lr": 0.1, "steps": 30}),
+    "whiten": ({"lr": 3e-4}, {"lr": 1.2e-3, "whiten": True}, {"lr": 1.2e-3}),
+    "rank": ({"lr": 2e-4}, {"lr": 1e-3, "steps": 10}),
     "norm_constraint": (
         {"lr": 5e-4},
         {"lr": 2e-4},
@@ -79,7 +95,7 @@ SHIFTS = (-0.14, -0.07, 0.0, 0.07, 0.14, 0.24)
 """By how much of the depth a window of blocks is moved."""
 
 TUNABLE = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Blocks for fine-tuning."""
+"""Blocks for editors that train weights."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +222,10 @@ def check_editor(editor: Editor) -> tuple[tuple[str, tuple[Settings, ...]], ...]
 def _family(fields: Mapping[str, Any]) -> tuple[tuple[str, tuple[Settings, ...]], ...] | None:
     if "kl_factor" in fields and "moments_text" in fields:
         return LOCATED
-    return TUNED if {"norm_constraint", "lr", "layers"} <= fields.keys() else None
+    for told, family in (("whiten", TURNS), ("rank", FACTORS), ("norm_constraint", TUNED)):
+        if {told, "lr", "layers"} <= fields.keys():
+            return family
+    return None
 
 
 def _can(name: str) -> bool:
@@ -227,10 +246,11 @@ def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
         return tuple({"layer": block} for block in dict.fromkeys(at(share) for share in ONE))
     told: Any = editor
     rule = tuple(told.edited_layers(lm))
-    if "kl_factor" not in fields:
+    if "norm_constraint" in fields:
         return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in TUNABLE))
     if len(rule) == 1:
-        return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in ONE))
+        shares = ONE if "kl_factor" in fields else TUNABLE
+        return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in shares))
     windows = []
     for width in (len(rule), max(1, len(rule) // 2)):
         for shift in SHIFTS:

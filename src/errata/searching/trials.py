@@ -160,7 +160,7 @@ def measure(
     free: bool = False,
     scorer: Scorer | None = None,
 ) -> list[Outcome]:
-    """Edit each fact alone, ask, and undo.
+    """Edit each fact alone, ask, and undo; all in one turn with an editor that is meant for that.
 
     Args:
         lm: The model; bit-identical afterwards.
@@ -171,7 +171,9 @@ def measure(
     """
     scorer = scorer or Scorer(lm)
     started = time.perf_counter()
-    made = edit_groups(editor, lm, [[trial.edit] for trial in trials], [None] * len(trials))
+    groups = [[trial.edit for trial in trials]] if editor.in_turns else [[t.edit] for t in trials]
+    made = edit_groups(editor, lm, groups, [None] * len(groups))
+    made = made * len(trials) if editor.in_turns else made
     patches = [one if isinstance(one, Patch) else None for one in made]
     rows, owners = [], []
     for trial, patch in zip(trials, patches, strict=True):

@@ -70,6 +70,7 @@ class UltraEdit(Editor):
     """UltraEdit: a ridge step against gradients, normalised over all edits so far."""
 
     name = "ultraedit"
+    in_turns = True
     title = "UltraEdit"
     paper = (
         "Gu et al., UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in Language "
