@@ -190,13 +190,23 @@ def test_the_same_problem_is_handed_to_both(
     assert build("llama", "float32").fingerprint == before
     *changes, asked = [line for line in lines if line.unit != "MiB"]
     peaks = [line for line in lines if line.unit == "MiB"]
-    names = ["ROME", "ROME", "MEMIT", "AlphaEdit", "FT"]
+    names = ["ROME", "ROME", "MEMIT", "AlphaEdit", "FT", "FT"]
     assert [line.what.partition(",")[0] for line in changes] == names
     for line in changes:
         assert float(line.equal.split()[4]) < NEAR, line
     assert [line.what.partition(",")[0] for line in peaks] == names
     assert asked.equal == f"0 of {len(EDITS)} answers differ"
     assert "Executing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_head_is_named_where_its_weight_is_listed(kind: str, tmp_path: Path) -> None:
+    """A tied head has no parameter of its own name, and MEMIT looks it up by name."""
+    lm = build(kind, "float32")
+    theirs = against_easyedit.EasyEdit(lm, lambda name: None, {}, tmp_path)
+    listed = dict(theirs.model.named_parameters())
+    weight = listed[f"{theirs.templates['lm_head_module']}.weight"]
+    assert torch.equal(weight, lm.module(lm.spec.head).get_parameter("weight"))
 
 
 def test_methods_that_a_release_does_not_have_are_left_out_and_named(

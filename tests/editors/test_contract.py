@@ -1,6 +1,8 @@
 """What every editor owes: one suite over all editors of errata and all pairs.
 
-A new editor is tested by being there. The bodies stand in `errata.testing`.
+A new editor is tested by being there. The bodies stand in `errata.testing`. Of the strategies that
+go over every host that writes keys and values, pairs with the three best known hosts are tested
+always, the others with the slow tests.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from errata.testing import EditorContract
 
 NAMES = [name for name, entry in editors.all.items() if entry.is_own]
 
+ALWAYS, OVER_ALL = {"rome", "memit", "alphaedit"}, {"nas", "simie", "sphere"}
+"""Hosts, and strategies that go over all of them."""
+
 WITHOUT_ADDRESS = {"none", "ibke", "ibke-retrieval"}
 """Editors without a paper, or whose paper has no public address."""
 
@@ -24,7 +29,14 @@ WITHOUT_TRAINING = {"none", "ike", "rag"}
 """Editors that leave it to the model what becomes of an edit; a random one does not read."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+def marked(name: str) -> object:
+    """Return a name as a parameter: slow, if the same strategy is tested on other hosts."""
+    host, _, strategy = name.partition("+")
+    slow = strategy in OVER_ALL and host not in ALWAYS
+    return pytest.param(name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in NAMES])
 class TestEditors(EditorContract):
     @pytest.fixture
     def make(self, name: str, make: Callable[..., Editor]) -> Callable[..., Editor]:
