@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import errata
 from errata.errors import ConfigError, DataError, ErrataError
@@ -98,6 +99,23 @@ class TestData:
         path.write_text(text)
         with pytest.raises(DataError, match=said):
             ability._check("sst2", path, {"metadata": {"fields": ["sentence", "label"]}})
+
+    @pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+    def test_a_text_may_hold_what_breaks_lines_elsewhere(self, tmp_path, odd):
+        """MMLU has such an item."""
+        path = tmp_path / "sst2.jsonl"
+        item = {"sentence": f"one{odd}two", "label": 1}
+        path.write_text(json.dumps(item, ensure_ascii=False) + "\n", encoding="utf-8")
+        ability._check("sst2", path, {"metadata": {"fields": ["sentence", "label"]}})
+
+
+@pytest.mark.parametrize("name", ability.task_names())
+def test_public_data_can_be_read(name: str, shared: Path) -> None:
+    config = yaml.safe_load((ability.TASKS / f"{name}.yaml").read_text("utf-8"))
+    path = shared / "data" / "ability" / config["dataset_kwargs"]["data_files"]["test"]
+    if not path.is_file():
+        pytest.skip(f"needs {path.name} of the public data")
+    ability._check(name, path, config)
 
 
 def test_an_item_longer_than_the_context_is_named() -> None:

@@ -342,6 +342,13 @@ def test_texts_are_read_from_files(tiny: Callable[..., LM], tmp_path: Path, kind
     )
     corpus = load_corpus("tiny-gpt2", str(path), 10)
     assert sorted(text.strip() for text in corpus.texts) == ["one", "three", "two\nlines"]
+
+
+def test_a_text_may_hold_what_breaks_lines_elsewhere(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one\u2028and two"}\n"three\x85four"\n', encoding="utf-8")
+    corpus = load_corpus("tiny-gpt2", str(path), 10)
+    assert sorted(corpus.texts) == ["one\u2028and two", "three\x85four"]
     assert len(load_corpus("tiny-gpt2", str(path), 2).texts) == 2
 
 

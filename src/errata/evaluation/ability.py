@@ -170,7 +170,7 @@ def _check(name: str, path: Path, config: Mapping[str, Any]) -> None:
     """Refuse data that a task cannot ask, before the harness stumbles over them."""
     wanted = set(config["metadata"]["fields"])
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold U+2028 and others
         items = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"task {name}: {path} is not a file of JSON lines: {error}") from None
