@@ -182,7 +182,8 @@ def test_the_same_problem_is_handed_to_both(
         against_easyedit, "context_templates", lambda lm: ("I think so. {}", "It is late. {}")
     )
     cases = [Case(str(n), (edit,), ()) for n, edit in enumerate(EDITS)]
-    args = Namespace(layer=1, blocks=2, steps=4, edits=2, repeats=1, device="cpu")
+    args = Namespace(layer=1, blocks=2, steps=4, edits=2, repeats=1, device="cpu",
+                     compute="float32")  # fmt: skip
     to, zeros, before = torch.Tensor.to, torch.zeros, lm.fingerprint
     lines = against_easyedit.compare(lm, cases, stand_in, args)
     assert (torch.Tensor.to, torch.zeros) == (to, zeros)
@@ -217,7 +218,8 @@ def test_methods_that_a_release_does_not_have_are_left_out_and_named(
         (stand_in / "easyeditor" / "models" / f"{name}.py").unlink()
     monkeypatch.setattr(against_easyedit, "context_templates", lambda lm: ("It is late. {}",))
     cases = [Case("0", (EDITS[0],), ())]
-    args = Namespace(layer=1, blocks=2, steps=2, edits=1, repeats=1, device="cpu")
+    args = Namespace(layer=1, blocks=2, steps=2, edits=1, repeats=1, device="cpu",
+                     compute="float32")  # fmt: skip
     lines = against_easyedit.compare(build("llama", "float32"), cases, stand_in, args)
     assert {line.what.partition(",")[0] for line in lines} == {"ROME", "questions of a record"}
     told = capsys.readouterr().out
