@@ -9,7 +9,7 @@ import torch
 from tests.editors.joint_samples import SAME, SPREAD, Make, Tiny, built, deltas
 from tests.locate.samples import EDITS
 
-from errata.editors import base, base_joint, editors, get_editor
+from errata.editors import base_joint, editors, get_editor, recall
 from errata.errors import ConfigError
 from errata.locate.contexts import Contexts
 from errata.locate.keys import edit_keys
@@ -102,7 +102,7 @@ def test_auto_layers_are_the_traced_ones_of_a_model_without_published_ones(
 ) -> None:
     lm = tiny("gpt2")
     choice = Choice(1, (0, 1), facts=3, data="facts", effect=0.1, agreement=1.0, id="x")
-    for module in (base, base_joint):
+    for module in (recall, base_joint):
         monkeypatch.setattr(module, "cached_choice", lambda lm: choice)
     assert built(make, "memit", layers="auto").edited_layers(lm) == (0, 1)
     assert built(make, "emmet", layers="auto").edited_layers(lm) == (1,)

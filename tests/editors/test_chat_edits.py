@@ -67,9 +67,11 @@ def test_an_edit_in_the_chat_is_that_of_the_rendered_text(
 ) -> None:
     # a context would stand inside the message, and in front of a text that is rendered by hand
     own = {"contexts": "bare"} if "contexts" in editors.load(name).Config.model_fields else {}
-    in_chat = make(name, **own).edit_one(lm, [EDIT])
+    editor = make(name, **own)
+    in_chat = editor.edit_one(lm, [EDIT])
     by_hand = make(name, **own).edit_one(lm, [RENDERED])
-    assert in_chat.edits == (EDIT,)
+    assert in_chat.edits == tuple(editor.meant(lm, [EDIT]))
+    assert in_chat.edits[0].question == EDIT.question
     if name in BY_TEXT:
         return
     left, right = tensors(in_chat), tensors(by_hand)
