@@ -86,6 +86,8 @@ def test_pages_show_cells_outputs_and_figures() -> None:
         ("ROME 62.5", "ROME 59.0", False),
         ("ROME 62.5", "FT 62.5", False),
         ("0.0001", "0.0150", True),
+        ("FT 0.012 s / edit", "FT 9.9e-05 s / edit", True),
+        ("| FT | 0.0001 |", "| FT | 9.9e-05 |", True),
         ("a\nb", "a", False),
         ("Tokyo −1.57", "Tokyo -1.57", True),
     ],
