@@ -9,26 +9,29 @@ evaluation is timed.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import _common as common
 from benchmarks._common import POCKET, SMALL
+from errata.editors.base import Editor
 
 
-@dataclass
-class Given:
-    """An editor that only hands out patches made before."""
+class Given(Editor):
+    """An editor that only hands out patches made before.
 
-    patches: dict[str, Any]
-    name: str = "given"
-    config: None = None
-    lasts: bool = True
+    Args:
+        patches: By the prompt of a group's first edit.
+    """
 
-    def prepare(self, lm: Any) -> None:
-        """Nothing to do."""
+    name = "given"
+    title = "Given patches"
+    paper = ""
 
-    def edit(self, lm: Any, groups: Any, *, after: Any = None) -> list[Any]:
+    def __init__(self, patches: dict[str, Any]) -> None:
+        super().__init__()
+        self.patches = patches
+
+    def edit_groups(self, lm: Any, groups: Any, before: Any) -> list[Any]:
         """Return the patch of each group's first prompt."""
         return [self.patches[group[0].prompt] for group in groups]
 

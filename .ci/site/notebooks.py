@@ -20,7 +20,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
-SECONDS = re.compile(r"\d+(?:\.\d+)? ?(?:ms|s|min)\b(?: \d+ s\b)?")
+SECONDS = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)? ?(?:ms|s|min)\b(?: \d+ s\b)?")
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 TIMES = "times"
 """Tag of a cell whose output holds wall times among its numbers."""
