@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from studies.ibke.found import at_equal, of_part, side
-from studies.ibke.plan import AGAINST, NETWORKS
-from studies.real.found import Rate
+from studies.ibke.plan import BOTTLENECK, NETWORKS, PARTS
+from studies.real.found import Rate, gap_of, paired
 
 WANTED = 0.05
 """Points of generality by which a form of IBKE is to beat MEND."""
 
 OPEN = (
-    ("Does the bottleneck help anywhere?", "Not measured: no networks were trained without it on "
-     "this model. On pocket it made no difference (docs/results-pocket.md)."),
     ("Does the starred training (512 records of each other set) carry over?", "Not measured: "
      "there is no UniEdit here to train the unstarred form on. The first part's training "
      "mixes three sets, and is tested on one of them."),
@@ -24,7 +22,7 @@ OPEN = (
 
 def answers() -> str:
     """Return questions and answers."""
-    lines = [*_beats("held"), *_beats("seen"), *(f"* **{q}** {a}" for q, a in OPEN)]
+    lines = [*_beats("held"), *_beats("seen"), _bottleneck(), *(f"* **{q}** {a}" for q, a in OPEN)]
     return "## Questions\n\n" + "\n".join(lines)
 
 
@@ -37,10 +35,10 @@ def _beats(part: str) -> list[str]:
         f"* **Does a form of IBKE beat matched MEND by 5 points of generality {WHERE[part]}, "
         "at equal locality?**"
     )
-    other = next((name for name in found if NETWORKS[name].title == AGAINST), None)
-    if other is None or len(found) < 2:
+    held = [(name, NETWORKS[name].against) for name in found]
+    told = [_against(found, name, other) for name, other in held if other in found]
+    if not told:
         return [f"{question} Not measured."]
-    told = [_against(found, name, other) for name in found if name != other]
     return [f"{question} {' '.join(told)}"]
 
 
@@ -54,6 +52,34 @@ def _against(found: Mapping[str, Any], name: str, other: str) -> str:
         f"{verdict(gap)}: {title} has {own}, MEND {theirs} at top 1 where both keep "
         f"{100 * level:.0f} % of locality at top 1; difference {gap.signed} points."
     )
+
+
+def _bottleneck() -> str:
+    """Say what each pair of networks, with the bottleneck and without it, differs by."""
+    question = "* **Does the bottleneck help anywhere?**"
+    told = []
+    for part in PARTS:
+        found = of_part(part)
+        for name, other in BOTTLENECK:
+            if name in found and other in found:
+                told.append(f"{NETWORKS[name].title} {WHERE[part]}: {_gap(found, name, other)}.")
+    beside = "On pocket it made no difference (docs/results-pocket.md)."
+    if not told:
+        return f"{question} Not measured on this model. {beside}"
+    return f"{question} With it minus without it, points. {' '.join(told)} {beside}"
+
+
+def _gap(found: Mapping[str, Any], name: str, other: str) -> str:
+    one, two, _ = paired(found[name]["records"], found[other]["records"])
+    names = {"reliability": "reliability", "generality_top1": "generality at top 1",
+             "locality_top1": "locality at top 1"}  # fmt: skip
+    gaps = {words: gap_of(one, two, metric) for metric, words in names.items()}
+    told = [f"{words} {gap.signed} ({side(gap)})" for words, gap in gaps.items() if gap is not None]
+    equal = at_equal(found[name], found[other])
+    if equal is not None:
+        level, _, _, gap = equal
+        told.append(f"generality where both keep {100 * level:.0f} % of locality {gap.signed}")
+    return ", ".join(told)
 
 
 def verdict(gap: Rate) -> str:

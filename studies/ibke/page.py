@@ -17,7 +17,7 @@ from studies.ibke.found import (
     of_part,
     side,
 )
-from studies.ibke.plan import AGAINST, NETWORKS, PARTS
+from studies.ibke.plan import NETWORKS, PARTS
 from studies.real.found import Rates, gap_of, paired
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results-ibke-real.md"
@@ -116,8 +116,8 @@ def _holds(key: str, found: Parts) -> list[str]:
 
 def _pairs(found: Parts) -> list[tuple[str, str]]:
     """Return forms of IBKE and what each is held against."""
-    other = next((n for n in found if NETWORKS[n].title == AGAINST), None)
-    return [] if other is None else [(n, other) for n in found if n != other]
+    held = [(name, NETWORKS[name].against) for name in found]
+    return [(name, other) for name, other in held if other in found]
 
 
 def _beside(key: str) -> Mapping[str, Any]:
@@ -138,9 +138,15 @@ def _rates(key: str, found: Parts) -> str:
     for name, own in found.items():
         records = good(own["records"])
         title = f"**{NETWORKS[name].title}**"
-        rows.append([title, str(len(records)), *_cells(records), f"{own['cpu_each']:.1f}"])
+        rows.append([title, str(len(records)), *_cells(records), seconds(own)])
     head = ["editor", "n", *SCORES.values(), "CPU-s / record"]
     return f"### Each edit alone\n\n{table(head, rows)}"
+
+
+def seconds(found: Mapping[str, Any]) -> str:
+    """Return the CPU seconds of a record, where it was a processor."""
+    spent = found["cpu_each"]
+    return "–" if spent is None else f"{spent:.1f}"
 
 
 def _cells(records: Any) -> list[str]:
@@ -210,7 +216,17 @@ def _made(found: Parts) -> str:
     return (
         f"### How they were trained\n\nBatches of {batch} records; the networks of the lowest "
         "validation loss (48 held-out training records; the bottleneck's penalty counts for IBKE) "
-        f"are those tested. One thread of a machine that others used too.\n\n{table(head, rows)}"
+        f"are those tested. {_where(found)}\n\n{table(head, rows)}"
+    )
+
+
+def _where(found: Parts) -> str:
+    cards = {own["training"].get("device") for own in found.values()} - {None}
+    if not cards:
+        return "One thread of a machine that others used too."
+    return (
+        f"On one {' and '.join(sorted(cards))}, shared with a dozen other runs, so that minutes "
+        "say little; evaluated there as well."
     )
 
 

@@ -49,22 +49,33 @@ class Networks:
     Attributes:
         title: On the page.
         part: Key of PARTS.
+        against: MEND's networks with the same records, steps and seed; None: they are MEND's.
     """
 
     title: str
     part: str = "seen"
+    against: str | None = None
 
 
 NETWORKS = {
-    "ibke": Networks("IBKE, ours"),
-    "ibke_s1": Networks("IBKE, ours, second seed"),
-    "ibke_paper": Networks("IBKE, the paper's form"),
+    "ibke": Networks("IBKE, ours", against="mend"),
+    "ibke_s1": Networks("IBKE, ours, second seed", against="mend_s1"),
+    "ibke_no_ib": Networks("IBKE, ours, without bottleneck", against="mend"),
+    "ibke_paper": Networks("IBKE, the paper's form", against="mend"),
+    "ibke_paper_no_ib": Networks("IBKE, the paper's form, without bottleneck", against="mend"),
     "mend": Networks("MEND matched"),
-    "held_ibke": Networks("IBKE, ours", "held"),
-    "held_ibke_paper": Networks("IBKE, the paper's form", "held"),
+    "mend_s1": Networks("MEND matched, second seed"),
+    "held_ibke": Networks("IBKE, ours", "held", "held_mend"),
+    "held_ibke_s1": Networks("IBKE, ours, second seed", "held", "held_mend_s1"),
+    "held_ibke_no_ib": Networks("IBKE, ours, without bottleneck", "held", "held_mend"),
+    "held_ibke_paper": Networks("IBKE, the paper's form", "held", "held_mend"),
+    "held_ibke_paper_no_ib": Networks(
+        "IBKE, the paper's form, without bottleneck", "held", "held_mend"
+    ),
     "held_mend": Networks("MEND matched", "held"),
-}
+    "held_mend_s1": Networks("MEND matched, second seed", "held"),
+}  # fmt: skip
 """By the name of their result, in the order of the page."""
 
-AGAINST = "MEND matched"
-"""What forms of IBKE are held against."""
+BOTTLENECK = tuple((name, f"{name}_no_ib") for name in NETWORKS if f"{name}_no_ib" in NETWORKS)
+"""Networks with the bottleneck, and the same without it."""

@@ -16,6 +16,7 @@ from errata.model.lm import LM
 from errata.store.runs import Run, load_run
 from errata.training.sources import read_sources
 from studies.common import results
+from studies.common.device import card_of
 from studies.ibke.plan import NETWORKS, PARTS, STRENGTHS, Part
 from studies.real.compact import compact, rounded
 from studies.real.plan import DATA
@@ -46,7 +47,8 @@ def carry_out(name: str, networks: Path, data: Path, models: Path, limit: int) -
         "fingerprint": run.config["model"]["fingerprint"][:16],
         "data_version": run.config["data"]["version"],
         "errata": run.config["run"]["errata"],
-        "cpu_each": round(spent[1.0] / max(len(run.records), 1), 2),
+        "device": (card := card_of(lm)),
+        "cpu_each": None if card else round(spent[1.0] / max(len(run.records), 1), 2),
         "training": training_of(networks, config, data, tested, part),
         "records": _kept(lm, run),
         "strengths": {f"{s:g}": _kept(lm, own) for s, own in runs.items() if s != 1.0},
@@ -87,9 +89,16 @@ def training_of(
         "best_step": card["step"],
         "made": max(entry["step"] for entry in log),
         "seconds": max(entry["seconds"] for entry in log),
+        "device": _card_of_training(networks),
         "log": [{key: entry[key] for key in LOSSES if key in entry} for entry in log],
         "shared": shared(config, tested, own["seed"], part),
     })  # fmt: skip
+
+
+def _card_of_training(networks: Path) -> str | None:
+    """Return the GPU that networks were trained on; None: a processor."""
+    found = json.loads((networks / "env.json").read_text("utf-8"))["device"]
+    return None if found == "cpu" else str(found)
 
 
 def shared(

@@ -47,7 +47,10 @@ def _named(entry: Mapping[str, Any]) -> list[float]:
 
 
 def result_of(
-    records: list[dict[str, Any]], summary: Mapping[str, Any], cpu: float | None
+    records: list[dict[str, Any]],
+    summary: Mapping[str, Any],
+    cpu: float | None,
+    card: str | None = None,
 ) -> dict[str, Any]:
     """Return what is kept of a run.
 
@@ -55,11 +58,13 @@ def result_of(
         records: Its records.
         summary: Its summary.
         cpu: CPU seconds of everything, questions included; None: not measured.
+        card: The GPU that it ran on, if it was one.
     """
     spent = summary.get("seconds") or {}
     return {
         "summary": {key: summary.get(key) for key in KEPT},
         "cpu": None if cpu is None else round(cpu, 1),
+        "device": card,
         "wall": {key: round(float(spent[key]), 1) for key in ("edit", "evaluate") if key in spent},
         "records": [compact(record) for record in records],
     }

@@ -118,7 +118,9 @@ def _progress() -> str:
         found = {e: results.read(RESULTS, f"{name}-{e}") for e in about.editors}
         done = [own for own in found.values() if own is not None]
         spent = [
-            own["cpu"] if own["cpu"] is not None else sum(own["wall"].values()) for own in done
+            own["cpu"] if own["cpu"] is not None else sum(own["wall"].values())
+            for own in done
+            if not own.get("device")
         ]
         missing = [EDITORS[e].label for e, own in found.items() if own is None]
         rows.append((about.title, f"{len(done)} of {len(about.editors)}", f"{sum(spent) / 60:,.0f}",
@@ -230,6 +232,8 @@ def _times(text: dict[str, Any] | None) -> str:
 def _seconds(result: Result) -> str:
     """Return CPU seconds with the questions; of a run that was taken over, wall seconds without."""
     edits = result["summary"]["edits"]
+    if result.get("device"):
+        return "–"
     if result["cpu"] is not None:
         return f"{result['cpu'] / edits:.2f}"
     wall = result["wall"].get("edit")

@@ -91,6 +91,7 @@ COLLIDE = {"collide": "relation"}
 """Questions about a fact that another edit makes false are no locality questions."""
 
 _REAL = ("ultraedit", "rag", "locft", "lora", "memoir", "alphaedit", "ft")
+TEXT = "{data}/text/wikitext2_raw_test.txt"
 
 SEQUENCES = {
     "pocket200": Sequence(
@@ -103,21 +104,28 @@ SEQUENCES = {
         "SmolLM2-135M: 300 edits of WikiBigEdit, a hundred at a time",
         "The first 300 records of `wikibigedit_3k.json`; perplexity of WikiText-2.",
         "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 300, 100, _REAL,
-        perplexity="{data}/text/wikitext2_raw_test.txt",
+        perplexity=TEXT,
     ),
     "smollm2_300_chat": Sequence(
         "SmolLM2-135M: the same 300 edits, made in the model's chat",
         "As above, but every edit is a user's message and the beginning of the answer to it, and"
         " all is asked so, teacher-forced as well.",
         "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 300, 100,
-        ("ultraedit", "locft", "alphaedit"), perplexity="{data}/text/wikitext2_raw_test.txt",
+        ("ultraedit", "locft", "alphaedit"), perplexity=TEXT,
         chat="user",
     ),
     "smollm2_3000": Sequence(
         "SmolLM2-135M: 3,000 edits of WikiBigEdit, a hundred at a time",
         "All records of `wikibigedit_3k.json`; perplexity of WikiText-2.",
         "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 3000, 100, _REAL,
-        perplexity="{data}/text/wikitext2_raw_test.txt", every=5,
+        perplexity=TEXT, every=5,
+    ),
+    "smollm2_10000": Sequence(
+        "SmolLM2-135M: 10,000 edits of CounterFact, a hundred at a time",
+        "All records of `counterfact-train.json`, 59 of which ask an earlier prompt for another"
+        " answer; perplexity of WikiText-2.",
+        "smollm2", "counterfact:{data}/counterfact/counterfact-train.json", 10000, 100,
+        ("none", "ultraedit", "alphaedit", "locft"), perplexity=TEXT, every=20,
     ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import errata
 from errata.data import load_cases
 from errata.store.runs import load_run
 from studies.common import results
+from studies.common.device import card_of, spent_since
 from studies.lifelong import plan
 from studies.lifelong.compact import result_of
 
@@ -59,8 +60,9 @@ def carry_out(cells: Sequence[plan.Cell], places: Places) -> None:
             chat=about.chat, out=out, resume=begun, **editor.settings,
         )  # fmt: skip
         # of a run that was stopped once, the seconds before are not known
-        spent = None if begun else time.process_time() - start
-        results.write(RESULTS, cell.name, result_of(found.records, found.summary, spent))
+        card = card_of(lm)
+        spent = None if begun else spent_since(start, card)
+        results.write(RESULTS, cell.name, result_of(found.records, found.summary, spent, card))
         print(f"{cell.name}: {told(found.summary)}", flush=True)
 
 

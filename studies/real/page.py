@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.evaluation.named_tests import ROBUSTNESS
+from studies.common.device import told
 from studies.common.tables import table
 from studies.real import plan
 from studies.real.found import (
@@ -309,4 +310,5 @@ def progress_table() -> str:
         have = sum(len(found["records"]) for found in kept)
         planned = sum(cell.limit for cell in cells)
         body.append([part, f"{done} of {len(cells)}", f"{have:,} of {planned:,} {unit}"])
-    return table(["part", "cells finished", "kept"], body)
+    cards = told((f"`{cell.name}`", read(cell.name)) for cell in plan.everything())
+    return "\n\n".join(filter(None, (table(["part", "cells finished", "kept"], body), cards)))

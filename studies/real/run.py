@@ -27,6 +27,7 @@ from errata.store.runs import Run, load_run
 from errata.tracing.effects import TraceSettings
 from errata.tracing.trace import trace
 from studies.common import results
+from studies.common.device import card_of, spent_since
 from studies.real.compact import compact, rounded, without_quotes
 from studies.real.plan import DATA, TASKS, Cell
 
@@ -109,9 +110,9 @@ class Study:
         self.keep(cell)
         made = _recorded(out) - before
         result = read(cell.name)
-        if made and result is not None:
-            spent = (time.process_time() - began) / made
-            write(cell.name, {**result, "cpu_each": round(spent, 2)})
+        spent = spent_since(began, card_of(lm))
+        if made and result is not None and spent is not None:
+            write(cell.name, {**result, "cpu_each": round(spent / made, 2)})
 
     def _editor(self, cell: Cell) -> Editor:
         return get_editor(cell.editor, self.places.filled(cell.settings), model=cell.model)
@@ -167,6 +168,7 @@ class Study:
             "fingerprint": config["model"]["fingerprint"][:16],
             "data_version": config["data"]["version"],
             "errata": config["run"]["errata"],
+            "device": card_of(self.lm(cell)),
             "finished": run.summary is not None,
             "once": _once(run),
             "records": [compact(record, tokenizer) for record in run.records],

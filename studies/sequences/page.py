@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.common import results
+from studies.common.device import told
 from studies.common.tables import table
-from studies.sequences.plan import EDITORS, REGIMES
+from studies.sequences.plan import REGIMES, Editor
 from studies.sequences.run import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,17 +25,19 @@ def page_text() -> str:
     for name, about in REGIMES.items():
         rows = [
             _row(editor, found)
-            for editor in about.only or tuple(EDITORS)
-            if (found := results.read(RESULTS, f"{name}-{editor}")) is not None
+            for key, editor in about.editors.items()
+            if (found := results.read(RESULTS, f"{name}-{key}")) is not None
         ]
         if rows:
-            parts.append(f"## {about.title}\n\n{table(HEAD, rows)}")
+            cards = told((own.label, results.read(RESULTS, f"{name}-{key}"))
+                         for key, own in about.editors.items())  # fmt: skip
+            parts.append("\n\n".join(filter(None, (f"## {about.title}", cards, table(HEAD, rows)))))
     return "\n\n".join(parts) + "\n"
 
 
-def _row(editor: str, found: dict[str, Any]) -> list[str]:
+def _row(editor: Editor, found: dict[str, Any]) -> list[str]:
     summary, edits = found["summary"], found["edits"]
-    by = summary["by"]["criteria"]["generality"]
+    by = summary["by"].get("criteria", {}).get("generality", {})
     collapse = summary["collapse"] or {}
     text = summary["perplexity"]
     if collapse.get("collapsed"):
@@ -42,13 +45,13 @@ def _row(editor: str, found: dict[str, Any]) -> list[str]:
     else:
         perplexity = "–" if text is None else f"{text['after'] / text['before']:.2f} ×"
     return [
-        EDITORS[editor].label,
+        editor.label,
         *(_rate(summary[name]) for name in ("reliability", "generality")),
         *(_rate(by.get(name, {}).get("mean")) for name in ("Rep", "MH")),
         _rate(summary["locality"]),
         perplexity,
         f"{summary['bytes']['per_edit'] / 1000:,.0f}",
-        f"{found['seconds'] / edits:.2f}",
+        "–" if found["seconds"] is None else f"{found['seconds'] / edits:.2f}",
     ]
 
 

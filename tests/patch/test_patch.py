@@ -181,6 +181,22 @@ def test_a_saved_patch_reads_back_equal(tiny, tmp_path):
     ]
 
 
+def test_what_lies_on_the_processor_goes_to_the_model(tiny):
+    lm = tiny("gpt2")
+    change = patch_of(lm).changes[0]
+    state = {"keys": torch.ones(2, 3), "count": torch.tensor(2), "note": "x"}
+    patch = Patch.for_model(lm, [change], editor="hand", state=state)
+    assert patch.on(torch.device("cpu")) is patch
+    there = patch.on(torch.device("meta"))  # stands for a card
+    assert isinstance(there.changes[0], LowRank)
+    assert {t.device.type for t in there.changes[0].tensors().values()} == {"meta"}
+    assert there.state["keys"].device.type == "meta"
+    assert there.state["count"].device.type == "cpu"  # a number, not looked for on a card
+    assert there.state["note"] == "x"
+    assert there.on(torch.device("meta")) is there
+    assert patch.changes[0] is change
+
+
 def test_damaged_folders_are_recognised(tiny, tmp_path):
     folder = patch_of(tiny("gpt2")).save(tmp_path / "p")
     tensors = folder / "patch.safetensors"

@@ -331,9 +331,12 @@ def _earlier(lm: LM, count: int, after: Patch | Sequence[Patch | None] | None) -
         given = list(after)
     if len(given) != count:
         raise EditError(f"{len(given)} earlier patches for {count} groups; expected one per group")
-    for patch in {id(patch): patch for patch in given if patch is not None}.values():
-        patch.check(lm)
-    return [Patch() if patch is None else patch for patch in given]
+    own: dict[int, Patch] = {}
+    for patch in given:
+        if patch is not None and id(patch) not in own:
+            patch.check(lm)
+            own[id(patch)] = patch.on(lm.device)  # one out of a file goes on beside the model
+    return [Patch() if patch is None else own[id(patch)] for patch in given]
 
 
 def under(lm: LM, patches: Sequence[Patch]) -> Iterator[tuple[list[int], list[int]]]:

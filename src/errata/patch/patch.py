@@ -188,6 +188,32 @@ class Patch:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise PatchError(f"{change.label} holds NaN or infinite values in {name}")
 
+    def on(self, device: torch.device) -> Patch:
+        """Return the patch with what lies on the processor, as of a file, on another device.
+
+        The patch itself, and its own changes, where nothing has to move.
+        """
+        if device.type == "cpu":
+            return self
+
+        def moved(value: Any) -> Any:
+            far = isinstance(value, torch.Tensor) and value.ndim and value.device != device
+            return value.to(device) if far and value.device.type == "cpu" else value
+
+        def here(change: Change) -> Change:
+            held = change.tensors()
+            there = {name: moved(tensor) for name, tensor in held.items()}
+            if all(there[name] is held[name] for name in held):
+                return change
+            return type(change).from_entry(change.describe(), there)
+
+        changes = tuple(here(change) for change in self.changes)
+        state = {name: moved(value) for name, value in self.state.items()}
+        same = all(a is b for a, b in zip(changes, self.changes, strict=True))
+        if same and all(state[name] is self.state[name] for name in state):
+            return self
+        return replace(self, changes=changes, state=state)
+
     def split(self, name: str, of: type[Named]) -> tuple[Patch, list[Named]]:
         """Return the patch without its modules (or routes) of a registered kind, and those."""
         own = [c for c in self.changes if isinstance(c, of) and c.name == name]

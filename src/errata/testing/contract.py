@@ -216,6 +216,17 @@ class EditorContract:
         assert loaded.edits == patch.edits
         assert settings_from(editors.load(name).Config, loaded.meta["config"]) is not None
 
+    def test_a_patch_out_of_a_file_is_gone_on_with(
+        self, name: str, make: Make, tmp_path: Path
+    ) -> None:
+        """What a run that was stopped goes on with lies in a file, and not where the model is."""
+        lm, editor = tiny_lm("gpt2", "float32"), make()
+        first = editor.edit_one(lm, GROUPS[0])
+        loaded = Patch.load(first.save(tmp_path / "patch"))
+        on, again = (editor.edit_one(lm, GROUPS[1], after=patch) for patch in (first, loaded))
+        assert on.edits == again.edits
+        torch.testing.assert_close(logits(lm, again), logits(lm, on), rtol=SAVED, atol=SAVED)
+
     def test_undo_is_exact(self, name: str, kind: str, make: Make) -> None:
         lm = tiny_lm(kind, "bfloat16")
         patch = make().edit_one(lm, GROUPS[1])
