@@ -74,7 +74,7 @@ def lookups(lm: Any, entries: int, args: Any) -> list[common.Line]:
 
     from errata.editors.grace.codebook import Codebook
     from errata.nets.scope import nearest
-    from errata.patch.changes.retrieved import Lookup, Retrieved, Store
+    from errata.patch.changes.retrieved import KeySpace, Lookup, Retrieved, Store
 
     generator = torch.Generator().manual_seed(0)
 
@@ -123,7 +123,7 @@ def lookups(lm: Any, entries: int, args: Any) -> list[common.Line]:
     numbers = torch.arange(1, entries + 1)
     store = Store(torch.zeros(1, entries).expand(site.d_out, -1), nothing.expand(-1, site.d_in),
                   numbers)  # fmt: skip
-    lookup = Lookup(lm, Retrieved(keys, {site.path: store}, 2.0, lm.n_layers - 1))
+    lookup = Lookup(lm, Retrieved(keys, {site.path: store}, 2.0, KeySpace(lm.n_layers - 1)))
     lookup.threshold = -1.0
     lines.append(
         timed("updates kept apart (ibke-retrieval): the nearest", keys,

@@ -21,14 +21,15 @@ def main() -> None:
     from errata.data import load_cases
     from errata.model.tokens import positions_of
     from errata.patch import Patch
-    from errata.patch.changes.retrieved import Lookup, Retrieved, Store, states_of
+    from errata.patch.changes.retrieved import KeySpace, Lookup, Retrieved, Store
 
     lm = common.build_model(common.POCKET, args)
     sites = [lm.site(layer) for layer in (3, 4, 5)]
     cases = load_cases("world", "test", limit=args.questions, seed=0).cases
     edits = [edit for case in cases for edit in case.edits]
     rows = [lm.row(edit.prompt, edit.target) for edit in edits]
-    queries = states_of(lm, lm.n_layers - 1, [row.ids[: row.prompt_length] for row in rows])
+    space = KeySpace(lm.n_layers - 1)
+    queries = space.of(lm, [row.ids[: row.prompt_length] for row in rows])
     generator = torch.Generator().manual_seed(0)
 
     def memory(count: int) -> Retrieved:
@@ -41,7 +42,7 @@ def main() -> None:
             )
             for site in sites
         }  # fmt: skip
-        return Retrieved(torch.nn.functional.normalize(keys, dim=-1), stores, 2.0, lm.n_layers - 1)
+        return Retrieved(torch.nn.functional.normalize(keys, dim=-1), stores, 2.0, space)
 
     one, many = memory(1), memory(args.edits)
     lookup = Lookup(lm, many)

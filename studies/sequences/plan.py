@@ -45,11 +45,12 @@ _MOMENTS = {"moments_text": "{data}/text/wikitext2_raw_test.txt"}
 REAL = {
     "retrieval": Editor("IBKE-retrieval", "ibke-retrieval", {}, "ibke"),
     **{
-        f"retrieval_{threshold}": Editor(
-            f"IBKE-retrieval, `threshold={threshold / 100:g}`", "ibke-retrieval",
-            {"threshold": threshold / 100}, "ibke",
+        f"last_{threshold}": Editor(
+            f"IBKE-retrieval, `key=last threshold={threshold / 100:g} strengths=1`",
+            "ibke-retrieval",
+            {"key": "last", "threshold": threshold / 100, "strengths": [1.0]}, "ibke",
         )
-        for threshold in (80, 95)
+        for threshold in (90, 80, 95)
     },
     "ridge": Editor("IBKE, ridge", "ibke", {"joint": "ridge"}, "ibke"),
     "sum": Editor("IBKE, sum", "ibke", {"joint": "sum"}, "ibke"),

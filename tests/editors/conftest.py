@@ -94,6 +94,7 @@ def make(texts_file: str, demos_file: str) -> Callable[..., Editor]:
             "moments_text": texts_file,
             "memory_text": texts_file,
             "keep_text": texts_file,
+            "key_text": texts_file,
             "demos": demos_file,
             "encoder": "own",
             "host_settings": ("layers=1", "steps=6", "lr=0.05"),

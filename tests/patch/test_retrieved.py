@@ -14,7 +14,7 @@ from torch import Tensor
 from errata.errors import PatchError
 from errata.model.lm import LM
 from errata.patch import LowRank, Patch
-from errata.patch.changes.retrieved import Lookup, Retrieved, Store, states_of
+from errata.patch.changes.retrieved import KeySpace, Lookup, Retrieved, Store
 from errata.patch.stack import Stack
 
 EXACT = 1e-10
@@ -41,14 +41,19 @@ def low_rank(lm: LM, seed: int, rank: int = 2) -> list[LowRank]:
     return made
 
 
-def memory(lm: LM, prompts: dict[str, list[LowRank]], threshold: float = 1 - 1e-9) -> Retrieved:
-    block = lm.n_layers - 1
-    keys = states_of(lm, block, [lm.row(prompt).ids for prompt in prompts])
+def memory(
+    lm: LM,
+    prompts: dict[str, list[LowRank]],
+    threshold: float = 1 - 1e-9,
+    space: KeySpace | None = None,
+) -> Retrieved:
+    space = space or KeySpace(lm.n_layers - 1)
+    keys = space.of(lm, [lm.row(prompt).ids for prompt in prompts])
     paths = [change.path for change in next(iter(prompts.values()))]
     stores = {
         path: Store.joined([own[at] for own in prompts.values()]) for at, path in enumerate(paths)
     }
-    return Retrieved(keys, stores, threshold, block)
+    return Retrieved(keys, stores, threshold, space)
 
 
 def logits(lm: LM, prompts: list[str], patch: Patch | None = None, stack: bool = False) -> Tensor:
@@ -132,8 +137,8 @@ def test_a_later_answer_to_a_prompt_takes_the_place_of_the_earlier(lm: LM) -> No
 
 def test_what_does_not_fit_is_refused(lm: LM) -> None:
     own = memory(lm, {IN: low_rank(lm, 0)})
-    with pytest.raises(PatchError, match="other matrices or another block"):
-        own.grown(replace(own, block=0))
+    with pytest.raises(PatchError, match="compares prompts otherwise"):
+        own.grown(replace(own, space=KeySpace(0)))
     with pytest.raises(PatchError, match=r"compares \d+ numbers"):
         replace(own, keys=own.keys[:, :-1]).check(lm)
     with pytest.raises(PatchError, match="LoRA cannot carry the memory of 1 updates"):
@@ -153,7 +158,7 @@ def test_the_nearest_of_many_keys_is_found_in_parts(
     """Memory is bounded whatever the number of questions and keys; the choice is the same."""
     drawn = torch.randn(48, lm.embedding.shape[1], generator=torch.Generator().manual_seed(0))
     keys, states = torch.nn.functional.normalize(drawn.double(), dim=-1).split([37, 11])
-    lookup = Lookup(lm, Retrieved(keys, {}, 0.2, lm.n_layers - 1))
+    lookup = Lookup(lm, Retrieved(keys, {}, 0.2, KeySpace(lm.n_layers - 1)))
     whole = lookup.nearest(states)
     monkeypatch.setattr("errata.patch.changes.retrieved.PAIRS", 80)
     assert lookup.nearest(states) == whole
@@ -162,3 +167,43 @@ def test_the_nearest_of_many_keys_is_found_in_parts(
         best = products.index(max(products))
         assert found == (best if products[best] >= 0.2 else -1)
     assert -1 not in whole or len(set(whole)) > 2
+
+
+def test_how_prompts_are_compared_is_saved(lm: LM, tmp_path: Path) -> None:
+    width = lm.embedding.shape[1]
+    g = torch.Generator().manual_seed(3)
+    space = KeySpace(
+        1, "mean", torch.randn(width, generator=g), torch.randn(width, width, generator=g)
+    )
+    own = memory(lm, {IN: low_rank(lm, 0), NEAR: low_rank(lm, 1)}, 0.99, space)
+    patch = Patch((own,))
+    loaded = Patch.load(patch.save(tmp_path / "p"))
+    back = loaded.changes[0]
+    assert isinstance(back, Retrieved)
+    assert back.space.same(space)
+    assert torch.equal(logits(lm, [IN, NEAR, OUT], loaded), logits(lm, [IN, NEAR, OUT], patch))
+    assert not torch.equal(logits(lm, [IN], patch), logits(lm, [IN]))
+    assert torch.equal(logits(lm, [OUT], patch), logits(lm, [OUT]))
+
+
+def test_a_memory_of_before_compares_last_tokens(lm: LM) -> None:
+    own = memory(lm, {IN: low_rank(lm, 0)})
+    entry = own.describe()
+    del entry["pool"]
+    assert Retrieved.from_entry(entry, own.tensors()).space.same(own.space)
+
+
+@pytest.mark.parametrize(
+    ("pool", "tensors"),
+    [
+        ("first", {}),
+        (7, {}),
+        ("mean", {"centre": torch.zeros(3)}),
+        ("mean", {"white": torch.zeros(3, 3)}),
+        ("mean", {"white": torch.zeros(2, dtype=torch.int64)}),
+    ],
+)
+def test_a_damaged_way_to_compare_is_refused(lm: LM, pool: Any, tensors: dict[str, Tensor]) -> None:
+    own = memory(lm, {IN: low_rank(lm, 0)})
+    with pytest.raises(PatchError):
+        Retrieved.from_entry({**own.describe(), "pool": pool}, {**own.tensors(), **tensors})

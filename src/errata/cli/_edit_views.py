@@ -26,6 +26,12 @@ def origins(console: Console, lm: LM, editor: Editor, requests: Sequence[Edit]) 
         console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
     if editor.settings_from:
         console.print(f"Settings: {editor.settings_from}", style="dim", soft_wrap=True)
+    if lm.roughly:
+        console.print(
+            "Searched with products in bfloat16; patch, scores: float32 (--compute float32: all)",
+            style="dim",
+            soft_wrap=True,
+        )
     for text in editor.notes(lm, requests):
         console.print(text, style="dim", soft_wrap=True)
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast, get_type_hints
 
 import typer
 
@@ -140,16 +140,30 @@ class LoadOptions:
         ),
     ] = None
     compute: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What editing multiplies in: float32, bfloat16, or auto (what this machine does "
-            "fast). Scores stay in the model's type.",
+            "fast). Scores stay in the model's type. Default: auto in edit and web, but with "
+            "--as-published; float32 elsewhere.",
+            show_default=False,
             rich_help_panel=_MODEL,
         ),
-    ] = "float32"
+    ] = None
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads.", rich_help_panel=_MODEL)
     ] = None
+
+    def for_editing(self, as_published: str | None = None) -> Self:
+        """Return options by which edits are searched fast, unless they are to be as published."""
+        if self.compute is not None or as_published is not None:
+            return self
+        return replace(self, compute="auto")
+
+    def as_made(self, meta: Mapping[str, Any]) -> Self:
+        """Return options by which what a patch says of itself is searched as it was."""
+        if self.compute is not None or meta.get("compute") != "bfloat16":
+            return self
+        return replace(self, compute="bfloat16")
 
     def load_named(self, model: str, ready: Callable[[], None] | None = None) -> LM:
         """Load the model of that name.
@@ -180,7 +194,7 @@ class LoadOptions:
                 trust_remote_code=self.trust_remote_code,
                 sites=sites,
                 gguf_file=self.gguf_file,
-                compute=cast("Compute", self.compute),
+                compute=cast("Compute", self.compute or "float32"),
                 ready=ready,
             )
 

@@ -140,6 +140,7 @@ def edit(
     from errata.editors.fitting import fitted
     from errata.inspection.turns import built, check_regime
 
+    model = model.for_editing(editor.as_published)
     how: dict[str, Any] = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
     at = int(subject_at) if subject_at.isdigit() else subject_at
     requests = _requests(prompt, target, subject, edits, {**how, "subject_at": at})

@@ -70,7 +70,7 @@ def remove(
         from errata.inspection.rebuilding import maker_of, without
 
         maker_of(loaded)  # before a model is loaded for nothing
-        _, lm = _targets.patch_and_model(patch, model)
+        _, lm = _targets.patch_and_model(patch, model.as_made(loaded.meta))
         with _output.progress(_output.counted(len(loaded.edits) - len(gone), "edit")) as step:
             left = without(lm, loaded, numbers, batch=batch, progress=step)
     else:
@@ -110,7 +110,7 @@ def replace(
     maker_of(loaded).check(new)
     if not rebuild:
         loaded.without(number)  # before a model is loaded for nothing
-    _, lm = _targets.patch_and_model(patch, model)
+    _, lm = _targets.patch_and_model(patch, model.as_made(loaded.meta))
     with _output.progress(_output.counted(len(loaded.edits), "edit")) as step:
         made = replaced(lm, loaded, number, new, rebuild=rebuild, batch=batch, progress=step)
     _write(made, [old], new, patch, out, force, json, rebuild)

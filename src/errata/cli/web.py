@@ -41,6 +41,7 @@ def web(
     from errata.web.server import is_loopback, serving, stay_here, until_ended
 
     stay_here()
+    model = model.for_editing()
     # what was said of the named model is not said of others, least of all that its code may run
     others = replace(model, revision=None, trust_remote_code=False, gguf_file=None, site=None)
 

@@ -2,38 +2,86 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors.base import Cost
+from errata.editors.base import Cost, under
 from errata.editors.ibke import BottleneckConfig, BottleneckEditor
 from errata.errors import ConfigError
+from errata.locate.own_text import LENGTH, text_for
 from errata.model.lm import LM
+from errata.model.logprobs import RowScore
+from errata.model.spec import Site
+from errata.model.tokens import Row
 from errata.patch import LowRank, Patch
-from errata.patch.changes.retrieved import Retrieved, Store, states_of
+from errata.patch.changes.retrieved import KeySpace, Pool, Retrieved, Store, states_of
+
+NEAR: Mapping[Pool, float] = {"mean": 0.55, "last": 0.9}
+"""Cosine from which a prompt is about an edit where nobody says another."""
+
+DOCUMENTS, TOKENS, PIECES = 200, 25_000, 2000
+"""Of ordinary text: texts, tokens and pieces at most."""
+
+LENGTHS = (6, 18)
+"""Tokens of a piece, as many as prompts have."""
+
+FLOOR = 0.01
+"""Added to the variance of every direction, times their mean."""
 
 
 class IbkeRetrievalConfig(BottleneckConfig):
     """Settings of IBKE's networks, and of the memory that keeps their updates apart."""
 
-    threshold: float = Field(
-        default=0.9, ge=-1, le=1,
-        description="Cosine of the states of two prompts from which a question is about an edit; "
-        "models differ, so choose it on a split that is not the test's: errata sweep",
-    )  # fmt: skip
-    block: int = Field(
-        default=-1, description="Block whose output at the prompt's last token is compared"
+    key: Pool = Field(
+        default="mean",
+        description="By which of the model's states two prompts are compared: mean: over their "
+        "tokens, whitened; last: at the last token",
     )
+    block: int | Literal["auto"] = Field(
+        default="auto",
+        description="Block whose output that is; auto: the first for mean, the last for last",
+    )
+    threshold: float | Literal["auto"] = Field(
+        default="auto",
+        description="Cosine from which a question is about an edit; auto: 0.55 for mean, 0.9 for "
+        "last. Models differ, so choose it on a split that is not the test's: errata sweep",
+    )  # fmt: skip
+    key_text: str = Field(
+        default="self",
+        description="Ordinary text by which key=mean is centred and whitened: self (what the "
+        "model writes unasked, kept in the cache), auto, a file or a data set",
+    )
+    strengths: tuple[float, ...] = Field(
+        default=(1.0, 1.3, 1.7, 2.2, 3.0), min_length=1,
+        description="Factors of an update, tried in this order until the model under it gives the "
+        "answer that was asked for; where none does, the most probable is kept",
+    )  # fmt: skip
     keep_rank: int | None = Field(
         default=8, ge=1,
         description="Largest rank that is kept of each update, by its singular values; none: all "
         "of it, as many as the request has tokens",
     )  # fmt: skip
+
+    @field_validator("threshold")
+    @classmethod
+    def _a_cosine(cls, value: float | str) -> float | str:
+        if not isinstance(value, str) and not -1 <= value <= 1:
+            raise ValueError("a cosine, between -1 and 1, or auto")
+        return value
+
+    @field_validator("strengths")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < factor < math.inf for factor in value):
+            raise ValueError("factors above zero")
+        return value
 
 
 class IbkeRetrieval(BottleneckEditor):
@@ -55,17 +103,22 @@ class IbkeRetrieval(BottleneckEditor):
     trained_as: ClassVar[str] = "ibke"
     Config: ClassVar[type[IbkeRetrievalConfig]] = IbkeRetrievalConfig
     at_edit_time: ClassVar[tuple[str, ...]] = (
-        *BottleneckEditor.at_edit_time, "threshold", "block", "keep_rank",
+        *BottleneckEditor.at_edit_time,
+        "key", "block", "threshold", "key_text", "strengths", "keep_rank",
     )  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # chosen on facts of the world's val split; see docs
-        "pocket": {**BottleneckEditor.presets["pocket"], "threshold": 0.5},
-    }
+        "pocket": {
+            **BottleneckEditor.presets["pocket"],
+            "key": "last", "threshold": 0.5, "strengths": (1.0,),
+        },
+    }  # fmt: skip
     config: IbkeRetrievalConfig
 
     def cost(self, lm: LM) -> Cost:
-        """An edit is read once more for its key; the prompt of a question is read twice."""
-        return Cost(passes=3.0, questions=2.0)
+        """An edit is read again for its key and its strength; a question up to the key's block."""
+        again = (self._block(lm) + 1) / lm.n_layers
+        return Cost(passes=2.0 + again + len(self.config.strengths) / 2, questions=1.0 + again)
 
     @torch.no_grad()
     def edit_groups(
@@ -73,28 +126,76 @@ class IbkeRetrieval(BottleneckEditor):
     ) -> list[Patch]:
         """Store what each edit alone would change, on the unedited model, with its prompt's key."""
         self.network(lm)
-        block = self._block(lm)
         edits = [edit for group in groups for edit in group]
-        singles = super().edit_groups(lm, [[edit] for edit in edits], [Patch()] * len(edits))
         rows = [lm.row_of(edit) for edit in edits]
-        keys = states_of(lm, block, [row.ids[: row.prompt_length] for row in rows])
+        texts = [row.ids[: row.prompt_length] for row in rows]
+        updates = self._strong_enough(lm, rows, self._updates(lm, edits))
         patches, start = [], 0
         for group, patch in zip(groups, before, strict=True):
             own = slice(start, start + len(group))
             start += len(group)
-            memory = None
-            for number in range(own.start, own.stop):  # in turn: a later answer wins
-                entry = self._entry(lm, singles[number], keys[number : number + 1], block)
+            earlier = [change for change in patch.changes if isinstance(change, Retrieved)]
+            # what goes on compares as it did: text written on another machine may differ
+            space = earlier[0].space if earlier and self._fits(lm, earlier[0]) else self._space(lm)
+            keys, memory = space.of(lm, texts[own]), None
+            for key, update in zip(keys, updates[own], strict=True):  # in turn: a later answer wins
+                stores = {change.path: Store.joined([change]) for change in update}
+                entry = Retrieved(key[None], stores, self._threshold(), space)
                 memory = entry if memory is None else memory.grown(entry)
             assert memory is not None
-            earlier = [change for change in patch.changes if isinstance(change, Retrieved)]
             for change in reversed(earlier):
                 memory = change.grown(memory)
             patches.append(self.make_patch(lm, [memory], group))
         return patches
 
+    # ---------------------------------------------------------------------- what is stored
+
+    def _updates(self, lm: LM, edits: Sequence[Edit]) -> list[list[LowRank]]:
+        """Return what each edit alone changes, one low-rank change per matrix."""
+        singles = super().edit_groups(lm, [[edit] for edit in edits], [Patch()] * len(edits))
+        found = []
+        for patch in singles:
+            of = {c.path: c for c in patch.changes if isinstance(c, LowRank)}
+            like = next(iter(of.values())).A if of else torch.zeros(0, device=lm.device)
+            found.append([
+                shortened(of.get(site.path) or _nothing(site, like), self.config.keep_rank)
+                for _, site in self.sites(lm)
+            ])  # fmt: skip
+        return found
+
+    def _strong_enough(
+        self, lm: LM, rows: Sequence[Row], updates: Sequence[list[LowRank]]
+    ) -> list[list[LowRank]]:
+        """Return each update at the first strength under which its own answer is given."""
+        if self.config.strengths == (1.0,):
+            return list(updates)
+        best, likely = list(updates), [-math.inf] * len(rows)
+        left = list(range(len(rows)))
+        for factor in self.config.strengths:
+            tried = [[change.scaled(factor) for change in updates[i]] for i in left]
+            patches = [Patch(tuple(changes)) for changes in tried]
+            scores: dict[int, RowScore] = {}
+            for numbers, names in under(lm, patches):
+                own = [
+                    replace(rows[left[n]], patch=at) for n, at in zip(numbers, names, strict=True)
+                ]
+                scores |= zip((left[n] for n in numbers), lm.score(own), strict=True)
+            for i, changes in zip(left, tried, strict=True):
+                given = max(scores[i].ranks, default=0) == 0
+                chance = math.inf if given else sum(scores[i].logprobs)
+                if chance > likely[i]:
+                    best[i], likely[i] = changes, chance
+            left = [i for i in left if likely[i] < math.inf]
+            if not left:
+                break
+        return best
+
+    # ---------------------------------------------------------------------- how it is found
+
     def _block(self, lm: LM) -> int:
-        block = self.config.block
+        config = self.config
+        first = 0 if config.key == "mean" else -1
+        block = first if config.block == "auto" else config.block
         if not -lm.n_layers <= block < lm.n_layers:
             raise ConfigError(
                 f"block {block} does not exist: {lm.name} has blocks 0 to {lm.n_layers - 1}",
@@ -102,22 +203,56 @@ class IbkeRetrieval(BottleneckEditor):
             )
         return block % lm.n_layers
 
-    def _entry(self, lm: LM, patch: Patch, key: torch.Tensor, block: int) -> Retrieved:
-        """Return the memory of one edit."""
-        stores = {}
-        for _, site in self.sites(lm):
-            own = [c for c in patch.changes if isinstance(c, LowRank) and c.path == site.path]
-            if not own:  # nothing is written there: one factor of zeros
-                like = {"dtype": key.dtype, "device": key.device}
-                own = [LowRank(site.path, torch.zeros(site.d_out, 1, **like),
-                               torch.zeros(1, site.d_in, **like))]  # fmt: skip
-            stores[site.path] = Store.joined([shortened(own[0], self.config.keep_rank)])
-        return Retrieved(key, stores, self.config.threshold, block)
+    def _threshold(self) -> float:
+        given = self.config.threshold
+        return NEAR[self.config.key] if given == "auto" else float(given)
+
+    def _fits(self, lm: LM, change: Retrieved) -> bool:
+        return (change.space.block, change.space.pool) == (self._block(lm), self.config.key)
+
+    def _space(self, lm: LM) -> KeySpace:
+        block = self._block(lm)
+        if self.config.key == "last":
+            return KeySpace(block)
+        name = ("space of prompts", block, self.config.key_text)
+        return lm.once(name, lambda: whitened(lm, block, self.config.key_text))
 
     def _compose(self, lm: LM, before: Patch, added: Patch) -> Patch:
         """Put the grown memory in the place of the earlier one."""
         rest = tuple(c for c in before.changes if not isinstance(c, Retrieved))
         return replace(before, changes=rest) + added
+
+
+def whitened(lm: LM, block: int, text: str) -> KeySpace:
+    """Return where prompts are compared as bags of words are by rarity: whitened by ordinary text.
+
+    Pieces as long as prompts are, of that text; their mean states have the mean and the covariance
+    that are taken off. A direction in which all text varies tells little of two prompts.
+    """
+    corpus = text_for(lm, text, DOCUMENTS, TOKENS)
+    draw, pieces = random.Random(0), []
+    for row in lm.text_rows(corpus.texts, LENGTH):
+        ids, start = row.ids, 0
+        while start + min(LENGTHS) <= len(ids):
+            end = start + draw.randint(*LENGTHS)
+            pieces.append(ids[start:end])
+            start = end
+    if len(pieces) < 2:
+        raise ConfigError(
+            f"{corpus.name} is too short to whiten states with: {len(pieces)} pieces of it",
+            "Give more with --set key_text=FILE, or compare the last tokens: --set key=last",
+        )
+    states = states_of(lm, block, pieces[:PIECES], "mean")
+    covariance = torch.cov(states.double().T)
+    values, vectors = torch.linalg.eigh(covariance)
+    roots = (values.clamp(min=0) + FLOOR * values.mean()).rsqrt()
+    white = (vectors * roots) @ vectors.T
+    return KeySpace(block, "mean", states.mean(0), (white / white.norm(2)).to(states))
+
+
+def _nothing(site: Site, like: torch.Tensor) -> LowRank:
+    """Return one factor of zeros, for a matrix in which nothing is written."""
+    return LowRank(site.path, like.new_zeros(site.d_out, 1), like.new_zeros(1, site.d_in))
 
 
 def shortened(change: LowRank, rank: int | None) -> LowRank:

@@ -1,7 +1,8 @@
 """Updates that are kept apart, of which a row gets those of the nearest request, or none.
 
 ```
- prompt of a row ──▶ unedited model ──▶ hidden state of one block at the prompt's last token
+ prompt of a row ──▶ unedited model ──▶ state of one block: at the prompt's last token, or the mean
+                                              │   over its tokens, centred and whitened (KeySpace)
                                               │ cosine with the key of every stored request
                                               ▼
                              nearest and near enough: y += x Aᵀ Bᵀ at every matrix of that request
@@ -14,8 +15,8 @@ The state is read off a pass of its own, in which no patch is at work, in hooks 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +26,7 @@ from errata.errors import PatchError
 from errata.model.hooks import bare
 from errata.model.passes import capture, module_at, wide
 from errata.model.tokens import Row
-from errata.patch.changes.base import Change, building
+from errata.patch.changes.base import Change, building, numbers_of
 from errata.patch.changes.kinds import change_kind
 from errata.patch.changes.module import Module
 from errata.patch.changes.weights import LowRank
@@ -46,6 +47,76 @@ REMEMBERED = 2**16
 """Prompts whose state is kept with a model: it is the same under all patches."""
 
 Text = tuple[int, ...]
+Pool = Literal["last", "mean"]
+
+
+@dataclass(frozen=True, eq=False)
+class KeySpace:
+    """How the prompts of questions and of requests are compared.
+
+    Attributes:
+        block: Whose output is the state.
+        pool: `last`: at the prompt's last token; `mean`: over its tokens, but for the first, on
+            which models leave what is no word's own.
+        centre: `[d]`, subtracted; None: nothing is.
+        white: `[d, d]`, multiplied by behind that; None: nothing is.
+    """
+
+    block: int
+    pool: Pool = "last"
+    centre: Float[Tensor, " d"] | None = None
+    white: Float[Tensor, "d d"] | None = None
+
+    def keys(self, states: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the direction by which states are compared."""
+        if self.centre is not None:
+            states = states - self.centre.to(states)
+        if self.white is not None:
+            states = states @ self.white.to(states)
+        return nn.functional.normalize(states, dim=-1)
+
+    def of(self, lm: LM, texts: Sequence[Text]) -> Float[Tensor, "n d"]:
+        """Return the key of each text, read off the unedited model."""
+        return self.keys(states_of(lm, self.block, texts, self.pool))
+
+    def on(self, device: torch.device) -> KeySpace:
+        """Return the same with its tensors on a device."""
+        return replace(self, **{name: own.to(device) for name, own in self.tensors().items()})
+
+    def same(self, other: KeySpace) -> bool:
+        """Whether two compare alike."""
+
+        def equal(a: Tensor | None, b: Tensor | None) -> bool:
+            if a is None or b is None:
+                return a is b
+            return a.shape == b.shape and torch.equal(a, b.to(a))
+
+        return (
+            (self.block, self.pool) == (other.block, other.pool)
+            and equal(self.centre, other.centre)
+            and equal(self.white, other.white)
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is saved in the tensor file."""
+        named = {"centre": self.centre, "white": self.white}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any], tensors: Mapping[str, Tensor], width: int) -> KeySpace:
+        """Return what was saved.
+
+        Raises:
+            ValueError: If something does not fit.
+        """
+        pool = entry.get("pool", "last")  # before there was another
+        if pool not in get_args(Pool):
+            raise ValueError(f"{pool!r} is no way to read a prompt")
+        shapes = {"centre": (width,), "white": (width, width)}
+        for name, shape in shapes.items():
+            if name in tensors and tuple(numbers_of(tensors, name).shape) != shape:
+                raise ValueError(f"{name!r} is not of {width} numbers")
+        return cls(int(entry["block"]), pool, tensors.get("centre"), tensors.get("white"))
 
 
 @dataclass(frozen=True)
@@ -104,7 +175,7 @@ class Retrieved(Change):
         keys: `[N, d]` of length one, float32 at least: the state of each request's prompt.
         stores: By matrix.
         threshold: Cosine from which a request is near enough.
-        block: Whose output is the state.
+        space: What is compared.
         path: Empty: it acts on several modules.
     """
 
@@ -112,7 +183,7 @@ class Retrieved(Change):
     keys: Float[Tensor, "N d"]
     stores: Mapping[str, Store]
     threshold: float
-    block: int
+    space: KeySpace
     path: ClassVar[str] = ""
 
     def __len__(self) -> int:
@@ -125,7 +196,7 @@ class Retrieved(Change):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved in the tensor file."""
-        named = {"keys": self.keys}
+        named = {"keys": self.keys, **self.space.tensors()}
         for number, store in enumerate(self.stores.values()):
             named |= {f"{name}.{number}": getattr(store, name) for name in ("A", "B", "ends")}
         return named
@@ -134,7 +205,7 @@ class Retrieved(Change):
         """Return what is saved in the JSON file."""
         return {
             "kind": self.kind, "version": VERSION, "paths": list(self.stores),
-            "threshold": self.threshold, "block": self.block,
+            "threshold": self.threshold, "block": self.space.block, "pool": self.space.pool,
         }  # fmt: skip
 
     @classmethod
@@ -156,7 +227,8 @@ class Retrieved(Change):
                 str(path): Store(*(tensors[f"{name}.{number}"] for name in ("B", "A", "ends")))
                 for number, path in enumerate(entry["paths"])
             }
-            change = cls(keys, stores, float(entry["threshold"]), int(entry["block"]))
+            space = KeySpace.read(entry, tensors, keys.shape[1])
+            change = cls(keys, stores, float(entry["threshold"]), space)
             for store in stores.values():
                 whole = int(store.ends[-1]) if len(store.ends) else 0
                 if len(store.ends) != len(keys) or not whole == len(store.A) == store.B.shape[1]:
@@ -171,9 +243,10 @@ class Retrieved(Change):
         """
         for path, store in self.stores.items():
             LowRank(path, store.B, store.A).check(lm)
-        if not 0 <= self.block < lm.n_layers or self.keys.shape[1] != lm.embedding.shape[1]:
+        block = self.space.block
+        if not 0 <= block < lm.n_layers or self.keys.shape[1] != lm.embedding.shape[1]:
             raise PatchError(
-                f"{self.label} compares {self.keys.shape[1]} numbers of block {self.block}; "
+                f"{self.label} compares {self.keys.shape[1]} numbers of block {block}; "
                 f"{lm.name} has {lm.n_layers} blocks of width {lm.embedding.shape[1]}",
                 "The patch is for another model.",
             )
@@ -193,9 +266,10 @@ class Retrieved(Change):
         Raises:
             PatchError: If they compare other states or change other matrices.
         """
-        if self.block != more.block or list(self.stores) != list(more.stores):
+        if not self.space.same(more.space) or list(self.stores) != list(more.stores):
             raise PatchError(
-                f"{self.label} is about other matrices or another block than the new updates",
+                f"{self.label} is about other matrices, or compares prompts otherwise, than the "
+                "new updates",
                 "Edit with the settings and networks that its patch.json names.",
             )
         near = self.keys.to(more.keys) @ more.keys.T
@@ -208,7 +282,7 @@ class Retrieved(Change):
             torch.cat([keys.to(more.keys), more.keys]),
             {path: more.stores[path].behind(store) for path, store in stores.items()},
             more.threshold,
-            more.block,
+            self.space,
         )
 
 
@@ -216,8 +290,10 @@ class Retrieved(Change):
 
 
 @torch.no_grad()
-def states_of(lm: LM, block: int, texts: Sequence[Text]) -> Float[Tensor, "n d"]:
-    """Return the direction of the unedited model's state at the last token of each text."""
+def states_of(
+    lm: LM, block: int, texts: Sequence[Text], pool: Pool = "last"
+) -> Float[Tensor, "n d"]:
+    """Return the unedited model's state of each text; see `KeySpace`."""
     last = [len(text) - 1 for text in texts]
     rows = [Row(text, (at,), (), len(text)) for text, at in zip(texts, last, strict=True)]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -226,8 +302,11 @@ def states_of(lm: LM, block: int, texts: Sequence[Text]) -> Float[Tensor, "n d"]
         for batch in lm.batches(rows):
             _, (hidden,) = capture(lm, batch, outputs=[module])
             for line, i in enumerate(batch.index):
-                found[i] = wide(hidden[line, last[i]]).clone()
-    return nn.functional.normalize(torch.stack(found), dim=-1)
+                if pool == "last":
+                    found[i] = wide(hidden[line, last[i]]).clone()
+                else:
+                    found[i] = wide(hidden[line, min(1, last[i]) : last[i] + 1]).mean(0)
+    return torch.stack(found)
 
 
 class Lookup:
@@ -239,7 +318,8 @@ class Lookup:
     """
 
     def __init__(self, lm: LM, change: Retrieved) -> None:
-        self.lm, self.block, self.threshold = lm, change.block, change.threshold
+        self.lm, self.threshold = lm, change.threshold
+        self.space = change.space.on(lm.device)
         self.keys = change.keys.to(lm.device)
         self.found: dict[Text, int] = {}
 
@@ -250,7 +330,8 @@ class Lookup:
             self.found = {}
         fresh = sorted({text for text in texts if text not in self.found}, key=len)
         if fresh:
-            self.found.update(zip(fresh, self.nearest(self._states(fresh)), strict=True))
+            keys = self.space.keys(self._states(fresh))
+            self.found.update(zip(fresh, self.nearest(keys), strict=True))
         return [self.found[text] for text in texts]
 
     def nearest(self, states: Float[Tensor, "n d"]) -> list[int]:
@@ -269,15 +350,16 @@ class Lookup:
                 "a row without any token of a prompt cannot be compared with edits",
                 "Give the prompt, at least one token.",
             )
-        kept: dict[tuple[int, Text], Tensor] = lm.once("states of prompts", dict)
-        missing = [text for text in texts if (self.block, text) not in kept]
+        kept: dict[tuple[int, Pool, Text], Tensor] = lm.once("states of prompts", dict)
+        block, pool = self.space.block, self.space.pool
+        missing = [text for text in texts if (block, pool, text) not in kept]
         if len(kept) + len(missing) > REMEMBERED:
             kept.clear()
             missing = list(texts)
         if missing:
-            made = states_of(lm, self.block, missing)
-            kept.update(((self.block, text), s) for text, s in zip(missing, made, strict=True))
-        return torch.stack([kept[self.block, text] for text in texts])
+            made = states_of(lm, block, missing, pool)
+            kept.update(((block, pool, text), s) for text, s in zip(missing, made, strict=True))
+        return torch.stack([kept[block, pool, text] for text in texts])
 
 
 class Chosen(nn.Module):
