@@ -44,6 +44,9 @@ _MOMENTS = {"moments_text": "{data}/text/wikitext2_raw_test.txt"}
 
 REAL = {
     "retrieval": Editor("IBKE-retrieval", "ibke-retrieval", {}, "ibke"),
+    "retrieval_60": Editor(
+        "IBKE-retrieval, `threshold=0.6`", "ibke-retrieval", {"threshold": 0.6}, "ibke"
+    ),
     **{
         f"last_{threshold}": Editor(
             f"IBKE-retrieval, `key=last threshold={threshold / 100:g} strengths=1`",

@@ -12,7 +12,10 @@ from errata.errors import ConfigError
 from errata.model.lm import LM
 from errata.searching.spaces import blocks_tried, space_of
 
-SEARCHED = ("rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ft", "memit+blue")
+SEARCHED = (
+    "rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ft", "memit+blue", "grace", "wise",
+    "memoir", "unke", "t_patcher", "lemoe",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SEARCHED)
@@ -56,11 +59,15 @@ def test_what_was_given_is_not_searched(pocket: LM) -> None:
 @pytest.mark.parametrize(
     ("name", "searched"),
     [("ultraedit", {"lr", "whiten", "ridge", "layers"}),
-     ("lora", {"lr", "rank", "alpha", "steps", "layers"})],
+     ("lora", {"lr", "rank", "alpha", "steps", "layers"}),
+     ("grace", {"radius", "lr", "steps", "layer"}),
+     ("wise", {"lr", "limit", "act_ratio", "steps", "layer"}),
+     ("memoir", {"tau", "share", "lr", "steps", "layer"}),
+     ("unke", {"block_lr", "block_steps", "clamp", "keep_texts", "layer"}),
+     ("t_patcher", {"memory_weight", "fires_at", "lr", "steps", "layer"}),
+     ("lemoe", {"rank", "lr", "steps", "layer"})],
 )  # fmt: skip
-def test_what_is_searched_of_editors_that_train_weights(
-    pocket: LM, name: str, searched: set[str]
-) -> None:
+def test_what_is_searched_of_editors_that_train(pocket: LM, name: str, searched: set[str]) -> None:
     editor = get_editor(name, model="pocket")
     space = space_of(editor, pocket)
     assert {key for _, options in space.dimensions for o in options for key in o} == searched
@@ -69,7 +76,7 @@ def test_what_is_searched_of_editors_that_train_weights(
 
 
 def test_editors_without_a_space_are_refused_by_name(pocket: LM) -> None:
-    for name in ("grace", "ike", "none", "t_patcher", "mend"):
+    for name in ("rag", "ike", "none", "serac", "mend"):
         if name not in editors:
             continue
         with pytest.raises(ConfigError, match=f"no search is made for the settings of {name}") as e:

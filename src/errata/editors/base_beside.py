@@ -88,6 +88,10 @@ class BesideEditor(Editor):
         rule = min(lm.n_layers - 1, round(DEPTH * lm.n_layers))
         return resolve_layer(lm, self.config.layer, self._automatic(lm, "layer", rule))
 
+    def edited_layers(self, lm: LM) -> tuple[int]:
+        """Return the block whose matrix has the memory."""
+        return (self.block(lm),)
+
     @property
     def context_settings(self) -> ContextSettings:
         """How contexts are made."""

@@ -70,7 +70,51 @@ FACTORS: tuple[tuple[str, tuple[Settings, ...]], ...] = (
 )
 """Those of low-rank factors that are trained (LoRA)."""
 
+BESIDE: Mapping[str, tuple[tuple[str, tuple[Settings, ...]], ...]] = {
+    "radius": (  # GRACE
+        ("radius", tuple({"radius": value} for value in (0.3, 1.0, 3.0, 10.0, 30.0))),
+        ("lr", tuple({"lr": value} for value in (0.1, 0.3, 1.0))),
+        ("steps", ({"steps": 30}, {"steps": 100})),
+    ),
+    "act_ratio": (  # WISE
+        ("lr", tuple({"lr": value} for value in (0.1, 0.3, 1.0, 3.0))),
+        ("limit", tuple({"limit": value} for value in (0.3, 1.0, 3.0))),
+        ("act_ratio", tuple({"act_ratio": value} for value in (0.7, 0.88, 0.95))),
+        ("steps", ({"steps": 30}, {"steps": 70})),
+    ),
+    "tau": (  # MEMOIR
+        ("tau", tuple({"tau": value} for value in ("auto", 0.3, 0.5, 0.7, 0.9))),
+        ("share", tuple({"share": value} for value in (0.1, 0.25, 0.5))),
+        ("lr", tuple({"lr": value} for value in (0.1, 0.3, 1.0, 3.0))),
+        ("steps", ({"steps": 30}, {"steps": 70})),
+    ),
+    "block_lr": (  # UnKE
+        ("block_lr", tuple({"block_lr": value} for value in (5e-5, 1e-4, 2e-4, 5e-4, 1e-3))),
+        ("block_steps", ({"block_steps": 20}, {"block_steps": 50})),
+        ("clamp", tuple({"clamp": value} for value in (1.0, 2.0, 4.0))),
+        ("keep_texts", ({"keep_texts": 20}, {"keep_texts": 60})),
+    ),
+    "memory_weight": (  # T-Patcher
+        ("memory_weight", tuple({"memory_weight": value} for value in (0.1, 1.0, 3.0, 10.0))),
+        ("fires_at", ({"fires_at": "all"}, {"fires_at": "answer"})),
+        ("lr", tuple({"lr": value} for value in (0.003, 0.01, 0.03))),
+        ("steps", ({"steps": 40}, {"steps": 75})),
+    ),
+    "top_k": (  # LEMoE
+        ("rank", tuple({"rank": rank} for rank in (4, 8, 32))),
+        ("lr", tuple({"lr": value} for value in (1e-4, 3e-4, 1e-3))),
+        ("steps", ({"steps": 30}, {"steps": 100})),
+    ),
+}
+"""Those of editors with a block of their own, by the setting that tells which it is."""
+
 LEADS: Mapping[str, tuple[Settings, ...]] = {
+    "radius": ({"radius": 10.0}, {"radius": 3.0, "lr": 0.3}),
+    "act_ratio": ({"lr": 0.3}, {"lr": 0.1, "limit": 3.0}),
+    "tau": ({"lr": 0.3}, {"tau": 0.7}),
+    "block_lr": ({"block_lr": 1e-4}, {"clamp": 1.0}),
+    "memory_weight": ({"memory_weight": 3.0, "fires_at": "answer"}, {"memory_weight": 10.0}),
+    "top_k": ({"rank": 4}, {"lr": 3e-4}),
     "mom2_weight": (
         {"clamp": 4.0, "mom2_weight": 1000.0},
         {"clamp": 3.0, "mom2_weight": 3000.0},
@@ -96,6 +140,9 @@ SHIFTS = (-0.14, -0.07, 0.0, 0.07, 0.14, 0.24)
 
 TUNABLE = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Blocks for editors that train weights."""
+
+LATE = (0.25, 0.5, 0.64, 0.75, 0.86, 0.97)
+"""Blocks for memories beside the model: they were published in the second half."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +255,7 @@ def check_editor(editor: Editor) -> tuple[tuple[str, tuple[Settings, ...]], ...]
     Raises:
         ConfigError: If no search is made for it.
     """
-    trained = "training" in editor.needs or not editor.weights
+    trained = "training" in editor.needs
     family = None if trained else _family(type(editor.config).model_fields)
     if family is None:
         there = [name for name in editors.entries if _can(name)]
@@ -225,14 +272,12 @@ def _family(fields: Mapping[str, Any]) -> tuple[tuple[str, tuple[Settings, ...]]
     for told, family in (("whiten", TURNS), ("rank", FACTORS), ("norm_constraint", TUNED)):
         if {told, "lr", "layers"} <= fields.keys():
             return family
-    return None
+    return next((own for told, own in BESIDE.items() if {told, "layer"} <= fields.keys()), None)
 
 
 def _can(name: str) -> bool:
     cls = editors.load(name)
-    return (
-        "training" not in cls.needs and cls.weights and _family(cls.Config.model_fields) is not None
-    )
+    return "training" not in cls.needs and _family(cls.Config.model_fields) is not None
 
 
 def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
@@ -243,7 +288,8 @@ def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
         return max(0, min(depth - 1, round(share * depth)))
 
     if "layer" in fields:
-        return tuple({"layer": block} for block in dict.fromkeys(at(share) for share in ONE))
+        shares = ONE if editor.weights else LATE
+        return tuple({"layer": block} for block in dict.fromkeys(at(share) for share in shares))
     told: Any = editor
     rule = tuple(told.edited_layers(lm))
     if "norm_constraint" in fields:

@@ -118,6 +118,10 @@ class Grace(Editor):
     }
     config: GraceConfig
 
+    def edited_layers(self, lm: LM) -> tuple[int]:
+        """Return the block of the codebook."""
+        return (self._place(lm)[0],)
+
     def _place(self, lm: LM) -> tuple[int, Site]:
         """Return the block and the layer of the codebook.
 

@@ -124,13 +124,16 @@ class Lemoe(Editor):
         """A pass forward and one back in every step."""
         return Cost(passes=2.0 * self.config.steps)
 
+    def edited_layers(self, lm: LM) -> tuple[int]:
+        """Return the block of the experts."""
+        rule = self._automatic(lm, "layer", max(0, lm.n_layers - 2))
+        return (resolve_layer(lm, self.config.layer, rule),)
+
     def edit_groups(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Train one expert per group; those of earlier batches stay as they are."""
-        layer = resolve_layer(
-            lm, self.config.layer, self._automatic(lm, "layer", max(0, lm.n_layers - 2))
-        )
+        (layer,) = self.edited_layers(lm)
         memories = [self._earlier(lm, patch, layer) for patch in before]
         bare = [patch.split(KIND, Module)[0] for patch in before]
         each = self._room(lm, layer, groups, memories)

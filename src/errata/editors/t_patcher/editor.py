@@ -163,9 +163,13 @@ class TPatcher(Editor):
     }
     config: TPatcherConfig
 
-    def _place(self, lm: LM) -> Place:
+    def edited_layers(self, lm: LM) -> tuple[int]:
+        """Return the block of the units."""
         rule = self._automatic(lm, "layer", lm.n_layers - 1)
-        layer = resolve_layer(lm, self.config.layer, rule)
+        return (resolve_layer(lm, self.config.layer, rule),)
+
+    def _place(self, lm: LM) -> Place:
+        (layer,) = self.edited_layers(lm)
         form = ffn_form(lm, layer)
         bias = form.bias if self.config.bias == "auto" else self.config.bias
         return Place(layer, lm.site(layer), form, bias, lm.spec.ffn_in[layer][0].d_in)
