@@ -44,8 +44,8 @@ _MOMENTS = {"moments_text": "{data}/text/wikitext2_raw_test.txt"}
 
 REAL = {
     "retrieval": Editor("IBKE-retrieval", "ibke-retrieval", {}, "ibke"),
-    "retrieval_60": Editor(
-        "IBKE-retrieval, `threshold=0.6`", "ibke-retrieval", {"threshold": 0.6}, "ibke"
+    "retrieval_55": Editor(
+        "IBKE-retrieval, `threshold=0.55`", "ibke-retrieval", {"threshold": 0.55}, "ibke"
     ),
     **{
         f"last_{threshold}": Editor(
