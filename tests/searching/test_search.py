@@ -218,6 +218,41 @@ def test_where_held_out_facts_disagree_the_rule_stays(
     assert "the rule of thumb does better" in caplog.text
 
 
+def test_what_writes_nothing_is_not_chosen_for_what_it_spares(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    """An editor that takes half of its neighbours along is kept before one that does nothing."""
+
+    def quality(editor: Editor, trial: Trial) -> Outcome:
+        config: Any = editor.config
+        if config.clamp == 0.75:
+            return replace(outcome(True), ns=0.5, kept=0.5)
+        return replace(outcome(False), p=0.0, spread=0.0, ns=1.0, kept=1.0)
+
+    stand(quality)
+    found = errata.tune(pocket, "memit", minutes=6)
+    assert found.settings["clamp"] == 0.75
+    assert found.held.written == 1.0
+
+
+def test_what_there_was_time_for_is_shown(
+    pocket: LM, stand: Callable[..., Stand], weak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no candidate was measured on all facts, on as many as there are measurements of."""
+    stand(planted)
+    own = searching.Course.stats
+
+    def short(self: Any, settings: Any, trials: Any, **more: Any) -> Any:
+        # as where time runs out: beyond the first facts only what has to be measured is
+        late = len(trials) > budget.RUNGS[0] and more.get("reserve") is not None
+        return None if late else own(self, settings, trials, **more)
+
+    monkeypatch.setattr(searching.Course, "stats", short)
+    found = errata.tune(pocket, "memit", minutes=10)
+    assert found.tried
+    assert {one.stats.facts for one in found.tried} == {budget.RUNGS[0]}
+
+
 def test_time_that_does_not_suffice_is_refused_with_what_would(
     pocket: LM, stand: Callable[..., Stand]
 ) -> None:
@@ -280,7 +315,7 @@ def test_bad_requests(pocket: LM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown editor"):
         errata.tune(pocket, "memitt")
     with pytest.raises(ConfigError, match="no search is made"):
-        errata.tune(pocket, "grace")
+        errata.tune(pocket, "rag")
     with pytest.raises(ConfigError, match="unknown setting"):
         errata.tune(pocket, "memit", colour=1)
     with pytest.raises((DataError, ConfigError)):

@@ -113,6 +113,10 @@ def test_averages_and_what_is_better() -> None:
     assert replace(near, ns_lost=ALLOWED + 0.1).value == pytest.approx(near.value - 0.45)
     assert replace(near, doubt=0.1).value == pytest.approx(near.value - 0.4)
     assert (one.doubt, stats.doubt) == (0.0, pytest.approx(0.25))  # 0 and 0.5: sd / sqrt(2)
+    # what writes nothing spares everything, and is worth less than what takes many along
+    idle = replace(one, written=0.0, spread=0.0, p=0.0)
+    assert idle.value < replace(one, ns_lost=0.5, kept=0.5).value
+    assert replace(one, written=0.5).value == pytest.approx(one.value - 0.5)
 
 
 def test_what_was_measured_is_there_again(trials: tuple[Trial, ...], tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def tune(
 
 
 def _print(console: Any, found: Tuned) -> None:
+    from errata.searching.budget import RUNGS
     from errata.searching.result import shown
 
     deal = found.deal
@@ -128,12 +129,15 @@ def _print(console: Any, found: Tuned) -> None:
             f"Left out, too few known: {names}{f' and {more} more' if more > 0 else ''}.",
             soft_wrap=True,
         )
+    least = min(RUNGS[-1], len(deal.search))
     table = _output.table("", "written", "spread", "neighbours lost", "kept", "settings")
     for one in _rows(found):
         mark = "●" if one.front else ""
         table.add_row(mark, *_cells(one.stats), shown(one.settings))
     console.print(table)
-    console.print("● nothing else is better in all four. On facts that were held out:")
+    few = found.tried[0].stats.facts if found.tried else 0
+    short = f" Measured on {few} facts; there was no time for more." if 0 < few < least else ""
+    console.print(f"● nothing else is better in all four.{short} On facts that were held out:")
     held = _output.table("", "written", "word for word", "spread", "neighbours lost", "kept")
     for label, stats in (("rule of thumb", found.held_rule), ("chosen", found.held)):
         written, *others = _cells(stats)

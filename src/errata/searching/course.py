@@ -30,7 +30,7 @@ from errata.searching import budget
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
 from errata.searching.spaces import Space, base_of, blocks_tried, space_of
-from errata.searching.trials import Stats, Store, leaders, measure, name_of
+from errata.searching.trials import LEAST, Stats, Store, leaders, measure, name_of
 from errata.store.provenance import now
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Course:
             raise ConfigError(
                 f"{self.given.name} cannot be measured on {self.lm.name} (see the warnings)"
             )
-        if chosen.value < rule.value:
+        if chosen.value < rule.value or chosen.written < LEAST * rule.written:
             log.warning(
                 "on held-out facts the rule of thumb does better than what the search chose; it "
                 "stays"
@@ -327,8 +327,16 @@ class Course:
         return any(self.whole(other) == mine for other in self.looked_at.values())
 
     def _tried(self) -> tuple[Tried, ...]:
-        """Return what was measured on all facts of the search, the best first."""
-        facts = self.facts
+        """Return what was measured on all facts of the search, the best first.
+
+        Where the time sufficed for none of them, on as many as there are measurements of.
+        """
+        for count in reversed(budget.steps_to(len(self.facts))):
+            if found := self._tried_on(self.facts[:count]):
+                return found
+        return ()
+
+    def _tried_on(self, facts: Sequence[Trial]) -> tuple[Tried, ...]:
         rows = []
         for settings in self.looked_at.values():
             kept = self._kept_as(settings, facts)

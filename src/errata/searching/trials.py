@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 LONGEST = 50
 """Tokens of a free answer at most, as in WILD."""
 
+LEAST = 0.5
+"""Share of edits below which settings are of no use."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -114,10 +117,12 @@ class Stats:
         """One number to compare by: writing counts most, then what moved, then what spread.
 
         Losing neighbours costs half of what is lost, and four times what is lost beyond five
-        points; that much counts as lost that a standard error more may be.
+        points; that much counts as lost that a standard error more may be. To write fewer than half
+        of the edits costs as much: what writes nothing spares everything.
         """
         harm = 0.5 * self.ns_lost + 4 * max(0.0, self.ns_lost + self.doubt - ALLOWED)
-        return self.written + 0.25 * self.spread + 0.25 * self.kept + 0.1 * self.p - harm
+        idle = 4 * max(0.0, LEAST - self.written)
+        return self.written + 0.25 * self.spread + 0.25 * self.kept + 0.1 * self.p - harm - idle
 
     @property
     def effect(self) -> tuple[float, float, float, float]:
