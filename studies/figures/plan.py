@@ -63,7 +63,7 @@ PICTURES_OF_THE_PAGE = (
     Picture("criteria", "IBKE, Fig. 5b", "Generality by criteria and hops"),
     Picture("relations", "IBKE, Fig. 6", "Latents by relation", "ibke-inside-pocket"),
     Picture("gates", "IBKE, Fig. 7a", "Gates by token", "ibke-inside-pocket"),
-    Picture("pruning", "IBKE, Fig. 7b", "Gates set to zero", "ibke-inside-pocket", 300),
+    Picture("pruning", "IBKE, Fig. 7b", "Gates set to zero", "ibke-inside-pocket", 350),
     Picture(
         "keys", "REP", "Whitened similarity of keys, and gates by threshold", "rep-pocket",
         metrics=("suite", "core"),
