@@ -56,7 +56,8 @@ def test_records_hold_scores_and_no_texts(name: str) -> None:
         if isinstance(record, dict)
         for word in texts_in({key: record[key] for key in ("questions", "error")})
     }
-    assert all(re.fullmatch(r"[a-z_]+", word) or "…" in word for word in questions)
+    # names of probes, one of them Natural Questions', which zsRE's locality is asked with
+    assert all(re.fullmatch(r"[a-z_]+|NQ", word) or "…" in word for word in questions)
 
 
 def test_findings_take_their_numbers_from_the_results() -> None:
