@@ -183,20 +183,24 @@ def test_the_same_problem_is_handed_to_both(
     )
     cases = [Case(str(n), (edit,), ()) for n, edit in enumerate(EDITS)]
     args = Namespace(layer=1, blocks=2, steps=4, edits=2, repeats=1, device="cpu",
-                     compute="float32")  # fmt: skip
+                     compute="float32", only="")  # fmt: skip
     to, zeros, before = torch.Tensor.to, torch.zeros, lm.fingerprint
     lines = against_easyedit.compare(lm, cases, stand_in, args)
     assert (torch.Tensor.to, torch.zeros) == (to, zeros)
     assert not [name for name in sys.modules if name.startswith("easyeditor")]
     assert build("llama", "float32").fingerprint == before
-    *changes, asked = [line for line in lines if line.unit != "MiB"]
+    *changes, asked, again = [line for line in lines if line.unit != "MiB"]
     peaks = [line for line in lines if line.unit == "MiB"]
     names = ["ROME", "ROME", "MEMIT", "AlphaEdit", "FT", "FT"]
     assert [line.what.partition(",")[0] for line in changes] == names
     for line in changes:
         assert float(line.equal.split()[4]) < NEAR, line
     assert [line.what.partition(",")[0] for line in peaks] == names
-    assert asked.equal == f"0 of {len(EDITS)} answers differ"
+    assert asked.equal == again.equal == f"0 of {len(EDITS)} answers differ"
+    assert again.what == "questions before and after, unedited answers kept"
+    args.only = "questions"
+    only = against_easyedit.compare(lm, cases, stand_in, args)
+    assert [line.what for line in only] == [asked.what, again.what]
     assert "Executing" not in capsys.readouterr().out
 
 
@@ -219,9 +223,11 @@ def test_methods_that_a_release_does_not_have_are_left_out_and_named(
     monkeypatch.setattr(against_easyedit, "context_templates", lambda lm: ("It is late. {}",))
     cases = [Case("0", (EDITS[0],), ())]
     args = Namespace(layer=1, blocks=2, steps=2, edits=1, repeats=1, device="cpu",
-                     compute="float32")  # fmt: skip
+                     compute="float32", only="")  # fmt: skip
     lines = against_easyedit.compare(build("llama", "float32"), cases, stand_in, args)
-    assert {line.what.partition(",")[0] for line in lines} == {"ROME", "questions of a record"}
+    assert {line.what.partition(",")[0] for line in lines} == {
+        "ROME", "questions of a record", "questions before and after",
+    }  # fmt: skip
     told = capsys.readouterr().out
     assert all(f"{name} is left out" in told for name in ("MEMIT", "AlphaEdit", "FT"))
 
