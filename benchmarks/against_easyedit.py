@@ -7,7 +7,8 @@ the process held before. Without a checkout it says so and measures nothing. A m
 of EasyEdit does not have is left out and named: the package `easyeditor` of the package index is of
 October 2023 and has ROME, MEMIT, FT and the questions; unpacked, it serves as a checkout.
 
-What stands between the two is in `benchmarks.easyedit`. `--only "questions"` compares those alone, `ROME MEMIT` these two.
+What stands between the two is in `benchmarks.easyedit`. `--only questions` compares those alone,
+`--only "ROME MEMIT"` these two.
 
 An environment of its own, where the packages that its modules import can be had (beside errata's:
 datasets, matplotlib, numpy, pyyaml; for its questions also nltk, scikit-learn, openai, rouge and
