@@ -21,6 +21,9 @@ LINES = ("-", "--", ":")
 TITLES = {"perplexity": "perplexity", "recall": "recall of the edits so far (%)",
           "drift": "mean ‖ΔW‖ / ‖W‖ (%)"}  # fmt: skip
 
+WIDE = 3.0
+"""Ratio of perplexities from which on they are drawn by their logarithm."""
+
 COMMAND = (
     "Points are measured along sequences: errata eval --regime sequential:100 --batch 10 --every 2"
     " --general world --editor memit --data world --out DIR"
@@ -81,7 +84,8 @@ def _paint(figure: Figure, rows: Sequence[tuple[Any, ...]], order: Sequence[str]
                 marker=MARKERS[place % len(MARKERS)], markersize=3.5,
                 label=label if not at else None,
             )  # fmt: skip
-        if number == "perplexity":
+        values = [row[3] for row in rows if row[1] == number]
+        if number == "perplexity" and max(values) > WIDE * min(values):
             axes.set_yscale("log")
         axes.set_title(TITLES.get(number, f"{number} (%)"), fontsize=9)
         axes.set_xlabel("edits", fontsize=8)
