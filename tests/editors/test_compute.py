@@ -52,3 +52,16 @@ def test_a_run_says_what_it_multiplied_in(pocket: LM) -> None:
         assert "compute" not in _model(pocket)
     finally:
         pocket.compute = "float32"
+
+
+def test_a_patch_that_nothing_was_searched_for_says_nothing_of_it(pocket: LM) -> None:
+    pocket.compute = "bfloat16"
+    try:
+        made = {
+            name: get_editor(name, model="pocket").edit_one(pocket, [EDIT])
+            for name in ("ft", "ibke", "rome", "none")
+        }
+    finally:
+        pocket.compute = "float32"
+    said = {name for name, patch in made.items() if patch.meta.get("compute") == "bfloat16"}
+    assert said == {"ft", "rome"}

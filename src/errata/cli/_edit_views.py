@@ -14,19 +14,22 @@ if TYPE_CHECKING:
 
     from errata.editors.base import Editor
     from errata.model.lm import LM
+    from errata.patch import Patch
     from errata.patch.report import EditReport, Report
 
 LISTED = 20
 """Edits that were taken and are listed; those that were not are listed all."""
 
 
-def origins(console: Console, lm: LM, editor: Editor, requests: Sequence[Edit]) -> None:
+def origins(
+    console: Console, lm: LM, editor: Editor, patch: Patch, requests: Sequence[Edit]
+) -> None:
     """Print where blocks and settings come from, and what should be known of the edits."""
     if editor.blocks_from(lm) not in (None, "as asked"):
         console.print(f"Block: {editor.blocks_from(lm)}", style="dim")
     if editor.settings_from:
         console.print(f"Settings: {editor.settings_from}", style="dim", soft_wrap=True)
-    if lm.roughly:
+    if patch.meta.get("compute"):
         console.print(
             "Searched with products in bfloat16; patch, scores: float32 (--compute float32: all)",
             style="dim",

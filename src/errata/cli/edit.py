@@ -382,7 +382,7 @@ def _show(
     console.print(_views.headline(lm))
     changed = _views.what_changed(patch)
     console.print(f"{editor.title} · {changed} · {_output.seconds(shown.took[0])}")
-    _edit_views.origins(console, lm, editor, requests)
+    _edit_views.origins(console, lm, editor, patch, requests)
     if report.candidates:
         _edit_views.candidates(console, report.candidates)
     if brief:

@@ -168,6 +168,7 @@ class Editor(ABC):
                 self.check(edit)
             self.check_together(group)
         lm.check_finite()
+        lm.rounded = False
         if not groups:
             return []
         routed = routed_blocks(self, lm)

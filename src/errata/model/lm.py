@@ -96,6 +96,7 @@ class LM(Texts):
         self.installed = installed_on(model)
         self.spread = is_spread(model)
         self.focus: Mapping[int, int] = {}
+        self.rounded = False  # whether the edit under way was searched with rounded products
         self._probed = False
         self._kept: dict[Hashable, Any] = {}
         self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
@@ -285,7 +286,10 @@ class LM(Texts):
 
         Starting values, keys and scores are computed outside: they are what is kept.
         """
-        return rounded_products(self) if self.roughly else nullcontext()
+        if not self.roughly:
+            return nullcontext()
+        self.rounded = True
+        return rounded_products(self)
 
     @property
     def roughly(self) -> bool:

@@ -114,7 +114,7 @@ class Patch:
             "config": dict(config or {}),
             "errata": __version__,
             **(sources or {}),
-            **({"compute": "bfloat16"} if lm.roughly else {}),
+            **({"compute": "bfloat16"} if lm.rounded else {}),
         }
         return cls(tuple(changes), tuple(edits), dict(state or {}), meta)
 

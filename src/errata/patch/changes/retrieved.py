@@ -87,7 +87,7 @@ class KeySpace:
         """Whether two compare alike."""
 
         def equal(a: Tensor | None, b: Tensor | None) -> bool:
-            if a is None or b is None:
+            if a is b or a is None or b is None:
                 return a is b
             return a.shape == b.shape and torch.equal(a, b.to(a))
 
