@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def memory_of(patch: Patch) -> Retrieved:
 
 
 def hidden_of(lm: LM, prompt: str, block: int) -> torch.Tensor:
-    """Output of a block by the model's own forward pass."""
+    """Output of a block by the model's own forward pass, of a copy: it leaves hooks behind."""
     ids = torch.tensor([lm.row(prompt).ids])
+    model: Any = copy.deepcopy(lm.model)
     with torch.no_grad():
-        return lm.model(input_ids=ids, output_hidden_states=True).hidden_states[block + 1][0]
+        return model(input_ids=ids, output_hidden_states=True).hidden_states[block + 1][0]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -141,9 +141,8 @@ def edit(
     from errata.inspection.turns import built, check_regime
 
     model = model.for_editing(editor.as_published)
-    how: dict[str, Any] = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
-    at = int(subject_at) if subject_at.isdigit() else subject_at
-    requests = _requests(prompt, target, subject, edits, {**how, "subject_at": at})
+    how = {"joiner": joiner, "chat": chat.check(), "system": chat.system}
+    requests = _requests(prompt, target, subject, edits, {**how, "subject_at": subject_at})
     check_regime(regime, asked.stop_when)
     limits = parse_limits(asked.fail_over, asked.neighbours)
     names = _names(editor.editor, asked, dry_run)
@@ -245,8 +244,10 @@ def _requests(
     target: str | None,
     subject: str | None,
     edits: Path | None,
-    how: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> list[Edit]:
+    at = str(given["subject_at"])
+    how: dict[str, Any] = {**given, "subject_at": int(at) if at.isdigit() else at}
     if edits is not None:
         if prompt is not None or target is not None or subject is not None:
             raise ConfigError(
