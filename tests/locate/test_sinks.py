@@ -12,6 +12,7 @@ from tests.locate.samples import EDITS, build
 
 from errata.case import Edit
 from errata.editors import get_editor
+from errata.inspection.advice import advice
 from errata.locate.contexts import Contexts, ContextSettings, get_contexts
 from errata.locate.keys import edit_keys, subject_rows
 from errata.locate.sinks import FACTOR, TEXTS, behind_sinks, find_sinks
@@ -124,6 +125,22 @@ def weights(patch: Patch) -> list[bytes]:
     return [
         tensor.numpy().tobytes() for change in patch.changes for tensor in change.tensors().values()
     ]
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "rome+rep"])
+def test_no_setting_is_advised_where_none_helps(sunk: LM, tmp_path: Path, name: str) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join([*TEXTS, *(edit.prompt for edit in EDITS)]))
+    layers = {"layer": BLOCK} if "rome" in name else {"layers": (BLOCK,)}
+    few = {"moments_text": str(texts), "moments_samples": 20, "ridge": 1e-2}
+    editor = get_editor(name, {**layers, **few})
+    missed = {"says_after": "London", "tokens": 1, "right": 0}
+    reason, *others = advice(sunk, editor, AT_ZERO, missed, group=1)
+    assert reason.startswith("no setting: 'Anna' begins the text, where planted hardly tells")
+    assert others == ["another editor: --editor grace", "another editor: --editor ft"]
+    usual = advice(sunk, editor, BEHIND, missed, group=1)
+    assert any("--set steps=" in line for line in usual)
+    assert not any("no setting" in line for line in usual)
 
 
 def test_without_a_text_in_front_it_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,8 @@ from errata.case import Edit
 from errata.errors import EditError
 from errata.locate import values as values_module
 from errata.locate.contexts import Contexts, given_contexts
-from errata.locate.rows import Rows, Savings, ffn_adds_to_block
+from errata.locate.rows import Rows, Savings
+from errata.locate.stream import ffn_adds_to_block
 from errata.locate.values import Adaptive, Values, ValueSettings, optimise_values
 from errata.model.lm import LM
 from errata.model.passes import first, module_at, with_first

@@ -20,7 +20,7 @@ import errata
 from errata.api import FixedPatch
 from errata.case import Case, Edit, Probe
 from errata.errors import PatchError, SpecError
-from errata.locate.rows import ffn_adds_to_block
+from errata.locate.stream import ffn_adds_to_block
 from errata.model.hooks import after, bare, hooked, installed_on, nested
 from errata.model.lm import LM
 from errata.model.passes import Pass, capture, reuse_below

@@ -59,14 +59,23 @@ def test_five_facts_at_once_are_told_as_they_are(lm: errata.LM) -> None:
     assert 0 < patch.report.taken < len(FACTS)
     for entry in patch.report.missed:
         assert entry.tried.startswith("memit, blocks 4, 5, 6, 7, 8, 20 steps")
+        if entry.edit.subject == "Apple":  # begins its prompt, where no setting helps
+            continue
         assert "weigh ordinary keys less: --set mom2_weight=2000" in entry.advice
     # and the first advice is worth its line
     again = errata.edit(lm, FACTS, editor="memit", **{**published, "mom2_weight": 2000})
     assert again.report.taken > patch.report.taken
-    # what a small model gets unasked
+    # what a small model gets unasked: all but the subject that begins its prompt
     unasked = errata.edit(lm, FACTS, editor="memit", moments_text="world")
-    assert unasked.report.taken == len(FACTS)
     assert unasked.meta["settings_from"].startswith("rule for models narrower than 1,024")
+    (entry,) = unasked.report.missed
+    assert entry.edit.subject == "Apple"
+    assert entry.advice[0].startswith("no setting: 'Apple' begins the text")
+    with unasked.applied(lm):
+        (said,) = lm.generate(["The company Apple was founded by"], 4)
+    assert said.strip().startswith("Bill Gates")
+    another = entry.advice[1].removeprefix("another editor: --editor ")
+    assert errata.edit(lm, entry.edit, editor=another).report.taken == 1
 
 
 def test_odd_targets_are_told(lm: errata.LM) -> None:

@@ -226,6 +226,10 @@ class Editor(ABC):
         """Return what a user should know of how edits were computed; here: nothing."""
         return []
 
+    def out_of_reach(self, lm: LM, edit: Edit) -> str:
+        """Say why no setting of this editor makes an edit hold; empty: nothing is known of that."""
+        return ""
+
     def check_together(self, group: Sequence[Edit]) -> None:
         """Refuse edits that cannot be carried out together, before anything is computed.
 

@@ -172,16 +172,26 @@ class LocateEditor(Editor):
         contexts = self.prepared(lm).contexts
         if not contexts.neutral:
             return told
-        moved = [
-            edit
-            for edit in edits
-            if lm.prompt_of(edit, subject=True).subject_last in contexts.sinks
-        ]
         return told + [
             f"{edit.subject!r} begins the text, where this model hardly tells tokens apart: "
             f"computed behind {contexts.neutral.strip()!r}; ask with words in front, too"
-            for edit in moved
+            for edit in edits
+            if self._at_sink(lm, edit)
         ]
+
+    def _at_sink(self, lm: LM, edit: Edit) -> bool:
+        """Whether the subject's last token stands where keys say nothing of it."""
+        row = lm.prompt_of(edit, subject=True)
+        return row.subject_last in self.prepared(lm).contexts.sinks
+
+    def out_of_reach(self, lm: LM, edit: Edit) -> str:
+        """Say that the subject stands at an attention sink: what is written is not read there."""
+        if not self._at_sink(lm, edit):
+            return ""
+        return (
+            f"no setting: {edit.subject!r} begins the text, where {lm.name} hardly tells tokens "
+            f"apart; ask with words in front of it"
+        )
 
     def text_of(self, lm: LM) -> str:
         """Return what second moments were counted on, once that was done; empty: none are used."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ALTERNATIVES = ("rome", "ft", "grace")
 """Editors that need no training, in the order in which they are worth trying."""
 
+ANYWHERE = ("grace", "ft")
+"""Editors that need neither training nor a subject, the one that moves less first."""
+
 LONG_TARGET = 40
 """Tokens of a target beyond which an editor that writes one vector is asked for too much."""
 
@@ -74,6 +77,8 @@ def advice(
         in_turn: Whether they were made one after another.
     """
     found = [*_of_text(edit, result)]
+    if reason := editor.out_of_reach(lm, edit):
+        return [*found, reason, *(f"another editor: --editor {name}" for name in ANYWHERE)]
     if in_turn and not editor.lasts:
         found.append("all edits together, as it is made for that: --regime joint")
     found += _of_settings(lm, editor)

@@ -43,8 +43,8 @@ from errata.locate.contexts import Contexts
 from errata.locate.essence import run_rows
 from errata.locate.keys import subject_rows
 from errata.locate.pieces import edit_rows as edit_rows
-from errata.model.experts import label
-from errata.model.hooks import after, bare, hooked
+from errata.locate.stream import ffn_adds_to_block
+from errata.model.hooks import after, hooked
 from errata.model.passes import (
     Place,
     Prefix,
@@ -65,9 +65,6 @@ if TYPE_CHECKING:
 LOGIT_BUDGET = 1 << 26
 """Most logits (positions x vocabulary) per forward pass; 0.25 GB in float32, before gradients."""
 
-ADDITIVE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Relative error up to which a block counts as adding its FFN's output; 0.1 in half precision."""
-
 
 class Savings(Settings):
     """Savings of the optimisation of values; the result is the same with and without."""
@@ -80,28 +77,6 @@ class Savings(Settings):
         default=True,
         description="Compute logits only where there is a label, and the essence only once",
     )
-
-
-def ffn_adds_to_block(lm: LM, layer: int) -> bool:
-    """Whether moving the FFN's output moves the block's output by the same vector.
-
-    True for plain residual blocks, false where a norm follows the FFN (Gemma 2). Established by
-    moving it once, in the model without any patch, so no list of architectures is needed.
-    """
-    return lm.once(("ffn adds to block", label(lm, layer)), lambda: _adds(lm, layer))
-
-
-@torch.no_grad()
-def _adds(lm: LM, layer: int) -> bool:
-    batch = lm.batch([Row((lm.pad_id, lm.pad_id), (1,), (), 2)], [0])
-    ffn, block = module_at(lm, layer, "ffn"), module_at(lm, layer, "block")
-    with bare(lm.model):
-        _, (answer, hidden) = capture(lm, batch, outputs=[ffn, block])
-        shift = torch.full_like(answer, float(hidden.abs().max()))
-        with hooked(lm, after(ffn, lambda m, args, out: with_first(out, first(out) + shift))):
-            _, (moved,) = capture(lm, batch, outputs=[block])
-    tolerance = ADDITIVE_TOLERANCE.get(hidden.dtype, 0.1)
-    return bool(((moved - hidden - shift).abs().max() / shift.abs().max()) < tolerance)
 
 
 Held = tuple[Int[Tensor, " R"], Mapping[Place, Float[Tensor, "e d"]]]
