@@ -6,6 +6,7 @@ blocks that have to run, and logits where something is read.
 ```
  ROME, an edit     keys      contexts x (prompt up to the subject)    x blocks 0 … l
                    prefixes  rows x (tokens before the subject)       x all blocks
+                             without those of the context, which are kept
                    hidden    rows x (tokens from there on)            x blocks 0 … l
                    steps     rows x (tokens from there on)            x blocks above l   x 2
                              logits at labels and the essence         x head             x 2
@@ -96,17 +97,21 @@ class Bill:
 
 def values(lm: Any, edits: Sequence[Any], contexts: Any, layer: int, steps: int) -> Bill:
     """Count what finding the target values of edits takes, each with all steps."""
+    from errata.locate.beginnings import beginnings
     from errata.locate.essence import run_rows
     from errata.locate.rows import edit_rows
 
+    kept = beginnings(lm, contexts)
     cost, bill = Costs.of(lm), Bill()
     below, above = range(layer + 1), range(layer + 1, lm.n_layers)
     for edit in edits:
         given = edit_rows(lm, edit, contexts)
         rows, _, _ = run_rows(lm, given, len(given), spare=True)
-        for row in rows:
-            past, tail = row.subject_last, len(row.ids) - row.subject_last
-            bill.add("prefixes", cost.run(past, range(lm.n_layers)))
+        ends = [row.subject_last for row in rows]
+        known = kept.of(rows, ends) if kept else None
+        for number, (row, past) in enumerate(zip(rows, ends, strict=True)):
+            tail, begin = len(row.ids) - past, known.starts[number] if known else 0
+            bill.add("prefixes", cost.run(past - begin, range(lm.n_layers), begin))
             bill.add("hidden", cost.run(tail, below, past))
             # the last evaluation of the loss needs no gradient
             bill.add("steps", (2 * steps - 1) * cost.run(tail, above, past))

@@ -5,6 +5,8 @@ The same code runs both ways; without, the one function that decides on the savi
 * the essence row: run only where no bare prompt's row holds it (`errata.locate.essence`);
 * keys: passes begin at the block that was changed last, and keys that are remembered are those
   that were read (`errata.locate.keys.Known`);
+* contexts: keys and values of the texts in front of prompts, kept from edit to edit
+  (`errata.locate.beginnings`);
 * evaluation: edited passes begin from hidden states of the unedited ones (`errata.model.kept`);
 * products: float32 by the faster of two libraries (`errata.model.multiplying.quick_products`).
 
@@ -39,7 +41,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def without(*savings: str) -> Iterator[None]:
-    """Compute what need not be computed: `essence`, `keys`, `evaluation` or `products`."""
+    """Compute what need not be computed; savings are named as in the list above."""
     from contextlib import ExitStack, nullcontext
 
     from errata.editors import joint_reads
@@ -53,6 +55,7 @@ def without(*savings: str) -> Iterator[None]:
     known: dict[str, tuple[Any, str, Any]] = {
         "essence": (rows, "run_rows", whole),
         "keys": (joint_reads, "first_changed", lambda lm, patches: None),
+        "contexts": (rows, "beginnings", lambda lm, contexts: None),
         "evaluation": (session, "kept_below", lambda editor, lm: None),
         "products": (models, "quick_products", lambda lm: nullcontext()),
     }
@@ -164,6 +167,8 @@ def main() -> None:
     ways: dict[str, Callable[[], common.Line]] = {
         "rome-essence": lambda: edits_line(lm, args, "rome", "essence", args.edits),
         "memit-essence": lambda: edits_line(lm, args, "memit", "essence", args.records),
+        "rome-contexts": lambda: edits_line(lm, args, "rome", "contexts", args.edits),
+        "memit-contexts": lambda: edits_line(lm, args, "memit", "contexts", args.records),
         "memit-keys": lambda: edits_line(lm, args, "memit", "keys", args.records),
         "alphaedit-keys": lambda: edits_line(lm, args, "alphaedit", "keys", args.records),
         "alphaedit": lambda: edits_line(lm, args, "alphaedit", "essence+keys", args.records),

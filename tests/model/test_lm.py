@@ -17,7 +17,8 @@ import errata
 from errata.errors import ConfigError, ModelError
 from errata.model.lm import LM
 from errata.model.logprobs import SCORED_AT_ONCE, score_logits
-from errata.model.passes import capture, first, make_prefix, reuse_below, suffix_batch
+from errata.model.passes import capture, first, reuse_below
+from errata.model.prefixes import make_prefix, suffix_batch
 from errata.model.tokens import positions_of
 from errata.model.weights import weight_fingerprint
 

@@ -217,7 +217,7 @@ class Dataset(ABC):
     def _check_split(self, split: str | None) -> None:
         if split not in self.splits:
             raise ConfigError(
-                f"{self.name} has no split {split!r}", did_you_mean(split or "", self.splits)
+                f"{self.name} has no split {split!r}", did_you_mean(str(split or ""), self.splits)
             )
 
     def records(self, files: Sequence[Path]) -> Iterable[Record | DataError]:

@@ -4,7 +4,8 @@ The added vector sits at the subject's last token of block `l`. What does not de
 computed once:
 
 * blocks up to `l` (their output is kept and only the blocks above run);
-* everything before the subject's last token (kept as keys and values of the attention);
+* everything before the subject's last token (kept as keys and values of the attention), of which
+  the contexts, for all edits of an unedited model;
 * logits at positions without a label;
 * the essence row `"{subject} is a"`, of which only the subject's last token is read: the bare
   prompt's row holds that already where it begins with the subject, and elsewhere it ends there.
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 
 from errata.case import Edit
 from errata.config import Settings
+from errata.locate.beginnings import beginnings
 from errata.locate.contexts import Contexts
 from errata.locate.essence import run_rows
 from errata.locate.keys import subject_rows
@@ -47,16 +49,14 @@ from errata.locate.stream import ffn_adds_to_block
 from errata.model.hooks import after, hooked
 from errata.model.passes import (
     Place,
-    Prefix,
     capture,
     first,
-    make_prefix,
     module_at,
     reuse_below,
-    suffix_batch,
     wide,
     with_first,
 )
+from errata.model.prefixes import Prefix, make_prefix, suffix_batch
 from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
@@ -287,6 +287,7 @@ def build_rows(
     savings: Savings,
     loss_layer: int | None = None,
     known: dict[Place, Float[Tensor, "e d"]] | None = None,
+    ahead: Contexts | None = None,
     held: Sequence[tuple[Sequence[int], Mapping[Place, Float[Tensor, "e d"]]]] = (),
 ) -> Rows:
     """Lay out the rows of some edits and compute once what does not depend on the vectors.
@@ -300,6 +301,7 @@ def build_rows(
         savings: Which savings are used.
         loss_layer: Block whose output the head reads; None for the last.
         known: Outputs on the bare prompts, if they are not to be read off these rows.
+        ahead: What rows begin with, kept from edit to edit.
         held: Of pieces of an answer, for each piece in front of them its place in every row, and
             what was found there.
     """
@@ -311,7 +313,8 @@ def build_rows(
     if cached:
         # what is added further left moves everything behind it
         own = [row.subject[0] if held and row.subject else row.subject_last for row in rows]
-        prefix = make_prefix(lm, rows, own)
+        kept = beginnings(lm, ahead) if ahead is not None else None
+        prefix = make_prefix(lm, rows, own, kept.of(rows, own) if kept else None)
         batch, extra = suffix_batch(lm, rows, prefix)
     else:
         batch, extra = lm.batch(rows, range(len(rows))), {}

@@ -159,7 +159,8 @@ def optimise_values(
         with watched(title) as show, lm.searching():
             rows = build_rows(
                 lm, tokens, per_edit, layer, places,
-                savings=savings, loss_layer=settings.loss_layer, known=exact, held=stays,
+                savings=savings, loss_layer=settings.loss_layer, known=exact, ahead=contexts,
+                held=stays,
             )  # fmt: skip
             parts.append(_descend(rows, settings, adaptive, show))
         order += chunk

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.model.hooks import nested
-from errata.model.passes import Prefix, run_and_keep
+from errata.model.prefixes import Prefix, run_and_keep
 from errata.model.tokens import Batch, Row, positions_of
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from errata.model.generating import continuations
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
 from errata.model.multiplying import quick_products
-from errata.model.passes import continues_exactly, gather_logits
+from errata.model.passes import gather_logits
+from errata.model.prefixes import continues_exactly
 from errata.model.products import Compute, rounded_products, rounds
 from errata.model.spec import ModelSpec, Site, find_spec
 from errata.model.stored import embedding_of, home_of, is_spread, keep_differentiable

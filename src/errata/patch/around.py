@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from errata.errors import ModelError, PatchError
 from errata.model.compat import take_cache, without_cache
 from errata.model.hooks import after, before, hooked
-from errata.model.passes import Pass, Prefix, make_prefix
+from errata.model.passes import Pass
+from errata.model.prefixes import Prefix, make_prefix
 from errata.model.tokens import Row, bucket
 from errata.patch.changes import Context, Router
 from errata.patch.changes.base import fitting
@@ -168,7 +169,7 @@ class AroundModel:
         for index in bucket(tails, self.lm.max_tokens, range(len(rows))):
             part = [rows[i] for i in index]
             starts = [len(row.ids) for row in part]
-            parts.append(make_prefix(self.lm, part, starts, shared=shared))
+            parts.append(make_prefix(self.lm, part, starts, known=shared))
         return Prefix.joined(parts)
 
     def rewritten(self, rows: Sequence[Row]) -> list[Row] | None:

@@ -33,16 +33,14 @@ from errata.locate.rows import LOGIT_BUDGET
 from errata.model.hooks import after, hooked
 from errata.model.passes import (
     Place,
-    Prefix,
     capture,
     first,
-    make_prefix,
     module_at,
     reuse_below,
-    suffix_batch,
     wide,
     with_first,
 )
+from errata.model.prefixes import Prefix, make_prefix, suffix_batch
 from errata.model.tokens import Batch, Row
 from errata.store.digest import seed_of
 
