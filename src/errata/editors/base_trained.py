@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors.base import Conflicts, resolve_layer, under
+from errata.editors.base import Conflicts, Cost, resolve_layer, under
 from errata.editors.base_networks import NetworkConfig, NetworkEditor
 from errata.editors.recall import recall_layer, recall_rule
+from errata.editors.rounds import in_rounds
 from errata.errors import ConfigError
 from errata.model.lm import LM
 from errata.model.spec import Site
@@ -41,6 +43,17 @@ class TrainedConfig(NetworkConfig, Conflicts):
     scale: float = Field(
         default=1.0, ge=0, description="Strength of the finished update; 1: as trained"
     )
+    rounds: int = Field(
+        default=1, ge=1,
+        description="Most updates of an edit, each of this strength, from gradients of the model "
+        "as edited so far; 1: as published",
+    )  # fmt: skip
+    enough: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Probability of its answer from which on an edit gets no further round",
+    )
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -56,7 +69,10 @@ class TrainedEditor(NetworkEditor):
 
     Config: ClassVar[type[TrainedConfig]] = TrainedConfig
     sequential: ClassVar[bool] = False
-    at_edit_time: ClassVar[tuple[str, ...]] = ("weights", "signal_source", "scale", "conflicts")
+    at_edit_time: ClassVar[tuple[str, ...]] = (
+        "weights", "signal_source", "scale", "rounds", "enough", "conflicts",
+    )  # fmt: skip
+    untrained: ClassVar[tuple[str, ...]] = (*NetworkEditor.untrained, "rounds", "enough")
 
     @property
     def settings(self) -> TrainedConfig:
@@ -102,15 +118,31 @@ class TrainedEditor(NetworkEditor):
 
     # ------------------------------------------------------------------ editing
 
+    def cost(self, lm: LM) -> Cost:
+        """A pass forward and one back in every round, and one that asks between two of them."""
+        rounds = self.settings.rounds
+        return Cost(passes=2.0 * rounds + (rounds if rounds > 1 else 0))
+
     @torch.no_grad()
     def edit_groups(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
+    ) -> list[Patch]:
+        """Let the networks make changes of gradient factors, in one round or in several."""
+        self.network(lm)  # its card completes the settings
+        own = self.settings
+        if own.signal_source == "original":
+            before = [Patch()] * len(groups)
+        if own.rounds == 1:
+            return self._updated(lm, groups, before)
+        update = partial(self._updated, lm)
+        return in_rounds(lm, groups, before, update, own.rounds, own.enough)
+
+    def _updated(
         self, lm: LM, groups: Sequence[Sequence[Edit]], before: Sequence[Patch]
     ) -> list[Patch]:
         """Take gradient factors of all edits and let the networks make changes of them."""
         network = self.network(lm)
         sites = self.sites(lm)
-        if self.settings.signal_source == "original":
-            before = [Patch()] * len(groups)
         patches: dict[int, Patch] = {}
         for numbers, places in under(lm, before):
             patch_of = dict(zip(numbers, places, strict=True))

@@ -12,12 +12,12 @@ import torch
 from pydantic import Field, field_validator
 
 from errata.case import Edit
-from errata.editors.base import Cost, under
+from errata.editors.base import Cost
 from errata.editors.ibke import BottleneckConfig, BottleneckEditor
+from errata.editors.rounds import scores_under
 from errata.errors import ConfigError
 from errata.locate.own_text import LENGTH, text_for
 from errata.model.lm import LM
-from errata.model.logprobs import RowScore
 from errata.model.spec import Site
 from errata.model.tokens import Row
 from errata.patch import LowRank, Patch
@@ -118,7 +118,8 @@ class IbkeRetrieval(BottleneckEditor):
     def cost(self, lm: LM) -> Cost:
         """An edit is read again for its key and its strength; a question up to the key's block."""
         again = (self._block(lm) + 1) / lm.n_layers
-        return Cost(passes=2.0 + again + len(self.config.strengths) / 2, questions=1.0 + again)
+        passes = super().cost(lm).passes + again + len(self.config.strengths) / 2
+        return Cost(passes=passes, questions=1.0 + again)
 
     @torch.no_grad()
     def edit_groups(
@@ -174,15 +175,10 @@ class IbkeRetrieval(BottleneckEditor):
         for factor in self.config.strengths:
             tried = [[change.scaled(factor) for change in updates[i]] for i in left]
             patches = [Patch(tuple(changes)) for changes in tried]
-            scores: dict[int, RowScore] = {}
-            for numbers, names in under(lm, patches):
-                own = [
-                    replace(rows[left[n]], patch=at) for n, at in zip(numbers, names, strict=True)
-                ]
-                scores |= zip((left[n] for n in numbers), lm.score(own), strict=True)
-            for i, changes in zip(left, tried, strict=True):
-                given = max(scores[i].ranks, default=0) == 0
-                chance = math.inf if given else sum(scores[i].logprobs)
+            scored = scores_under(lm, [[rows[i]] for i in left], patches)
+            for i, changes, (score,) in zip(left, tried, scored, strict=True):
+                given = max(score.ranks, default=0) == 0
+                chance = math.inf if given else sum(score.logprobs)
                 if chance > likely[i]:
                     best[i], likely[i] = changes, chance
             left = [i for i in left if likely[i] < math.inf]
