@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from studies.ibke.found import at_equal, of_part, side
-from studies.ibke.plan import BOTTLENECK, NETWORKS, PARTS
-from studies.real.found import Rate, gap_of, paired
+from studies.ibke.plan import BOTTLENECK, NETWORKS, PARTS, REFERENCE
+from studies.ibke.run import key_of
+from studies.real.found import Rate, Rates, gap_of, paired
 
 WANTED = 0.05
 """Points of generality by which a form of IBKE is to beat MEND."""
@@ -22,7 +23,8 @@ OPEN = (
 
 def answers() -> str:
     """Return questions and answers."""
-    lines = [*_beats("held"), *_beats("seen"), _bottleneck(), *(f"* **{q}** {a}" for q, a in OPEN)]
+    asked = [_bottleneck(), *(f"* **{q}** {a}" for q, a in OPEN)]
+    lines = [*_beats("held"), *_beats("seen"), _rounds(), *asked]
     return "## Questions\n\n" + "\n".join(lines)
 
 
@@ -36,15 +38,20 @@ def _beats(part: str) -> list[str]:
         "at equal locality?**"
     )
     held = [(name, NETWORKS[name].against) for name in found]
-    told = [_against(found, name, other) for name, other in held if other in found]
+    pairs = [(name, other) for name, other in held if other in found]
+    told = [_against(found, name, other) for name, other in pairs]
+    told += [
+        _against(found, name, other, rounds=True)
+        for name, other in pairs if "rounds" in found[name] and "rounds" in found[other]
+    ]  # fmt: skip
     if not told:
         return [f"{question} Not measured."]
     return [f"{question} {' '.join(told)}"]
 
 
-def _against(found: Mapping[str, Any], name: str, other: str) -> str:
-    title = NETWORKS[name].title
-    equal = at_equal(found[name], found[other])
+def _against(found: Mapping[str, Any], name: str, other: str, rounds: bool = False) -> str:
+    title = NETWORKS[name].title + (", both in rounds" if rounds else "")
+    equal = at_equal(found[name], found[other], rounds)
     if equal is None:
         return f"{title}: the strengths that were measured reach no common locality."
     level, own, theirs, gap = equal
@@ -52,6 +59,22 @@ def _against(found: Mapping[str, Any], name: str, other: str) -> str:
         f"{verdict(gap)}: {title} has {own}, MEND {theirs} at top 1 where both keep "
         f"{100 * level:.0f} % of locality at top 1; difference {gap.signed} points."
     )
+
+
+def _rounds() -> str:
+    """Say what each network gains in rounds."""
+    strength, most = REFERENCE
+    question = (
+        f"* **Do several rounds help?** At most {most} of strength {strength:g} (`rounds={most} "
+        f"scale={strength:g}`), against one of full strength, points."
+    )
+    told = []
+    for part in PARTS:
+        for name, own in of_part(part).items():
+            if "rounds" in own:
+                one, two, _ = paired(own["rounds"][key_of(*REFERENCE)], own["records"])
+                told.append(f"{NETWORKS[name].title} {WHERE[part]}: {', '.join(_gaps(one, two))}.")
+    return f"{question} {' '.join(told) or 'Not measured.'}"
 
 
 def _bottleneck() -> str:
@@ -71,15 +94,20 @@ def _bottleneck() -> str:
 
 def _gap(found: Mapping[str, Any], name: str, other: str) -> str:
     one, two, _ = paired(found[name]["records"], found[other]["records"])
-    names = {"reliability": "reliability", "generality_top1": "generality at top 1",
-             "locality_top1": "locality at top 1"}  # fmt: skip
-    gaps = {words: gap_of(one, two, metric) for metric, words in names.items()}
-    told = [f"{words} {gap.signed} ({side(gap)})" for words, gap in gaps.items() if gap is not None]
+    told = _gaps(one, two)
     equal = at_equal(found[name], found[other])
     if equal is not None:
         level, _, _, gap = equal
         told.append(f"generality where both keep {100 * level:.0f} % of locality {gap.signed}")
     return ", ".join(told)
+
+
+def _gaps(one: Rates, two: Rates) -> list[str]:
+    """Return the differences of the three rates, in words."""
+    names = {"reliability": "reliability", "generality_top1": "generality at top 1",
+             "locality_top1": "locality at top 1"}  # fmt: skip
+    gaps = {words: gap_of(one, two, metric) for metric, words in names.items()}
+    return [f"{words} {gap.signed} ({side(gap)})" for words, gap in gaps.items() if gap is not None]
 
 
 def verdict(gap: Rate) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from studies.ibke.plan import NETWORKS
-from studies.ibke.run import read
+from studies.ibke.plan import NETWORKS, REFERENCE
+from studies.ibke.run import key_of, read
 from studies.real.found import Rate, Rates, Row, bounds, rows_of
 
 BESIDE = ("none", "rome", "memit_clamped", "alphaedit", "ft")
@@ -58,11 +58,17 @@ class Frontier:
 
     Args:
         found: What is kept of them.
+        rounds: Updates in rounds, from no update on; else one update.
     """
 
-    def __init__(self, found: Found) -> None:
-        self.strengths = sorted([*found.get("strengths", {}), "1"], key=float)
-        self.rates = [Rates(good(at_strength(found, s))) for s in self.strengths]
+    def __init__(self, found: Found, rounds: bool = False) -> None:
+        if rounds:
+            points = {"0": at_strength(found, "0"), **found["rounds"]}
+        else:
+            strengths = sorted([*found.get("strengths", {}), "1"], key=float)
+            points = {strength: at_strength(found, strength) for strength in strengths}
+        self.strengths = list(points)
+        self.rates = [Rates(good(records)) for records in points.values()]
 
     def range(self) -> tuple[float, float]:
         """Return the lowest and the highest locality that was measured."""
@@ -82,15 +88,20 @@ def _between(level: float, x: np.ndarray, y: np.ndarray) -> float:
     return float(np.interp(level, x[order], y[order]))
 
 
-def at_equal(one: Found, two: Found) -> tuple[float, Rate, Rate, Rate] | None:
+def at_equal(
+    one: Found, two: Found, rounds: bool = False
+) -> tuple[float, Rate, Rate, Rate] | None:  # fmt: skip
     """Compare generality where locality is equal: at the higher of the two as they were trained.
+
+    In rounds: at the higher of the two where both go as REFERENCE says.
 
     Returns:
         That locality, both generalities, and their paired difference; None where one of them
         was measured at no strength that reaches it.
     """
-    left, right = Frontier(one), Frontier(two)
-    level = max(f.rates[f.strengths.index("1")].rates[LOCALITY] for f in (left, right))
+    left, right = Frontier(one, rounds), Frontier(two, rounds)
+    usual = key_of(*REFERENCE) if rounds else "1"
+    level = max(f.rates[f.strengths.index(usual)].rates[LOCALITY] for f in (left, right))
     if any(not low <= level <= high for low, high in (left.range(), right.range())):
         return None
     (a, drawn_a), (b, drawn_b) = left.at(level), right.at(level)

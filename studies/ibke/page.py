@@ -56,6 +56,7 @@ def _part(key: str, found: Parts) -> list[str]:
         _rates(key, found),
         _gaps(key, found),
         _frontiers(found),
+        _in_rounds(found),
         _made(found),
         _losses(found),
     ]
@@ -200,6 +201,26 @@ def _frontiers(found: Parts) -> str:
     )
 
 
+def _in_rounds(found: Parts) -> str:
+    """Rates of updates in rounds, and what an edit takes on disk."""
+    rows = []
+    for name, own in found.items():
+        if "rounds" not in own:
+            continue
+        for how, records in {"once, × 1": own["records"], **own["rounds"]}.items():
+            fine = good(records)
+            size = sum(record["patch_bytes"] for record in fine) / len(fine) / 1000
+            rows.append([NETWORKS[name].title, how, str(len(fine)), *_cells(fine), f"{size:.0f}"])
+    if not rows:
+        return ""
+    head = ["editor", "strength x rounds at most", "n", *SCORES.values(), "kB / edit"]
+    return (
+        "### In rounds\n\n`--set rounds=… --set scale=…` at edit time: every round is computed on "
+        "the model as edited so far, and an edit leaves when its answer has half of the "
+        f"probability ([how](methods.md#trained-editors-in-rounds)).\n\n{table(head, rows)}"
+    )
+
+
 def _made(found: Parts) -> str:
     rows = []
     for name, own in found.items():
@@ -208,10 +229,11 @@ def _made(found: Parts) -> str:
         rows.append([
             NETWORKS[name].title, f"{training['parameters']:,}", f"{training['made']}",
             f"{loop['lr']:g}", str(loop["seed"]), training["compute"],
-            f"{best:.2f} ({training['best_step']})", f"{training['seconds'] / 60:.0f}",
+            f"{best:.2f} ({training['best_step']})", training.get("device") or "one core",
+            f"{training['seconds'] / 60:.0f}",
         ])  # fmt: skip
     head = ["networks", "parameters", "steps", "learning rate", "seed", "products",
-            "lowest validation loss (step)", "minutes by the clock"]  # fmt: skip
+            "lowest validation loss (step)", "made on", "minutes by the clock"]  # fmt: skip
     batch = next(iter(found.values()))["training"]["loop"]["batch"]
     return (
         f"### How they were trained\n\nBatches of {batch} records; the networks of the lowest "
@@ -221,13 +243,15 @@ def _made(found: Parts) -> str:
 
 
 def _where(found: Parts) -> str:
-    cards = {own["training"].get("device") for own in found.values()} - {None}
-    if not cards:
-        return "One thread of a machine that others used too."
-    return (
-        f"On one {' and '.join(sorted(cards))}, shared with a dozen other runs, so that minutes "
-        "say little; evaluated there as well."
-    )
+    devices = {own["training"].get("device") for own in found.values()}
+    cards = sorted(devices - {None})
+    told = "Another seed draws other records of the same files too."
+    if cards:
+        told += (
+            f" The {' and '.join(cards)} was shared with a dozen other runs, so that minutes say "
+            "little; what was made there was evaluated there as well."
+        )
+    return told + (" A core is one thread of a machine that others used too." * (None in devices))
 
 
 def _losses(found: Parts) -> str:

@@ -17,7 +17,7 @@ from errata.store.runs import Run, load_run
 from errata.training.sources import read_sources
 from studies.common import results
 from studies.common.device import card_of
-from studies.ibke.plan import NETWORKS, PARTS, STRENGTHS, Part
+from studies.ibke.plan import NETWORKS, PARTS, ROUNDS, STRENGTHS, Part
 from studies.real.compact import compact, rounded
 from studies.real.plan import DATA
 
@@ -41,6 +41,10 @@ def carry_out(name: str, networks: Path, data: Path, models: Path, limit: int) -
         began = time.process_time()
         runs[strength] = _at(lm, networks, config["editor"], tested, strength)
         spent[strength] = time.process_time() - began
+    rounds = {
+        key_of(*step): _kept(lm, _at(lm, networks, config["editor"], tested, *step))
+        for step in ROUNDS
+    }
     run = runs[1.0]
     results.write(RESULTS, name, {
         "model": MODEL, "dtype": DTYPE, "data": "counterfact", "limit": limit,
@@ -52,13 +56,23 @@ def carry_out(name: str, networks: Path, data: Path, models: Path, limit: int) -
         "training": training_of(networks, config, data, tested, part),
         "records": _kept(lm, run),
         "strengths": {f"{s:g}": _kept(lm, own) for s, own in runs.items() if s != 1.0},
+        "rounds": rounds,
     })  # fmt: skip
 
 
-def _at(lm: LM, networks: Path, editor: str, tested: LoadedData, strength: float) -> Run:
-    """Return the run at a strength, made now or gone on with."""
-    out = networks.parent / f"{networks.name}-evaluated" / f"{strength:g}"
-    made = get_editor(editor, {"weights": str(networks), "scale": strength}, model=MODEL)
+def key_of(strength: float, rounds: int) -> str:
+    """Return what records in rounds are kept under."""
+    return f"{strength:g} x {rounds}"
+
+
+def _at(
+    lm: LM, networks: Path, editor: str, tested: LoadedData, strength: float, rounds: int = 1
+) -> Run:
+    """Return the run at a strength, in one round or more, made now or gone on with."""
+    name = f"{strength:g}" if rounds == 1 else key_of(strength, rounds).replace(" ", "")
+    out = networks.parent / f"{networks.name}-evaluated" / name
+    settings = {"weights": str(networks), "scale": strength, "rounds": rounds}
+    made = get_editor(editor, settings, model=MODEL)
     errata.evaluate(lm, made, tested, protocol={"bootstrap": 0}, out=out, resume=out.exists())
     return load_run(out)
 
