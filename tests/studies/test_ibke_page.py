@@ -10,8 +10,8 @@ from studies.common import results
 from studies.ibke.answers import verdict
 from studies.ibke.found import LOCALITY, Frontier, at_equal, at_strength, direct, good, of_part
 from studies.ibke.page import PAGE, page_text
-from studies.ibke.plan import NETWORKS, PARTS
-from studies.ibke.run import RESULTS, read
+from studies.ibke.plan import NETWORKS, PARTS, REFERENCE, ROUNDS
+from studies.ibke.run import RESULTS, key_of, read
 from studies.real.found import Rate
 
 KEPT = results.names(RESULTS)
@@ -32,10 +32,14 @@ def test_networks_of_a_part_are_tested_on_the_same_records(part: str) -> None:
     for own in found.values():
         assert own["data_version"] == first["data_version"]
         assert own["training"]["data"] == first["training"]["data"]
-        assert own["training"]["shared"] == first["training"]["shared"]
+        if own["training"]["loop"]["seed"] == first["training"]["loop"]["seed"]:  # which draws
+            assert own["training"]["shared"] == first["training"]["shared"]
         assert own["training"]["loop"]["steps"] == first["training"]["loop"]["steps"]
         for strength in Frontier(own).strengths:
             assert [r["id"] for r in at_strength(own, strength)] == ids
+        assert set(own.get("rounds", {})) <= {key_of(*step) for step in ROUNDS}
+        for records in own.get("rounds", {}).values():
+            assert [r["id"] for r in records] == ids
     if part == "seen":
         for row in direct().values():
             theirs = {record["id"] for record in row.records}  # all begin with the file's first
@@ -50,7 +54,8 @@ def test_no_strength_is_the_unedited_model(name: str) -> None:
     assert found is not None
     assert name in NETWORKS
     if found.get("strengths"):
-        assert Frontier(found).rates[0].rates[LOCALITY] == 1.0
+        # in bfloat16 another batch rounds otherwise: one answer of a hundred may change
+        assert Frontier(found).rates[0].rates[LOCALITY] >= 0.99
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -97,6 +102,26 @@ def test_generality_is_compared_where_locality_is_equal() -> None:
     assert found is not None
     assert (found[0], found[1].value, found[2].value) == pytest.approx((0.8, 0.4, 0.2))
     assert at_equal(one, made_up({"1": (0.5, 0.2), "1.3": (0.6, 0.1)})) is None
+
+
+def test_rounds_are_compared_where_both_go_as_the_reference_does() -> None:
+    usual = key_of(*REFERENCE)
+    one, two = (
+        {**made_up({"0": (0.0, 1.0), "1": (0.9, 0.1)}), "rounds": {
+            "long": own.pop("1"), usual: own.pop("0.5"),
+        }}
+        for own in (
+            made_up({"1": (0.6, 0.4), "0.5": (0.4, 0.6), "2": (0.0, 0.0)}),
+            made_up({"1": (0.5, 0.4), "0.5": (0.2, 0.8), "2": (0.0, 0.0)}),
+        )
+        for own in [{"1": own["records"], **own["strengths"]}]
+    )  # fmt: skip
+    found = at_equal(one, two, rounds=True)
+    assert found is not None
+    level, own, theirs, _ = found
+    # the higher of 0.6 and 0.8; half way from no update to the first one's 0.4 at 0.6
+    assert (level, own.value, theirs.value) == pytest.approx((0.8, 0.2, 0.2))
+    assert Frontier(one, rounds=True).strengths == ["0", "long", usual]
 
 
 @pytest.mark.parametrize(
