@@ -192,13 +192,18 @@ def ability_table() -> str:
 
 
 def _ability(name: str, found: dict[str, Any]) -> str:
-    """Return a metric; an accuracy with its Wilson interval."""
-    value, n = found["rates"][name], found["items"]
+    """Return a metric; an accuracy with its interval."""
     if not name.endswith(("/acc", "/acc_norm")):
-        return f"{100 * value:.0f}"
+        return f"{100 * found['rates'][name]:.0f}"
+    return str(accuracy(name, found))
+
+
+def accuracy(name: str, found: dict[str, Any]) -> Rate:
+    """Return an accuracy with its Wilson interval."""
+    value, n = found["rates"][name], found["items"]
     centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * sqrt(value * (1 - value) / n + Z95**2 / (4 * n**2))
-    return str(Rate(value, centre - half, centre + half))
+    return Rate(value, centre - half, centre + half)
 
 
 def traced() -> list[dict[str, Any]]:

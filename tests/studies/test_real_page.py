@@ -24,6 +24,25 @@ def test_page_is_what_the_results_give() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == text.page_text(), "run: make results"
 
 
+def test_general_ability_is_what_the_findings_say_of_it() -> None:
+    """On each of the seven tasks the interval holds the accuracy before any edit."""
+    before, *after = (
+        found
+        for cell in plan.everything()
+        if cell.part == "ability" and (found := read(cell.name)) is not None
+    )
+    names = [name for name in before["rates"] if name.endswith("/acc")]
+    assert len(names) == 7
+    assert len(after) == 2  # with BLUE and without
+    for found in after:
+        assert found["items"] == before["items"] == 100
+        for name in names:
+            rate = page.accuracy(name, found)
+            assert rate.low is not None
+            assert rate.high is not None
+            assert rate.low <= before["rates"][name] <= rate.high, name
+
+
 def test_every_result_is_of_a_cell_of_the_plan() -> None:
     cells = {cell.name: cell for cell in plan.everything()}
     assert len(cells) == len(plan.everything())
