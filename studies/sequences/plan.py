@@ -49,9 +49,9 @@ REAL = {
     ),
     **{
         f"last_{threshold}": Editor(
-            f"IBKE-retrieval, `key=last threshold={threshold / 100:g} strengths=1`",
+            f"IBKE-retrieval, `key=last threshold={threshold / 100:g} rounds=1`",
             "ibke-retrieval",
-            {"key": "last", "threshold": threshold / 100, "strengths": [1.0]}, "ibke",
+            {"key": "last", "threshold": threshold / 100, "rounds": 1}, "ibke",
         )
         for threshold in (90, 80, 95)
     },

@@ -111,46 +111,28 @@ def test_a_memory_that_compares_otherwise_is_not_gone_on_with(lm: LM, make: Make
         make("ibke-retrieval").edit_one(lm, EDITS[1:2], after=first)
 
 
-def strength(lm: LM, patch: Patch, plain: Patch) -> float:
-    """By what an update is stronger than another, the same in every matrix."""
-    (mine, theirs) = (memory_of(p) for p in (patch, plain))
-    factors = [
-        float(mine.stores[path].B.norm() / theirs.stores[path].B.norm()) for path in mine.stores
-    ]
-    assert max(factors) - min(factors) < 1e-9
-    return factors[0]
-
-
-def test_an_update_is_as_strong_as_its_own_answer_needs(lm: LM, make: Make) -> None:
-    """The first factor under which the answer is given, found here one by one."""
-    factors = (1.0, 4.0, 16.0, 64.0)
-    plain = make("ibke-retrieval", strengths=(1.0,))
-    chosen = make("ibke-retrieval", strengths=factors)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_what_is_stored_is_what_ibke_alone_writes_in_as_many_rounds(
+    lm: LM, make: Make, rounds: int
+) -> None:
+    stored = make("ibke-retrieval", rounds=rounds, enough=1.0, keep_rank=None)
+    alone = make("ibke", rounds=rounds, enough=1.0, joint="sum")
+    stored.prepare(lm)
+    alone.prepare = lambda lm: None
+    alone.adopt(lm, stored.network(lm))
     for edit in EDITS[:3]:
-        row = lm.row_of(edit)
-        given: dict[float, tuple[bool, float]] = {}
-        for factor in factors:
-            with make("ibke-retrieval", strengths=(factor,)).edit_one(lm, [edit]).applied(lm):
-                (score,) = lm.score([row])
-            given[factor] = (max(score.ranks) == 0, sum(score.logprobs))
-        right = [factor for factor in factors if given[factor][0]]
-        want = right[0] if right else max(factors, key=lambda factor: given[factor][1])
-        found = strength(lm, chosen.edit_one(lm, [edit]), plain.edit_one(lm, [edit]))
-        assert found == pytest.approx(want)
-
-
-def test_one_strength_is_scaled_by_nothing_else(lm: LM, make: Make) -> None:
-    plain, double = (
-        make("ibke-retrieval", strengths=(factor,)).edit_one(lm, EDITS[:1]) for factor in (1.0, 2.0)
-    )
-    assert strength(lm, double, plain) == pytest.approx(2.0)
+        memory = memory_of(stored.edit_one(lm, [edit]))
+        want = {change.path: change for change in alone.edit_one(lm, [edit]).changes}
+        assert memory.stores.keys() == want.keys()
+        for path, store in memory.stores.items():
+            torch.testing.assert_close(store.B @ store.A, want[path].B @ want[path].A)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"strengths": ()}, "strengths"),
-        ({"strengths": (0.0,)}, "above zero"),
+        ({"rounds": 0}, "rounds"),
+        ({"enough": 0.0}, "enough"),
         ({"threshold": 1.5}, "cosine"),
         ({"key": "first"}, "key"),
     ],

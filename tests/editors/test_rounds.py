@@ -15,6 +15,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.editors import rounds as module
 from errata.editors.base import Editor
+from errata.inspection.advice import advice
 from errata.model.lm import LM
 from errata.patch import Patch
 from errata.patch.deltas import weight_deltas
@@ -154,3 +155,11 @@ def test_the_ridge_wants_what_the_rounds_of_each_edit_give(
     )
     assert calls == [4]
     assert not same(deltas(lm, one), deltas(lm, several))
+
+
+def test_an_edit_that_was_missed_is_advised_more_rounds(lm: LM, make: Make) -> None:
+    editor = plain(make, "mend", rounds=2)
+    editor.prepare(lm)
+    missed = {"says_after": " London", "tokens": 1, "right": 0}
+    first, *_ = advice(lm, editor, EDITS[0], missed, group=1)
+    assert first == "more updates, each of new gradients: --set rounds=8"

@@ -1,4 +1,4 @@
-"""Keys and values of contexts, kept from edit to edit: when they are used, and that nothing moves."""
+"""Keys and values of contexts, kept from edit to edit: when they are used; nothing moves."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +13,10 @@ from pydantic import Field, field_validator
 from errata.case import Edit
 from errata.editors.base import Cost
 from errata.editors.ibke import BottleneckConfig, BottleneckEditor
-from errata.editors.rounds import scores_under
 from errata.errors import ConfigError
 from errata.locate.own_text import LENGTH, text_for
 from errata.model.lm import LM
 from errata.model.spec import Site
-from errata.model.tokens import Row
 from errata.patch import LowRank, Patch
 from errata.patch.changes.retrieved import KeySpace, Pool, Retrieved, Store, states_of
 
@@ -58,10 +55,10 @@ class IbkeRetrievalConfig(BottleneckConfig):
         description="Ordinary text by which key=mean is centred and whitened: self (what the "
         "model writes unasked, kept in the cache), auto, a file or a data set",
     )
-    strengths: tuple[float, ...] = Field(
-        default=(1.0, 1.3, 1.7, 2.2, 3.0), min_length=1,
-        description="Factors of an update, tried in this order until the model under it gives the "
-        "answer that was asked for; where none does, the most probable is kept",
+    rounds: int = Field(
+        default=4, ge=1,
+        description="Most updates of an edit, each from gradients of the model under those before; "
+        "an edit that the first one writes has one",
     )  # fmt: skip
     keep_rank: int | None = Field(
         default=8, ge=1,
@@ -74,13 +71,6 @@ class IbkeRetrievalConfig(BottleneckConfig):
     def _a_cosine(cls, value: float | str) -> float | str:
         if not isinstance(value, str) and not -1 <= value <= 1:
             raise ValueError("a cosine, between -1 and 1, or auto")
-        return value
-
-    @field_validator("strengths")
-    @classmethod
-    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < factor < math.inf for factor in value):
-            raise ValueError("factors above zero")
         return value
 
 
@@ -104,22 +94,21 @@ class IbkeRetrieval(BottleneckEditor):
     Config: ClassVar[type[IbkeRetrievalConfig]] = IbkeRetrievalConfig
     at_edit_time: ClassVar[tuple[str, ...]] = (
         *BottleneckEditor.at_edit_time,
-        "key", "block", "threshold", "key_text", "strengths", "keep_rank",
+        "key", "block", "threshold", "key_text", "keep_rank",
     )  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # chosen on facts of the world's val split; see docs
         "pocket": {
             **BottleneckEditor.presets["pocket"],
-            "key": "last", "threshold": 0.5, "strengths": (1.0,),
+            "key": "last", "threshold": 0.5, "rounds": 1,
         },
     }  # fmt: skip
     config: IbkeRetrievalConfig
 
     def cost(self, lm: LM) -> Cost:
-        """An edit is read again for its key and its strength; a question up to the key's block."""
+        """An edit is read again for its key; a question up to the key's block."""
         again = (self._block(lm) + 1) / lm.n_layers
-        passes = super().cost(lm).passes + again + len(self.config.strengths) / 2
-        return Cost(passes=passes, questions=1.0 + again)
+        return Cost(passes=super().cost(lm).passes + again, questions=1.0 + again)
 
     @torch.no_grad()
     def edit_groups(
@@ -130,7 +119,7 @@ class IbkeRetrieval(BottleneckEditor):
         edits = [edit for group in groups for edit in group]
         rows = [lm.row_of(edit) for edit in edits]
         texts = [row.ids[: row.prompt_length] for row in rows]
-        updates = self._strong_enough(lm, rows, self._updates(lm, edits))
+        updates = self._updates(lm, edits)
         patches, start = [], 0
         for group, patch in zip(groups, before, strict=True):
             own = slice(start, start + len(group))
@@ -163,28 +152,6 @@ class IbkeRetrieval(BottleneckEditor):
                 for _, site in self.sites(lm)
             ])  # fmt: skip
         return found
-
-    def _strong_enough(
-        self, lm: LM, rows: Sequence[Row], updates: Sequence[list[LowRank]]
-    ) -> list[list[LowRank]]:
-        """Return each update at the first strength under which its own answer is given."""
-        if self.config.strengths == (1.0,):
-            return list(updates)
-        best, likely = list(updates), [-math.inf] * len(rows)
-        left = list(range(len(rows)))
-        for factor in self.config.strengths:
-            tried = [[change.scaled(factor) for change in updates[i]] for i in left]
-            patches = [Patch(tuple(changes)) for changes in tried]
-            scored = scores_under(lm, [[rows[i]] for i in left], patches)
-            for i, changes, (score,) in zip(left, tried, scored, strict=True):
-                given = max(score.ranks, default=0) == 0
-                chance = math.inf if given else sum(score.logprobs)
-                if chance > likely[i]:
-                    best[i], likely[i] = changes, chance
-            left = [i for i in left if likely[i] < math.inf]
-            if not left:
-                break
-        return best
 
     # ---------------------------------------------------------------------- how it is found
 

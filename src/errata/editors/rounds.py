@@ -26,8 +26,6 @@ from errata.patch.changes import Change, LowRank
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
-    from errata.model.logprobs import RowScore
-    from errata.model.tokens import Row
 
 Round = Callable[[Sequence[Sequence[Edit]], Sequence[Patch]], list[Patch]]
 """Makes one update of every group, each on top of a patch of its own."""
@@ -73,28 +71,16 @@ def _chances(
     lm: LM, groups: Sequence[Sequence[Edit]], patches: Sequence[Patch]
 ) -> list[float]:  # fmt: skip
     """Return the probability of each group's least probable answer under its patch."""
-    scored = scores_under(lm, [[lm.row_of(edit) for edit in own] for own in groups], patches)
-    return [min(math.exp(sum(score.logprobs)) for score in own) for own in scored]
-
-
-def scores_under(
-    lm: LM, rows: Sequence[Sequence[Row]], patches: Sequence[Patch]
-) -> list[list[RowScore]]:
-    """Score some rows under each of several patches, as many side by side as a stack holds.
-
-    Args:
-        lm: The model.
-        rows: For each patch, its rows.
-        patches: The patches.
-    """
-    found: list[list[RowScore]] = [[] for _ in patches]
+    found = [1.0] * len(groups)
     for numbers, names in under(lm, patches):
-        owner = [n for n in numbers for _ in rows[n]]
-        asked = [
-            replace(row, patch=at) for n, at in zip(numbers, names, strict=True) for row in rows[n]
+        owner = [n for n in numbers for _ in groups[n]]
+        rows = [
+            replace(lm.row_of(edit), patch=at)
+            for n, at in zip(numbers, names, strict=True)
+            for edit in groups[n]
         ]
-        for n, score in zip(owner, lm.score(asked), strict=True):
-            found[n].append(score)
+        for n, score in zip(owner, lm.score(rows), strict=True):
+            found[n] = min(found[n], math.exp(sum(score.logprobs)))
     return found
 
 

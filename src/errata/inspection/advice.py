@@ -24,8 +24,8 @@ ANYWHERE = ("grace", "ft")
 LONG_TARGET = 40
 """Tokens of a target beyond which an editor that writes one vector is asked for too much."""
 
-WEAKER, LONGER, STRONGER = 10, 2, 2
-"""What a weight against the edit is divided by, and steps and bounds are multiplied by."""
+WEAKER, LONGER, MORE = 10, 2, 4
+"""What a weight against the edit is divided by, and steps and rounds are multiplied by."""
 
 
 def blocks_of(lm: LM, editor: Editor) -> list[int]:
@@ -116,6 +116,9 @@ def _of_settings(lm: LM, editor: Editor) -> list[str]:
     """Say which settings of the editor would make it write harder, longer or elsewhere."""
     config = editor.config
     found = []
+    rounds = getattr(config, "rounds", None)
+    if isinstance(rounds, int):
+        found.append(f"more updates, each of new gradients: --set rounds={rounds * MORE}")
     weight = getattr(config, "mom2_weight", None)
     if weight:
         found.append(f"weigh ordinary keys less: --set mom2_weight={weight / WEAKER:g}")
