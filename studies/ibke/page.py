@@ -118,7 +118,7 @@ def _holds(key: str, found: Parts) -> list[str]:
 def _pairs(found: Parts) -> list[tuple[str, str]]:
     """Return forms of IBKE and what each is held against."""
     held = [(name, NETWORKS[name].against) for name in found]
-    return [(name, other) for name, other in held if other in found]
+    return [(name, other) for name, other in held if other is not None and other in found]
 
 
 def _beside(key: str) -> Mapping[str, Any]:

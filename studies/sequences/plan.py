@@ -56,6 +56,10 @@ REAL = {
         for threshold in (90, 80, 95)
     },
     "ridge": Editor("IBKE, ridge", "ibke", {"joint": "ridge"}, "ibke"),
+    "ridge_rounds": Editor(
+        "IBKE, ridge, `rounds=8 scale=0.2 ordinary=moments`", "ibke",
+        {"joint": "ridge", "rounds": 8, "scale": 0.2, "ordinary": "moments"}, "ibke",
+    ),
     "sum": Editor("IBKE, sum", "ibke", {"joint": "sum"}, "ibke"),
     "mend": Editor("MEND, ridge", "mend", {"joint": "ridge"}, "mend"),
     "memit": Editor(

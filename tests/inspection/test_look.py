@@ -115,8 +115,10 @@ def test_the_advice_can_be_typed(tiny) -> None:
             command = line.rpartition(": ")[2]
             flag, _, value = command.partition(" ")
             if flag == "--set":
-                get_editor(name, overrides=[value])
-                assert parse_overrides([value])
+                values = command.split()[1::2]
+                assert command == " ".join(f"--set {one}" for one in values)
+                get_editor(name, overrides=values)
+                assert parse_overrides(values)
             elif flag == "--editor":
                 assert value in editors
                 assert value != name

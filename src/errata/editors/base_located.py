@@ -26,7 +26,7 @@ from errata.locate.moment_files import Moment
 from errata.locate.moments import MomentSettings, get_moments
 from errata.locate.own_text import OWN, is_own
 from errata.locate.rows import Savings
-from errata.locate.sinks import behind_sinks
+from errata.locate.sinks import behind_sinks, find_sinks
 from errata.locate.solve import Factor
 from errata.locate.spectrum import get_factor
 from errata.locate.values import ValueSettings
@@ -181,8 +181,8 @@ class LocateEditor(Editor):
 
     def _at_sink(self, lm: LM, edit: Edit) -> bool:
         """Whether the subject's last token stands where keys say nothing of it."""
-        row = lm.prompt_of(edit, subject=True)
-        return row.subject_last in self.prepared(lm).contexts.sinks
+        sinks = find_sinks(lm, max(self.edited_layers(lm)))
+        return lm.prompt_of(edit, subject=True).subject_last in sinks.positions
 
     def out_of_reach(self, lm: LM, edit: Edit) -> str:
         """Say that the subject stands at an attention sink: what is written is not read there."""

@@ -24,8 +24,11 @@ ANYWHERE = ("grace", "ft")
 LONG_TARGET = 40
 """Tokens of a target beyond which an editor that writes one vector is asked for too much."""
 
-WEAKER, LONGER, MORE = 10, 2, 4
-"""What a weight against the edit is divided by, and steps and rounds are multiplied by."""
+WEAKER, LONGER = 10, 2
+"""What a weight against the edit is divided by, and steps are multiplied by."""
+
+MORE, SHORTER = 4, 2
+"""What rounds are multiplied by, and their strength is divided by."""
 
 
 def blocks_of(lm: LM, editor: Editor) -> list[int]:
@@ -116,9 +119,10 @@ def _of_settings(lm: LM, editor: Editor) -> list[str]:
     """Say which settings of the editor would make it write harder, longer or elsewhere."""
     config = editor.config
     found = []
-    rounds = getattr(config, "rounds", None)
+    rounds, scale = getattr(config, "rounds", None), getattr(config, "scale", 1.0)
     if isinstance(rounds, int):
-        found.append(f"more updates, each of new gradients: --set rounds={rounds * MORE}")
+        shorter = f"--set rounds={rounds * MORE} --set scale={scale / SHORTER:g}"
+        found.append(f"more and shorter updates, each of new gradients: {shorter}")
     weight = getattr(config, "mom2_weight", None)
     if weight:
         found.append(f"weigh ordinary keys less: --set mom2_weight={weight / WEAKER:g}")
