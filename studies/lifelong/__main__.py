@@ -27,7 +27,9 @@ def main() -> None:
         type=Path,
         help="with keep: the run folder; with remove: a patch of all edits",
     )
-    parser.add_argument("--only", nargs="*", default=[], help="names of cells, or beginnings")
+    parser.add_argument(
+        "--only", nargs="*", action="extend", default=[], help="names of cells, or beginnings"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/study-lifelong"))
     parser.add_argument(
         "--data", type=Path, default=default("ERRATA_DATA", "data"), help="default $ERRATA_DATA"

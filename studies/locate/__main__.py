@@ -12,7 +12,9 @@ def main() -> None:
     """Run a part of the study, or write the page."""
     parser = argparse.ArgumentParser(prog="python -m studies.locate", description=__doc__)
     parser.add_argument("what", choices=("run", "page", "list"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of runs, or their beginnings")
+    parser.add_argument(
+        "--only", nargs="*", action="extend", default=[], help="names of runs, or their beginnings"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[], help="all, if none is given")
     parser.add_argument("--all", action="store_true", help="also runs that the page does without")
     parser.add_argument(

@@ -12,7 +12,9 @@ def main() -> None:
     """Run a part of the study, or write the page."""
     parser = argparse.ArgumentParser(prog="python -m studies.pocket", description=__doc__)
     parser.add_argument("what", choices=("run", "frontier", "page", "ship", "list"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of runs, or their beginnings")
+    parser.add_argument(
+        "--only", nargs="*", action="extend", default=[], help="names of runs, or their beginnings"
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/study-pocket"), help="where checkpoints go"
     )

@@ -19,7 +19,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m studies.real", description=__doc__)
     parser.add_argument("what", choices=("run", "keep", "tuned", "page", "list"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of cells, or beginnings")
+    parser.add_argument(
+        "--only", nargs="*", action="extend", default=[], help="names of cells, or beginnings"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/study-real"), help="run folders")
     parser.add_argument(
         "--data", type=Path, default=default("ERRATA_DATA", "data"), help="default $ERRATA_DATA"

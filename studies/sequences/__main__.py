@@ -14,7 +14,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m studies.sequences", description=__doc__)
     parser.add_argument("what", choices=("run", "page", "list"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of runs, or their beginnings")
+    parser.add_argument(
+        "--only", nargs="*", action="extend", default=[], help="names of runs, or their beginnings"
+    )
     parser.add_argument(
         "--data", type=Path, default=default("ERRATA_DATA", "data"), help="default $ERRATA_DATA"
     )
