@@ -1,5 +1,7 @@
 """`python -m studies.ibke run NETWORKS`, then `page`: trained networks evaluated, and the page.
 
+`choose NETWORKS` compares rounds on records that are not tested.
+
 NETWORKS is a folder that `errata train` wrote (recipes/ibke-smollm2.toml and
 recipes/ibke-relations-smollm2.toml say how). The direct editors beside them are rows of
 `studies.real`, on the same records.
@@ -18,7 +20,7 @@ def main() -> None:
     from studies.real.run import default
 
     parser = argparse.ArgumentParser(prog="python -m studies.ibke", description=__doc__)
-    parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("what", choices=("run", "choose", "page"))
     parser.add_argument("networks", nargs="?", type=Path, help="folder of the training run")
     parser.add_argument("--name", default="ibke", choices=list(NETWORKS), help="which they are")
     parser.add_argument("--limit", type=int, default=LIMIT, help="held-out records")
@@ -30,12 +32,16 @@ def main() -> None:
         help="folder with smollm2; default $ERRATA_MODELS",
     )  # fmt: skip
     given = parser.parse_args()
+    if given.what != "page" and given.networks is None:
+        parser.error(f"{given.what} needs the folder of a training run")
     if given.what == "run":
-        if given.networks is None:
-            parser.error("run needs the folder of a training run")
         from studies.ibke.run import carry_out
 
         carry_out(given.name, given.networks, given.data, given.models, given.limit)
+    elif given.what == "choose":
+        from studies.ibke.choose import choose
+
+        choose(given.name, given.networks, given.data, given.models)
     else:
         from studies.ibke.page import write_page
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from studies.common import results
 from studies.common.tables import table
 from studies.ibke.answers import answers
+from studies.ibke.choose import CHOSEN
 from studies.ibke.found import (
     LOCALITY,
     Frontier,
@@ -17,7 +19,7 @@ from studies.ibke.found import (
     of_part,
     side,
 )
-from studies.ibke.plan import NETWORKS, PARTS
+from studies.ibke.plan import CHOSEN_ON, NETWORKS, PARTS
 from studies.real.found import Rates, gap_of, paired
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results-ibke-real.md"
@@ -57,6 +59,7 @@ def _part(key: str, found: Parts) -> list[str]:
         _gaps(key, found),
         _frontiers(found),
         _in_rounds(found),
+        _chosen(key),
         _made(found),
         _losses(found),
     ]
@@ -218,6 +221,30 @@ def _in_rounds(found: Parts) -> str:
         "### In rounds\n\n`--set rounds=… --set scale=…` at edit time: every round is computed on "
         "the model as edited so far, and an edit leaves when its answer has half of the "
         f"probability ([how](methods.md#trained-editors-in-rounds)).\n\n{table(head, rows)}"
+    )
+
+
+def _chosen(key: str) -> str:
+    """Return what the choice of rounds rests on."""
+    kept = {
+        name: chosen for name, own in NETWORKS.items()
+        if own.part == key and (chosen := results.read(CHOSEN, name)) is not None
+    }  # fmt: skip
+    rows = [
+        [NETWORKS[name].title, how, *(f"{100 * rate:.0f}" for rate in rates.values())]
+        for name, chosen in kept.items()
+        for how, rates in chosen["rates"].items()
+    ]
+    if not rows:
+        return ""
+    first = next(iter(kept.values()))
+    head = ["editor", "strength x rounds at most", *next(iter(first["rates"].values()))]
+    spec = CHOSEN_ON[key][0]
+    what = "its held-out relations" if CHOSEN_ON[key][1] else "behind those tested"
+    about = f"{first['records']} records of `{spec}`, {what} (`python -m studies.ibke choose`)"
+    return (
+        f"### Which rounds\n\n{about}; rates at top 1 unless the column says otherwise.\n\n"
+        + table(head, rows)
     )
 
 

@@ -12,9 +12,23 @@ sport (genre, position, sport, instrument). None of the others' wordings is one 
 STRENGTHS = (0.0, 0.5, 0.7, 1.0, 1.3)
 """Of the finished update (`scale`): generality is compared where locality is equal."""
 
+CANDIDATES = (
+    (1.0, 1), (0.5, 1), (0.3, 1), (1.0, 2), (0.7, 3), (0.5, 4), (0.3, 3), (0.3, 6), (0.2, 4),
+    (0.2, 8), (0.1, 12),
+)  # fmt: skip
+"""Strength of a round and rounds at most (`scale`, `rounds`)."""
+
+CHOSEN_ON: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "seen": ("counterfact:{data}/counterfact/counterfact-val.json[300:]", {}, None),
+    "held": (
+        "counterfact:{data}/counterfact/counterfact-train.json", {"relations": HELD}, 5,
+    ),
+}  # fmt: skip
+"""By part the records on which candidates are compared: file, options and seed of the first sixty.
+None is tested: validation records behind those, held-out relations in the training file."""
+
 ROUNDS = ((0.5, 4), (0.3, 6), (0.2, 8))
-"""Strength of a round and rounds at most (`scale`, `rounds`); chosen on sixty records of the
-held-out relations in CounterFact's training file and on validation records 201 to 260."""
+"""Of the candidates, those that the page shows."""
 
 REFERENCE = (0.3, 6)
 """Of these, the one whose locality says where networks are compared."""

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from studies.common import results
 from studies.ibke.answers import verdict
+from studies.ibke.choose import CHOSEN
 from studies.ibke.found import LOCALITY, Frontier, at_equal, at_strength, direct, good, of_part
 from studies.ibke.page import PAGE, page_text
-from studies.ibke.plan import NETWORKS, PARTS, REFERENCE, ROUNDS
+from studies.ibke.plan import CANDIDATES, NETWORKS, PARTS, REFERENCE, ROUNDS
 from studies.ibke.run import RESULTS, key_of, read
 from studies.real.found import Rate
 
@@ -69,6 +70,19 @@ def test_no_text_and_no_path_is_kept(name: str) -> None:
     assert not any({"prompt", "target", "answer"} & q.keys() for q in questions)
     assert "/" not in json.dumps(found["training"]["settings"])
     assert all(d["spec"].split(":")[1].startswith("{data}/") for d in found["training"]["data"])
+
+
+def test_what_the_choice_of_rounds_rests_on_is_kept() -> None:
+    for name in results.names(CHOSEN):
+        assert name in NETWORKS
+        found = results.read(CHOSEN, name)
+        assert found is not None
+        assert set(found) == {"records", "rates"}
+        assert list(found["rates"]) == [key_of(*step) for step in CANDIDATES]
+        assert set(ROUNDS) <= set(CANDIDATES)
+        once = found["rates"][key_of(1.0, 1)]
+        for step in ROUNDS:  # what all of them were taken for
+            assert found["rates"][key_of(*step)]["Rel"] > once["Rel"]
 
 
 def made_up(points: dict[str, tuple[float, float]]) -> dict[str, Any]:
