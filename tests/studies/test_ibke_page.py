@@ -73,7 +73,9 @@ def test_no_text_and_no_path_is_kept(name: str) -> None:
 
 
 def test_what_the_choice_of_rounds_rests_on_is_kept() -> None:
-    for name in results.names(CHOSEN):
+    names = results.names(CHOSEN)
+    assert names
+    for name in names:
         assert name in NETWORKS
         found = results.read(CHOSEN, name)
         assert found is not None
