@@ -8,7 +8,7 @@ from typing import Any
 from errata.evaluation.judge import contains
 
 KEPT = ("editor", "model", "fingerprint", "data", "data_version", "regime", "top_k", "cases",
-        "edits", "failed", "reliability", "generality", "locality", "wild", "perplexity",
+        "asked", "edits", "failed", "reliability", "generality", "locality", "wild", "perplexity",
         "trajectory", "collapse", "bytes", "also", "errata")  # fmt: skip
 """Of the summary."""
 
@@ -62,9 +62,9 @@ def result_of(
     """
     spent = summary.get("seconds") or {}
     return {
-        "summary": {key: summary.get(key) for key in KEPT},
+        "summary": {key: summary[key] for key in KEPT if key in summary},
         "cpu": None if cpu is None else round(cpu, 1),
         "device": card,
         "wall": {key: round(float(spent[key]), 1) for key in ("edit", "evaluate") if key in spent},
-        "records": [compact(record) for record in records],
+        "records": [compact(record) for record in records if record.get("asked", True)],
     }

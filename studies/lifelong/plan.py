@@ -72,6 +72,7 @@ class Sequence:
         perplexity: Text; {data} as above.
         every: Steps between measurements along the way.
         chat: Whether edits are made, and all is asked, as a user's message in the model's chat.
+        ask: Edits that are asked at the end, evenly spread; 0: all.
     """
 
     title: str
@@ -85,6 +86,7 @@ class Sequence:
     perplexity: str = "auto"
     every: int = 0
     chat: Chat = "off"
+    ask: int = 0
 
 
 COLLIDE = {"collide": "relation"}
@@ -116,16 +118,18 @@ SEQUENCES = {
     ),
     "smollm2_3000": Sequence(
         "SmolLM2-135M: 3,000 edits of WikiBigEdit, a hundred at a time",
-        "All records of `wikibigedit_3k.json`; perplexity of WikiText-2.",
+        "All records of `wikibigedit_3k.json`; perplexity of WikiText-2. UltraEdit was asked all"
+        " 3,000 edits at the end, the others 300, evenly spread (`--ask 300`).",
         "smollm2", "wikibigedit:{data}/lifelong/wikibigedit_3k.json", 3000, 100, _REAL,
-        perplexity=TEXT, every=5,
+        perplexity=TEXT, every=5, ask=300,
     ),
     "smollm2_10000": Sequence(
         "SmolLM2-135M: 10,000 edits of CounterFact, a hundred at a time",
         "All records of `counterfact-train.json`, 59 of which ask an earlier prompt for another"
-        " answer; perplexity of WikiText-2.",
+        " answer; perplexity of WikiText-2. 500 edits were asked at the end, evenly spread"
+        " (`--ask 500`).",
         "smollm2", "counterfact:{data}/counterfact/counterfact-train.json", 10000, 100,
-        ("none", "ultraedit", "alphaedit", "locft"), perplexity=TEXT, every=20,
+        ("none", "ultraedit", "rag", "alphaedit", "locft"), perplexity=TEXT, every=20, ask=500,
     ),
 }  # fmt: skip
 

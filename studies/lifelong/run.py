@@ -57,7 +57,7 @@ def carry_out(cells: Sequence[plan.Cell], places: Places) -> None:
             lm, editor.name, data, protocol="wild", regime=f"sequential:{about.edits}",
             batch=about.batch, perplexity=about.perplexity.format(data=places.data),
             every=about.every, stop_when="never", data_options=about.options or None,
-            chat=about.chat, out=out, resume=begun, **editor.settings,
+            chat=about.chat, ask=about.ask, out=out, resume=begun, **editor.settings,
         )  # fmt: skip
         # of a run that was stopped once, the seconds before are not known
         card = card_of(lm)

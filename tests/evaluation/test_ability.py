@@ -14,8 +14,9 @@ import yaml
 import errata
 from errata.errors import ConfigError, DataError, ErrataError
 from errata.evaluation import ability
+from errata.evaluation.configuration import compared
 from errata.evaluation.general import General
-from errata.evaluation.protocol import Protocol, compared
+from errata.evaluation.protocol import Protocol
 from errata.model.lm import LM
 
 harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness")

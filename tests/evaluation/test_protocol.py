@@ -10,7 +10,7 @@ import errata
 from errata.config import settings_from
 from errata.errors import ConfigError, DataError, RunError
 from errata.evaluation import Protocol, evaluate
-from errata.evaluation.protocol import compared, config_hash
+from errata.evaluation.configuration import compared, config_hash
 from errata.store.runs import load_run
 from tests.evaluation.stubs import Broken, Planted
 

@@ -114,7 +114,8 @@ def show(console: Console, summary: Mapping[str, Any], edited: bool = True) -> N
     spent = summary.get("seconds") or {}
     per_edit = spent.get("per_edit")
     cases = summary.get("cases") or 0
-    parts = [f"{_output.counted(cases, 'case')}, {summary.get('failed', 0)} failed"]
+    asked = f", {summary['asked']} asked" if "asked" in summary else ""
+    parts = [f"{_output.counted(cases, 'case')}{asked}, {summary.get('failed', 0)} failed"]
     timed = ("edit", "evaluate") if edited else ("evaluate",)
     parts += [f"{name} {_output.seconds(spent[name])}" for name in timed if name in spent]
     if per_edit is not None and edited:

@@ -25,7 +25,8 @@ from errata.cli._options import (
 )
 from errata.data import load_cases, resolve, split_part
 from errata.errors import ConfigError
-from errata.evaluation.protocol import Protocol, digest
+from errata.evaluation.protocol import Protocol
+from errata.store.digest import digest_of_value
 
 if TYPE_CHECKING:
     from errata.data import LoadedData
@@ -191,7 +192,7 @@ def _folder(
     if out is not None:
         return out
     facts = [request, protocol.section(), editor.name, _views.settings(editor), data.version]
-    short = digest(facts)[:6]
+    short = digest_of_value(facts)[:6]
     tail = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{editor.name}_{data.name}_{short}")
     if resume:
         there = sorted(Path("runs").glob(f"*_{tail}*"))

@@ -1,13 +1,12 @@
 """What an evaluation can be asked: one frozen class for Python, the command line and recipes.
 
 The dump of a `Protocol` is the section `protocol` of a run folder's configuration. What is asked
-for by a path is compared by content when a run is resumed, see [`compared`][].
+for by a path is compared by content when a run is resumed, see
+[`errata.evaluation.configuration.compared`][].
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,19 +18,12 @@ from errata.errors import ConfigError, DataError
 from errata.evaluation.long import TOKENS as LONG_TOKENS
 from errata.evaluation.regimes import Regime, parse_regime
 from errata.inspection.limits import parse_limit
-from errata.store.runs import UNCOMPARED
 
 if TYPE_CHECKING:
     from errata.evaluation.beyond import BeyondSettings
     from errata.evaluation.robustness import RobustnessSettings
 
 SUITES = ("robustness", "beyond")
-BY_CONTENT = ("references", "perplexity", "general")
-"""Settings that name files: the section `content` holds what was in them."""
-
-PLACES = ("general_data", "judge")
-"""Settings that say where something is to be had, which changes no number."""
-
 _DATA, _LONG = "Data", "Sequences (sequential:N)"
 WILD_TOKENS = 50
 """Most tokens of an answer in wild, as published."""
@@ -41,9 +33,6 @@ CALLABLE = "python"
 
 CONTAINS = "contains"
 """What `judge` says of the one that looks whether an accepted answer stands in the text."""
-
-HASH_DIGITS = 16
-"""Hexadecimal digits of fingerprints and hashes in records."""
 
 
 def _field(default: Any, description: str, *, name: str = "", panel: str = "", metavar: str = "",
@@ -125,6 +114,12 @@ class Protocol(Settings):
         metavar="FILE",
     )
     batch: int = _field(1, "Edits carried out jointly in one step", panel=_LONG, ge=1)
+    ask: int = _field(
+        0,
+        "Ask the questions of N cases only, evenly spread over all; every case is edited. Whether "
+        "thousands of edits hold is told by hundreds. 0: of all cases",
+        panel=_LONG, metavar="N", ge=0,
+    )  # fmt: skip
     retention: bool = _field(False, "Also score each edit right after it is made", panel=_LONG)
     perplexity: str | None = _field(
         "auto",
@@ -280,6 +275,17 @@ class Protocol(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _shared_only(self) -> Protocol:
+        """Refuse to edit cases for nothing: alone, one that is not asked has no effect."""
+        if self.ask and self.units.kind == "single":
+            raise ConfigError(
+                "ask leaves out questions of cases that are edited with others; the regime is "
+                "single, where each is edited alone",
+                f"Evaluate fewer cases (--limit {self.ask}), or take sequential:N or batch:N.",
+            )
+        return self
+
     @property
     def units(self) -> Regime:
         """The regime, read."""
@@ -331,57 +337,3 @@ def protocol_of(
             return given
         given = given.model_dump(exclude_unset=True)
     return settings_from(Protocol, {**(given or {}), **settings}, where="protocol")
-
-
-# ---------------------------------------------------------------------- configurations
-
-
-def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what has to be equal for a run to go on: `config.json` as this version writes it.
-
-    Of a configuration that an earlier version wrote, what it could not say yet has its default.
-    Files of texts and tasks count by their content, wherever they lie.
-    """
-    found = {key: value for key, value in config.items() if key != UNCOMPARED}
-    if not isinstance(found.get("protocol"), Mapping):
-        return found  # of a training
-    editor = _table(found.get("editor"))
-    # before every editor had the setting, none of them could be told to keep contradictions
-    editor["config"] = {"conflicts": "refuse", **_table(editor.get("config"))}
-    found["editor"] = editor
-    own = dict(found["protocol"])
-    if not own.get("generate", True):  # what wild has taken the place of
-        del own["generate"]
-    if "content" not in found:  # before the protocol was a class, it held contents by these names
-        found["content"] = {name: own.get(name) for name in BY_CONTENT}
-        data = _table(found.get("data"))
-        own["keep_collisions"] = data.pop("keep_collisions", False)
-        found["data"] = data
-        suite = _table(found.pop("suite", None))
-        own["suite"] = suite.pop("name", None)
-        own["suite_set"] = suite
-    found["protocol"] = {
-        name: value
-        for name, value in (Protocol().section() | own).items()
-        if name not in BY_CONTENT + PLACES
-    }
-    return found
-
-
-def _table(value: Any) -> dict[str, Any]:
-    """Return a table of a configuration; empty where an altered one has none: it compares so."""
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Return the hash that records carry: over everything that is compared when a run goes on.
-
-    Equal hashes mean the same model, editor, data and protocol. Where the run lies, its device and
-    what runs side by side do not enter it.
-    """
-    return digest(compared(config))[:HASH_DIGITS]
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

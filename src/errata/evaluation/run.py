@@ -8,15 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata import __version__
 from errata.case import Case, check_chat
 from errata.config import did_you_mean
 from errata.data import LoadedData, drop_collisions, load_cases
 from errata.editors import get_editor
 from errata.editors.fitting import fitted
 from errata.errors import ConfigError, DataError
-from errata.evaluation.consistency import References
-from errata.evaluation.general import General
+from errata.evaluation.configuration import compared, config_of, stamp_of
 from errata.evaluation.judge import (
     Endpoint,
     Function,
@@ -25,30 +23,17 @@ from errata.evaluation.judge import (
     contains,
     name_of,
 )
-from errata.evaluation.perplexity import load_text
-from errata.evaluation.protocol import (
-    CALLABLE,
-    CONTAINS,
-    HASH_DIGITS,
-    Protocol,
-    compared,
-    config_hash,
-    digest,
-    protocol_of,
-)
+from errata.evaluation.measures import measures_of
+from errata.evaluation.protocol import CALLABLE, CONTAINS, Protocol, protocol_of
 from errata.evaluation.regimes import Regime, units_of
 from errata.evaluation.result import Result
-from errata.evaluation.scoring import Scorer
-from errata.evaluation.session import Measures, Session
+from errata.evaluation.session import Session
 from errata.evaluation.suites import perturbed
 from errata.evaluation.summary import summarise
-from errata.evaluation.tracking import Tracker
 from errata.model.chat import frame_of
 from errata.progress import Step
-from errata.store.files import sha256_of
 from errata.store.records import counting
-from errata.store.runs import UNCOMPARED, RunFolder
-from errata.world.shipped import knows_world
+from errata.store.runs import RunFolder
 
 if TYPE_CHECKING:
     from errata.editors.base import Editor
@@ -125,14 +110,14 @@ def evaluate(
     kept = list(data.cases) if chosen.keep_collisions else drop_collisions(data.cases)
     units = units_of(kept, chosen.units, chosen.drop_partial)
     _check_cases(kept, units, chosen.units)
-    measures = _measures(lm, chosen, kept, data.name)
-    config = _config(lm, editor, data, kept, chosen, measures) | dict(config_extra or {})
+    measures = measures_of(lm, chosen, kept, units, data.name)
+    config = config_of(lm, editor, data, kept, chosen, measures) | dict(config_extra or {})
     folder = None
     if out is not None:
         folder = RunFolder.create(out, config, resume=resume, force=force, compared=compared)
     with folder or nullcontext():
         done = {record["id"]: record for record in folder.records} if folder else {}
-        stamp = _stamp(config, chosen, done)
+        stamp = stamp_of(config, chosen, done)
         run = Session(lm, editor, chosen, stamp, measures, folder, judged)
         run.prepare(kept, [unit for unit in units if any(case.id not in done for case in unit)])
         total = sum(len(unit) for unit in units)
@@ -243,33 +228,6 @@ def _counted(progress: Step | None, done: Mapping[str, Any], total: int) -> Call
     return show
 
 
-def _measures(lm: LM, protocol: Protocol, cases: Sequence[Case], data: str) -> Measures:
-    """Read the texts and tasks that are measured beside the questions."""
-    references = tracker = None
-    if protocol.fluency:
-        world = data == "world" and knows_world(lm.name)
-        references = References(cases, _file(protocol.references), world=world)
-    if protocol.units.kind == "sequential":
-        tracker = Tracker(
-            lm,
-            Scorer(lm, protocol.stack_size),
-            protocol.every,
-            load_text(lm, protocol.perplexity),
-            General(lm, protocol.general, protocol.general_data) if protocol.general else None,
-        )
-    sampled = frozenset(case.id for case in cases[:: protocol.fluency or 1])
-    return Measures(references, sampled, tracker)
-
-
-def _file(path: str | None) -> Path | None:
-    if path is None:
-        return None
-    found = Path(path).expanduser()
-    if not found.is_file():
-        raise DataError(f"no such file: {found}", "Give reference texts as a JSON file.")
-    return found
-
-
 def _check_cases(cases: Sequence[Case], units: Sequence[Sequence[Case]], regime: Regime) -> None:
     if not cases:
         raise DataError("there is no case to evaluate")
@@ -283,94 +241,3 @@ def _check_cases(cases: Sequence[Case], units: Sequence[Sequence[Case]], regime:
         if case.id in seen:
             raise DataError(f"two cases have the id {case.id!r}; ids have to be unique")
         seen.add(case.id)
-
-
-# ---------------------------------------------------------------------- what is written down
-
-
-def _content(protocol: Protocol, measures: Measures) -> dict[str, Any]:
-    """Return what was in the files that the protocol names, wherever they lie."""
-    tracker, references = measures.tracker, _file(protocol.references)
-    text, general = (tracker.text, tracker.general) if tracker is not None else (None, None)
-    return {
-        "references": None if references is None else sha256_of(references),
-        "perplexity": text and text.id,
-        "general": general and general.id,
-    }
-
-
-def _config(
-    lm: LM,
-    editor: Editor,
-    data: LoadedData,
-    cases: Sequence[Case],
-    protocol: Protocol,
-    measures: Measures,
-) -> dict[str, Any]:
-    """Return the configuration of a run, JSON values."""
-    return {
-        "model": _model(lm),
-        "editor": {"name": editor.name, **_made_of(lm, editor), "config": _settings(editor)},
-        "data": {
-            "name": data.name,
-            "version": data.version or digest([_plain_case(case) for case in cases])[:HASH_DIGITS],
-            "cases": len(cases),
-            "ids": digest([case.id for case in cases])[:HASH_DIGITS],
-        },
-        "protocol": protocol.section(),
-        "content": _content(protocol, measures),
-        UNCOMPARED: {
-            "stack_size": protocol.stack_size,
-            "device": str(lm.device),
-            "errata": __version__,
-            "data": dict(data.asked),  # to read the cases again; a path is compared by content
-        },
-    }
-
-
-def _stamp(
-    config: Mapping[str, Any], protocol: Protocol, done: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return what every record says; a run that an earlier version began keeps its own hash."""
-    begun = next(iter(done.values()), {})
-    model, data = config["model"], config["data"]
-    return {
-        "editor": config["editor"]["name"],
-        "model": model["name"],
-        "fingerprint": model["fingerprint"][:HASH_DIGITS],
-        "data": data["name"],
-        "data_version": data["version"],
-        "seed": protocol.seed,
-        "errata": __version__,
-        "config_hash": str(begun.get("config_hash") or config_hash(config)),
-        "regime": protocol.regime,
-    }
-
-
-def _model(lm: LM) -> dict[str, Any]:
-    return {
-        "name": lm.name,
-        "revision": lm.revision,
-        "fingerprint": lm.fingerprint,
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        **({"compute": "bfloat16"} if lm.roughly else {}),
-    }
-
-
-def _made_of(lm: LM, editor: Editor) -> dict[str, Any]:
-    """Return what an editor is made of besides settings; asked first, as it may complete them."""
-    made_of = getattr(editor, "made_of", None)
-    found = made_of(lm) if made_of is not None else {}
-    origin = getattr(editor, "settings_from", "")
-    return {**found, **({"settings_from": origin} if origin else {})}
-
-
-def _settings(editor: Editor) -> dict[str, Any]:
-    config = editor.config
-    if config is None:
-        return {}
-    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(config)
-
-
-def _plain_case(case: Case) -> list[Any]:
-    return [case.id, [repr(edit) for edit in case.edits], [repr(probe) for probe in case.probes]]

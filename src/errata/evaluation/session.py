@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Case
@@ -15,10 +14,10 @@ from errata.errors import EditError, ModelError
 from errata.evaluation import wild
 from errata.evaluation.before import Before, ask_before, kept_below
 from errata.evaluation.conditions import met
-from errata.evaluation.consistency import References
 from errata.evaluation.editing import Edited, Numbered, Waiting, edit_cases
 from errata.evaluation.judge import Judge
 from errata.evaluation.long import long_scores
+from errata.evaluation.measures import Measures
 from errata.evaluation.metrics import mean
 from errata.evaluation.pace import paced
 from errata.evaluation.protocol import Protocol
@@ -27,7 +26,7 @@ from errata.evaluation.questions import Question, compares, questions_of
 from errata.evaluation.regimes import chunks
 from errata.evaluation.scoring import Scorer
 from errata.evaluation.sequence import Checkpoints, SideBySide, joined
-from errata.evaluation.tracking import Tracker, spread
+from errata.evaluation.tracking import spread
 from errata.inspection.collapse import Watch, stops, unfit
 from errata.inspection.limits import due, parse_limit
 from errata.model.kept import keeping
@@ -45,30 +44,6 @@ SHARED_CASES = 1024
 PATIENCE = 6.0
 """Questions of many cases may take longer than a group of units: answers of few rows are written
 at twice the cost of those of many."""
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What is measured beside the questions of cases.
-
-    Attributes:
-        references: Reference texts of the cases that texts are sampled for; None for no texts.
-        sampled: Ids of these cases.
-        tracker: What is measured along sequences; None in other regimes.
-    """
-
-    references: References | None = None
-    sampled: frozenset[str] = frozenset()
-    tracker: Tracker | None = None
-
-    def told(self) -> dict[str, Any]:
-        """Return what perplexity and general ability are measured on."""
-        assert self.tracker is not None
-        text, general = self.tracker.text, self.tracker.general
-        return {
-            "perplexity": text and {"text": text.name, "tokens": text.tokens},
-            "general": general and general.source,
-        }
 
 
 class Session:
@@ -130,12 +105,13 @@ class Session:
             except (EditError, ModelError) as error:
                 self.broken[case.id] = error.message
         with self.clock("pre_edit"):
-            self.questions, self.left_out = met(self.lm, self.questions)
+            asked, self.left_out = met(self.lm, self._to_ask())
+            self.questions |= asked
             with keeping(self.lm, self.kept):
-                self.before = ask_before(self.lm, self.questions)
+                self.before = ask_before(self.lm, asked)
             form, most = self.protocol.form, self.protocol.new_tokens or 1
             if self.protocol.answers == "wild":
-                said = wild.ask_before(self.lm, self.questions, form, most)
+                said = wild.ask_before(self.lm, asked, form, most)
                 self.free = wild.Free(form, most, said, self.judge)
             elif self.protocol.answers == "long":
                 scores = long_scores(self.lm, self.protocol.similarity)
@@ -143,6 +119,10 @@ class Session:
         with self.clock("prepare"):
             self.editor.prepare(self.lm)
         self.once, self.laps = self.laps, {}
+
+    def _to_ask(self) -> dict[str, list[Question]]:
+        silent = self.measures.silent
+        return {case: own for case, own in self.questions.items() if case not in silent}
 
     @contextmanager
     def clock(self, part: str) -> Iterator[None]:
@@ -235,7 +215,14 @@ class Session:
         return {c.id: self.broken[c.id] for unit in units for c in unit if c.id in self.broken}
 
     def _asked_together(self, waiting: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
-        """Yield the cases that are asked in one go: all of a few, of many as time allows."""
+        """Yield the cases that are asked in one go: all of a few, of many as time allows.
+
+        Those that are not asked come first: their records say how they were edited.
+        """
+        silent = [one for one in waiting if one.case.id in self.measures.silent]
+        if silent:
+            yield silent
+        waiting = [one for one in waiting if one.case.id not in self.measures.silent]
         together = self.protocol.stack_size
         if len(waiting) <= together:
             if waiting:
@@ -249,7 +236,8 @@ class Session:
 
     def _ask(self, part: Sequence[Waiting], edited: Edited) -> list[dict[str, Any]]:
         """Ask all questions of cases under their patches, and return their records."""
-        asked = [one for one in part if one.case.id not in edited.failed]
+        leave = {*edited.failed, *self.measures.silent}
+        asked = [one for one in part if one.case.id not in leave]
         questioner = self._questioner()
         items = [(one.case.id, self.questions[one.case.id], one.patch) for one in asked]
         entries = questioner.ask(items)
@@ -307,7 +295,8 @@ class Session:
             sequences.patches[i] = joined(patch)
         if self.protocol.retention:
             fresh = [(c, i) for i, group in zip(live, groups, strict=True) for c in group]
-            fresh = [(case, i) for case, i in fresh if case.id not in sequences.failed]
+            leave = {*sequences.failed, *self.measures.silent}
+            fresh = [(case, i) for case, i in fresh if case.id not in leave]
             found = self._first_answers([(case, sequences.patches[i]) for case, i in fresh])
             sequences.immediate |= {c.id: s for (c, _), s in zip(fresh, found, strict=True)}
         sequences.step += 1
@@ -376,6 +365,8 @@ class Session:
             "questions": [],
             **(found or {}),
         }
+        if case.id in self.measures.silent:
+            record["asked"] = False
         if isinstance(case.meta.get("domain"), str):
             record["domain"] = case.meta["domain"]
         if case.id in self.left_out:

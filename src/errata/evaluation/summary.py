@@ -37,15 +37,17 @@ def summarise(
         bootstrap: Number of resamples of the records for the confidence intervals; 0 for none.
         seed: Seed of the resampling.
     """
-    good = [record for record in records if record.get("error") is None]
+    made = [record for record in records if record.get("error") is None]
+    good = [record for record in made if record.get("asked", True)]
     table = Table.of([scores_of(record) for record in good])
     rates = table.rates() if good else {}
     bounds = intervals(table, bootstrap, seed)
     summary: dict[str, Any] = {
         **header,
         "cases": len(records),
-        "edits": sum(record["edits"] for record in good),
-        "failed": len(records) - len(good),
+        **({"asked": len(good)} if len(good) < len(made) else {}),
+        "edits": sum(record["edits"] for record in made),
+        "failed": len(records) - len(made),
         "failures": _failures(records),
         **{metric: rates.get(metric) for metric in METRICS},
         "f1": rates.get("f1"),
@@ -67,7 +69,7 @@ def summarise(
         "retention": retention(good),
         **_tracked(records),
         "collapse": told_of([r["watched"] for r in records if r.get("watched")]),
-        "bytes": _bytes(good),
+        "bytes": _bytes(made),
         "seconds": _seconds(records),
     }
     return summary

@@ -74,7 +74,7 @@ class Tracker:
 
 
 def spread(items: Sequence[Any], most: int = RECALLED) -> list[Any]:
-    """Return at most `most` items, evenly spaced, first and last among them."""
+    """Return at most `most` items, evenly spaced, first and last among them; of one the first."""
     if len(items) <= most:
         return list(items)
-    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
+    return [items[i * (len(items) - 1) // max(1, most - 1)] for i in range(most)]

@@ -1,17 +1,24 @@
 """One way to stand for a text in few characters, and one way to draw from it; without torch.
 
-Files are `errata.store.files.sha256_of`, JSON values `errata.store.cache.digest`.
+Files are `errata.store.files.sha256_of`, keys of caches `errata.store.cache.digest`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 
 def digest_of(text: str) -> str:
     """Return the SHA-256 of a text, 64 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_value(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, 64 hex digits; what JSON cannot hold counts as text."""
+    return digest_of(json.dumps(value, sort_keys=True, default=str))
 
 
 def digest_of_all(texts: Iterable[str]) -> str:
