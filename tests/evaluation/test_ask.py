@@ -35,7 +35,8 @@ def test_those_that_are_asked_have_the_records_of_a_full_run(lm, many, answers):
         if own["id"] in chosen:
             assert timeless(own) == timeless(whole)
         else:
-            assert own["asked"] is False and own["questions"] == []
+            assert own["asked"] is False
+            assert own["questions"] == []
             assert own["age" if own["error"] is None else "error"] is not None
             assert "immediate" not in own
             assert {k: own[k] for k in ("unit", "edits", "patch_bytes", "error")} == {
@@ -51,7 +52,8 @@ def test_rates_are_those_of_the_asked_and_counts_those_of_all(lm, many):
         assert some.summary[metric] == alone[metric]
     assert some.summary["asked"] == len(asked)
     assert some.summary["cases"] == NUMBER
-    assert some.summary["edits"] == NUMBER - 1 and some.summary["failed"] == 1
+    assert some.summary["edits"] == NUMBER - 1
+    assert some.summary["failed"] == 1
     assert some.summary["retention"]["cases"] == len(asked)
 
 

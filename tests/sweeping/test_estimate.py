@@ -79,6 +79,19 @@ def test_fewer_cases_take_less_time_and_the_same_memory() -> None:
     assert part.bytes == whole.bytes
 
 
+def test_cases_that_are_not_asked_cost_their_edits() -> None:
+    row = {"ft": {"editor": "ft", "settings": {"steps": 10, "layers": [1]}}}
+    (whole,), (some,), (none,) = (
+        estimates(editors=row, protocol={"regime": "sequential:100", "ask": ask})
+        for ask in (0, 20, 500)
+    )
+    assert whole.seconds is not None
+    assert some.seconds is not None
+    questions = EDIT + GENERALITY + 2 * LOCALITY
+    assert whole.seconds - some.seconds == pytest.approx(80 * questions * 2 * 1e9 / 2e12)
+    assert none.seconds == whole.seconds
+
+
 def test_unknown_sizes_are_not_guessed() -> None:
     recipe = recipe_from(small(models={"m": {"id": "somewhere/model", "layers": 3}}))
     (unit,) = expand(recipe, Path("/out"))

@@ -76,7 +76,7 @@ def test_layers_of_table_two() -> None:
         ("blue-pocket", 12, 0),
         ("ibke-smollm2", 7, 4),
         ("ibke-relations-smollm2", 5, 4),
-        ("lifelong-8b", 18, 0),
+        ("lifelong-8b", 27, 0),
     ],
 )
 def test_every_recipe_is_right(name: str, cells: int, trainings: int) -> None:

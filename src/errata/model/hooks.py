@@ -50,6 +50,9 @@ class Installed:
         kept: Hidden states that rows may begin from; None: every pass is whole.
         written: By id, the parameters that these have written to, and their own values.
         nested: How many passes the one that runs is inside of.
+        versions: By id, how often each parameter had been written to when that was last looked at;
+            empty: nothing has been made of them yet.
+        foreign: How often writes were found that are not of a patch.
     """
 
     stack: Stack | None = None
@@ -61,6 +64,8 @@ class Installed:
     kept: Kept | None = None
     written: dict[int, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
     nested: int = 0
+    versions: dict[int, int] = field(default_factory=dict)
+    foreign: int = 0
 
     @property
     def nothing(self) -> bool:
@@ -71,6 +76,24 @@ class Installed:
     def inside(self) -> tuple[int, int]:
         """Tells a pass from one inside it, and from one for which everything was lifted."""
         return self.depth, self.nested
+
+    def look(self, model: nn.Module) -> bool:
+        """Note how often parameters were written to; whether somebody else did since the last look.
+
+        torch counts in-place writes, those of optimisers and of `load_state_dict` too; a write
+        through `.data` is not counted. Weights that lie elsewhere until they are needed are left
+        out: what stands in their place changes with every pass.
+        """
+        now = {id(p): p._version for p in model.parameters() if not p.is_meta}
+        found = bool(self.versions) and now != self.versions
+        self.versions = now
+        self.foreign += found
+        return found
+
+    def wrote(self, parameter: nn.Parameter) -> None:
+        """Count a write as a patch's: the model's own values are kept, and put back."""
+        if id(parameter) in self.versions:
+            self.versions[id(parameter)] = parameter._version
 
     @contextmanager
     def running(self, **known: Any) -> Iterator[None]:

@@ -6,8 +6,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +22,7 @@ from errata.model.generating import continuations
 from errata.model.hooks import installed_on
 from errata.model.logprobs import RowScore
 from errata.model.multiplying import quick_products
+from errata.model.once import Once
 from errata.model.passes import gather_logits
 from errata.model.prefixes import continues_exactly
 from errata.model.products import Compute, rounded_products, rounds
@@ -99,8 +99,7 @@ class LM(Texts):
         self.focus: Mapping[int, int] = {}
         self.rounded = False  # whether the edit under way was searched with rounded products
         self._probed = False
-        self._kept: dict[Hashable, Any] = {}
-        self._kept_for: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
+        self._once = Once(model, self.installed)
 
     def __repr__(self) -> str:
         # the probe is not run for the sake of a message: blocks as the configuration counts them
@@ -146,17 +145,14 @@ class LM(Texts):
             _ = known or self.spec
 
     def once(self, key: Hashable, make: Callable[[], T], owner: object | None = None) -> T:
-        """Return what `make` gave when this key was first asked for.
+        """Return what `make` gave when this key was first asked for, of the weights as they are.
 
         Args:
             key: Names the thing.
             make: Makes it.
             owner: Whose it is: it is kept as long as the owner lives; default: with the model.
         """
-        kept = self._kept if owner is None else self._kept_for.setdefault(owner, {})
-        if key not in kept:
-            kept[key] = make()
-        return cast("T", kept[key])
+        return self._once(key, make, owner)
 
     @property
     def n_layers(self) -> int:
@@ -182,11 +178,12 @@ class LM(Texts):
         """Which published backbone this is, by its configuration or name; None if none of them."""
         return identify(self.name, self.model.config.get_text_config().to_dict())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights (tied ones once)."""
-        from errata.model.weights import identity
+        from errata.model.weights import identity, settle
 
+        settle(self)
         return identity(self).fingerprint
 
     def module(self, path: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from errata.model.stored import tensors_of, value_of
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,22 @@ def differs(mine: Identity, theirs: Identity, otherwise: str) -> str:
     return otherwise
 
 
+def settle(lm: LM) -> None:
+    """Look whether somebody has written to the weights, and forget what was made of the old ones.
+
+    What patches write is put back and does not count. Moments, fingerprints and all else that is
+    kept (`LM.once`) is made again when it is asked for.
+    """
+    if lm.installed.look(lm.model):
+        log.warning(
+            "somebody wrote to the weights of %s since errata read them: fingerprint, moments and "
+            "all else that comes of them is made again, and patches of the old weights are refused",
+            lm.name,
+        )
+
+
 def identity(lm: LM) -> Identity:
-    """Return which weights a model has; they are read once."""
+    """Return which weights a model has; they are read once, and again when they were written to."""
     return lm.once("identity", lambda: _identity(lm))
 
 
@@ -145,6 +162,7 @@ def check_finite(lm: LM) -> None:
     Raises:
         ModelError: Names the first such parameter.
     """
+    settle(lm)
     known: dict[str, tuple[int, int]] = lm.once("weights known to be finite", dict)
     for name, parameter in lm.model.named_parameters():
         state = (id(parameter), parameter._version)  # counts in-place writes

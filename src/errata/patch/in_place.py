@@ -14,6 +14,7 @@ from errata.errors import PatchError
 from errata.model.hooks import Hook, after, before, hooked
 from errata.model.passes import first, wide, with_first
 from errata.model.stored import matrix_shape
+from errata.model.weights import settle
 from errata.patch.around import AroundModel
 from errata.patch.changes import Change, Module
 from errata.patch.deltas import weight_deltas
@@ -60,6 +61,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
         PatchError: If the patch is for another model, holds NaN or infinite values, or lacks
             something that it needs.
     """
+    settle(lm)
     patch.check(lm)
     patch.check_finite()
     lm.probe()  # trial passes see the weights as they were
@@ -72,7 +74,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
     sources = Sources(lm)
     saved: list[tuple[nn.Parameter, Tensor]] = []
     with ExitStack() as stack:
-        stack.callback(_restore, saved)
+        stack.callback(_restore, lm, saved)
         stack.enter_context(lm.installed.running(applied=lm.installed.applied + 1))
         with torch.no_grad():
             standing = [c for c in patch.changes if c.parameter and beside(lm, c.parameter)]
@@ -82,6 +84,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
                 saved.append((parameter, parameter.detach().clone()))
                 dtype = torch.promote_types(parameter.dtype, delta.dtype)
                 parameter.copy_(parameter.to(dtype) + delta.to(dtype))
+                lm.installed.wrote(parameter)
         own = {id(parameter): (parameter, value) for parameter, value in saved}
         stack.enter_context(lm.installed.running(written=own | lm.installed.written))
         if standing:
@@ -147,6 +150,7 @@ def _times(x: Float[Tensor, "... d_in"], matrix: Float[Tensor, "d_out d_in"]) ->
 
 
 @torch.no_grad()
-def _restore(saved: list[tuple[nn.Parameter, Tensor]]) -> None:
+def _restore(lm: LM, saved: list[tuple[nn.Parameter, Tensor]]) -> None:
     for parameter, value in saved:
         parameter.copy_(value)
+        lm.installed.wrote(parameter)

@@ -34,6 +34,7 @@ from errata.errors import PatchError
 from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, first, with_first
 from errata.model.stored import matrix_shape
+from errata.model.weights import settle
 from errata.patch.around import AroundModel
 from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called, entering
@@ -130,6 +131,7 @@ class Stack:
         self._exit = ExitStack()
         self._sources = Sources(lm)
         self._read: list[str] = []
+        settle(lm)
         for patch in self.patches:
             if patch is not None:
                 patch.check(lm)

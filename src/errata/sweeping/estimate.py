@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from errata.evaluation.protocol import Protocol
 from errata.sweeping.backbones import Backbone, backbone, float_bytes
 from errata.sweeping.check import Resolved
 from errata.sweeping.counts import Needs, needs_of
@@ -84,9 +85,9 @@ def estimate(
         return _training(unit, entry, model, recipe, resolved, steps)
     data = recipe.data[unit.data]
     cases = min(n for n in (data.limit, limit, data.cases or DEFAULT_CASES) if n is not None)
-    together = recipe.protocol_on(unit.data).stack_size
     needs = needs_of(unit.entry.editor, resolved.settings, model)
-    return _cell(needs, entry, model, data, recipe.hardware, cases, together)
+    protocol = recipe.protocol_on(unit.data)
+    return _cell(needs, entry, model, data, recipe.hardware, cases, protocol)
 
 
 def flops_per_second(hardware: Hardware, entry: ModelEntry) -> float:
@@ -144,7 +145,7 @@ def _kept(model: Backbone) -> int:
 
 def _cell(
     needs: Needs, entry: ModelEntry, model: Backbone, data: DataEntry, hardware: Hardware,
-    cases: int, together: int,
+    cases: int, protocol: Protocol,
 ) -> Estimate:  # fmt: skip
     width, cost = float_bytes(entry), needs.cost
     edit, generality, locality = data.tokens
@@ -152,12 +153,14 @@ def _cell(
     memory = {
         "weights": model.parameters * width,
         "networks": 4.0 * needs.network,
-        "factors": together * edit * model.signal * needs.matrices * 4,
+        "factors": protocol.stack_size * edit * model.signal * needs.matrices * 4,
         "activations": (PASS_TOKENS * blocks * _kept(model) * width),
         "editor": cost.held,
     }
-    tokens = cost.passes * edit + cost.questions * (edit + generality + locality) + locality
-    flops = cases * (tokens * 2 * model.parameters + edit * 2 * needs.network)
+    asked = min(cases, protocol.ask or cases)
+    questions = cost.questions * (edit + generality + locality) + locality
+    tokens = cases * cost.passes * edit + asked * questions
+    flops = tokens * 2 * model.parameters + cases * edit * 2 * needs.network
     seconds = flops / flops_per_second(hardware, entry) + startup(hardware, entry, model)
     return Estimate(memory, seconds, needs.network)
 
