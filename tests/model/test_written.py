@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from tests.tiny_models import gpt2, llama, tiny_tokenizer
 
 from errata.case import Edit
 from errata.editors import get_editor
@@ -13,7 +14,6 @@ from errata.errors import PatchError
 from errata.model.lm import LM
 from errata.patch import LowRank, Patch
 from errata.patch.stack import Stack
-from tests.tiny_models import gpt2, llama, tiny_tokenizer
 
 EDIT = Edit("The mother tongue of Danielle is", "English", "Danielle")
 SETTINGS = {"layer": 1, "steps": 3}
