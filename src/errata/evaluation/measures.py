@@ -94,6 +94,6 @@ def file_of(path: str | None) -> Path | None:
     if path is None:
         return None
     found = Path(path).expanduser()
-    if not found.isfile_of():
+    if not found.is_file():
         raise DataError(f"no such file: {found}", "Give reference texts as a JSON file.")
     return found
