@@ -250,6 +250,18 @@ class TestWaiting:
                 inner(1, 4)
         assert said == ["facts: 1/2", "asking: 1/4"]
 
+    def test_another_thread_may_say_how_far_it_is(self, monkeypatch):
+        """A search that was prepared for half an hour said 0 of 2,700 s all the while."""
+        monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+        monkeypatch.setattr(progress, "MOST_SECONDS", 0.0)
+        said = []
+        with listening(said.append), watched("tuning, seconds") as step:
+            step(0, 60, "preparing")
+            beside = threading.Thread(target=step, args=(7, 60, "second moments of 5 blocks"))
+            beside.start()
+            beside.join()
+        assert said[-1] == "tuning, seconds: 7/60; second moments of 5 blocks"
+
     def test_the_thread_looks_until_it_is_stopped(self, monkeypatch):
         monkeypatch.setattr(progress, "TICK_SECONDS", 0.0)
         twice = threading.Event()

@@ -310,7 +310,7 @@ def watched(label: str) -> Iterator[Step]:
 
     def step(done: int, total: int, text: str = "") -> None:
         nonlocal display, ticker
-        if _now.shown is None and done < total:
+        if display is None and _now.shown is None and done < total:
             made = _display(label)
             if made is None:
                 return

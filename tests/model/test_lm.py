@@ -23,14 +23,11 @@ from errata.model.tokens import positions_of
 from errata.model.weights import weight_fingerprint
 
 ARCHITECTURES = sorted(name for name in TINY if "-" not in name)
-PADDING = 1e-10
-"""Largest change of a float64 log-probability when padding, batch size or order change."""
-
-FLOAT32_INSIDE = 1e-8
-"""Same where a model multiplies queries and keys in float32 in any case, as GPT-J does."""
-
-CACHED = FLOAT32_INSIDE
-"""Same for cached prefixes, for all models alike."""
+FLOAT32 = 5e-8
+"""Largest change of a float64 log-probability when padding, batch size or order change. Attention
+takes its softmax in float32: a row shorter than a vector of the processor (8 or 16 numbers) adds up
+in another order than the same row padded beyond it. 2e-8 was seen with vectors of 8, 1e-10 where
+no row crossed one of 16."""
 
 PAIRS = [
     ("The capital of France is", "Rome"),
@@ -54,9 +51,8 @@ def reference_scores(lm: LM, prompt: str, target: str) -> list[float]:
 def test_scores_equal_a_plain_forward_pass(tiny, name):
     lm = tiny(name, "float64")
     rows = [lm.row(prompt, target) for prompt, target in PAIRS]
-    tolerance = FLOAT32_INSIDE if name == "gptj" else PADDING
     for score, (prompt, target) in zip(lm.score(rows, max_tokens=40), PAIRS, strict=True):
-        assert score.logprobs == pytest.approx(reference_scores(lm, prompt, target), abs=tolerance)
+        assert score.logprobs == pytest.approx(reference_scores(lm, prompt, target), abs=FLOAT32)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "qwen3", "bloom", "gemma3"])
@@ -67,7 +63,7 @@ def test_padding_batch_size_and_order_change_nothing(tiny, name):
     for budget in (1, 30, 10_000):
         backwards = lm.score(rows[::-1], max_tokens=budget)[::-1]
         for one, other in zip(alone, backwards, strict=True):
-            assert one.logprobs == pytest.approx(other.logprobs, abs=PADDING)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=FLOAT32)
             assert (one.argmax, one.ranks) == (other.argmax, other.ranks)
 
 
@@ -88,7 +84,7 @@ def test_rows_that_share_a_forward_pass_are_scored_as_if_alone(tiny):
     assert sum(len(kwargs["input_ids"]) for kwargs in ran) == len({r.ids for r in rows})
     for together, one in zip(scores, rows, strict=True):
         alone = lm.score([one])[0]
-        assert together.logprobs == pytest.approx(alone.logprobs, abs=PADDING)
+        assert together.logprobs == pytest.approx(alone.logprobs, abs=FLOAT32)
         assert (together.argmax, together.ranks) == (alone.argmax, alone.ranks)
 
 
@@ -134,12 +130,12 @@ def test_truncated_and_prefix_cached_passes_equal_the_full_one(tiny, name):
     moved = at.clone()
     moved[:, 1] -= torch.tensor(starts)[at[:, 0]]
     tail, extra = suffix_batch(lm, rows, prefix)
-    torch.testing.assert_close(lm.logits(tail, moved, **extra), full, rtol=0, atol=CACHED)
+    torch.testing.assert_close(lm.logits(tail, moved, **extra), full, rtol=0, atol=FLOAT32)
     tail, extra = suffix_batch(lm, rows, prefix)
     below = capture(lm.run, tail, **extra)
     tail, extra = suffix_batch(lm, rows, prefix)
     with reuse_below(lm, 1, below):
-        torch.testing.assert_close(lm.logits(tail, moved, **extra), full, rtol=0, atol=CACHED)
+        torch.testing.assert_close(lm.logits(tail, moved, **extra), full, rtol=0, atol=FLOAT32)
 
 
 def test_a_run_stops_at_the_last_module_wanted(tiny):

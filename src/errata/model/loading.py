@@ -17,7 +17,7 @@ from errata.model import gguf, named
 from errata.model.compat import dequantised
 from errata.model.lm import LM
 from errata.model.pretrained import read, reason
-from errata.model.products import Compute
+from errata.model.products import Compute, warn_if_slow
 from errata.store.cache import folder_name
 from errata.store.files import cache_root
 from errata.untrusted import reachable
@@ -201,6 +201,7 @@ def load(
         compute=compute,
     )
     lm.check_finite()
+    warn_if_slow(lm)
     return lm
 
 

@@ -21,10 +21,11 @@ Keys, solves, starting values and scores are never computed inside.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,8 +39,26 @@ if TYPE_CHECKING:
 
 Compute = Literal["auto", "float32", "bfloat16"]
 
+log = logging.getLogger(__name__)
+
 FAST = 1.5
 """How many times as fast as float32 bfloat16 has to be, for `auto` to take it."""
+
+SLOW = 1.5
+"""How many times slower than float32 a model's type has to be, to be told."""
+
+MULTIPLIES = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_fp16",
+    "bf16",
+    "i8mm",
+)
+"""What a processor may say of itself that decides how fast it multiplies: of two that have one name
+one may have it."""
 
 LARGE = 50_000_000
 """Parameters from which on products are what a pass costs; below it `auto` leaves all as it is."""
@@ -97,15 +116,37 @@ def rounds(lm: LM, compute: Compute) -> bool:
         return False
     if compute == "bfloat16":
         return True
-    return lm.model.num_parameters() >= LARGE and speed_of_bfloat16(lm.device) >= FAST
+    return lm.model.num_parameters() >= LARGE and speed_of(torch.bfloat16, lm.device) >= FAST
 
 
-def speed_of_bfloat16(device: torch.device) -> float:
-    """Return how many times as fast as float32 this machine multiplies bfloat16, kept on disk.
+def warn_if_slow(lm: LM) -> None:
+    """Say so where a model's half precision is slower than float32 would be: on many processors.
+
+    A GPU is not asked, nor is it a model so small that products are not what a pass costs.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    if lm.device.type != "cpu" or lm.dtype not in halves or lm.model.num_parameters() < LARGE:
+        return
+    slower = 1 / max(speed_of(lm.dtype, lm.device), 1e-3)
+    if slower >= SLOW:
+        log.warning(
+            "this processor multiplies %s %.1f times slower than float32: if memory suffices for "
+            "twice the bytes, load %s in float32",
+            str(lm.dtype).removeprefix("torch."), slower, lm.name,
+        )  # fmt: skip
+
+
+def speed_of(dtype: torch.dtype, device: torch.device) -> float:
+    """Return how many times as fast as float32 this machine multiplies a type, kept on disk.
 
     Measured once per processor and release of torch, at the shape of an FFN of a small model.
+
+    Args:
+        dtype: `bfloat16` or `float16`.
+        device: Where.
     """
-    return remembered("bfloat16.json", device, _measured)
+    name = str(dtype).removeprefix("torch.")
+    return remembered(f"{name}.json", device, lambda device: _measured(device, dtype))
 
 
 def remembered(file: str, device: torch.device, measure: Callable[[torch.device], float]) -> float:
@@ -113,29 +154,41 @@ def remembered(file: str, device: torch.device, measure: Callable[[torch.device]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     key = f"{device.type} {name} torch {torch.__version__}"
     path = cache_root() / "machine" / file
-    try:
-        known = json.loads(path.read_text("utf-8"))
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        stored = json.loads(path.read_text("utf-8"))
+        known = stored if isinstance(stored, dict) else {}
+    with suppress(KeyError, ValueError, TypeError):
         return float(known[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
     found = round(measure(device), 2)
     write_atomically(path, json.dumps({**known, key: found}, indent=1).encode())
     return found
 
 
 def _processor() -> str:
-    """Return the processor's name, as far as the system tells."""
+    """Return the processor's name and what it multiplies with, as far as the system tells."""
+    told: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            named = next((line for line in lines if line.startswith("model name")), "")
+            for line in lines:
+                field, _, value = line.partition(":")
+                told.setdefault(field.strip().lower(), value.strip())
     except OSError:
-        named = ""
-    return named.partition(":")[2].strip() or platform.processor() or platform.machine()
+        pass
+    name = told.get("model name") or platform.processor() or platform.machine()
+    has = set((told.get("flags") or told.get("features") or "").split())
+    return " ".join([name, *(flag for flag in MULTIPLIES if flag in has)])
 
 
-def _measured(device: torch.device, rows: int = 128, width: int = 768, rounds: int = 5) -> float:
+def _measured(
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int = 128,
+    width: int = 768,
+    rounds: int = 5,
+) -> float:
     x, weight = torch.ones(rows, width, device=device), torch.ones(4 * width, width, device=device)
-    rough, small = x.to(torch.bfloat16), weight.to(torch.bfloat16)
+    rough, small = x.to(dtype), weight.to(dtype)
     return times_as_fast(
         lambda: nn.functional.linear(x, weight), lambda: nn.functional.linear(rough, small),
         device, rounds,

@@ -244,15 +244,19 @@ class AroundModel:
         tokens = inputs["inputs_embeds"] if tokens is None else tokens
         count, length = tokens.shape[:2]
         number = {group: line for line, group in enumerate(self.ids)}
-        lines = torch.tensor(
-            [number.get(group, -1) for group in self._rows(count)], device=tokens.device
-        )
+        own = [number.get(group, -1) for group in self._rows(count)]
+        mask = inputs.get("attention_mask")
+        self._hidden = False
+        # among rows that have none the pass stays the model's own, to the bit: masked columns would
+        # change the order of sums. A cache that was begun with others has the context in it
+        if max(own) < 0 and (not behind or mask is None or mask.shape[1] == behind + length):
+            return
+        lines = torch.tensor(own, device=tokens.device)
         # rows without a context borrow the first one, and a mask that hides it
         context = prefix.rows(lines.clamp(min=0))
         has = lines >= 0
         visible = context.mask * has[:, None]
         width = visible.shape[1]
-        mask = inputs.get("attention_mask")
         if mask is None:
             mask = visible.new_ones(count, max(behind - width, 0) + length)
         starts = torch.tensor(context.starts, device=tokens.device) * has
