@@ -8,7 +8,7 @@ import torch
 import errata
 from errata.case import Edit
 from errata.editors import get_editor
-from errata.evaluation.run import _model
+from errata.evaluation.configuration import _model
 from errata.model.lm import LM
 
 EDIT = Edit("The capital of France is", "Rome", subject="France")

@@ -22,9 +22,9 @@ from errata.patch import LowRank, Patch
 EXACT = 1e-11
 """Float64."""
 SINGLE = 1e-6
-"""GPT-J always computes attention in float32 (measured 2e-8)."""
+"""Attention takes its softmax in float32, GPT-J all of it. Padding a row beyond a vector of the
+processor (8 or 16 numbers) changes the order of that sum (measured: 2e-7 with vectors of 8)."""
 KINDS = ["gpt2", "gptj", "gpt_neox", "opt", "falcon", "falcon-grouped", "llama", "qwen3", "phi3"]
-IN_PART_SINGLE = {"gptj"}
 HALF = {"bfloat16": 0.99, "float16": 0.999}
 """Least cosine with the float64 gradient: eight and eleven bits of significand."""
 
@@ -42,13 +42,12 @@ def test_E1_factors_multiply_to_the_gradient(kind: str, tiny: Tiny) -> None:
     assert len({site.path for _, site in sites}) >= 4  # other matrices of the FFN too
     factors = capture(lm, sites, rows)
     wanted = dense_gradients(lm, sites, rows)
-    tolerance = SINGLE if kind in IN_PART_SINGLE else EXACT
     for at, (_, site) in enumerate(sites):
         found = factors[at].gradient()
         for i in range(len(rows)):
-            assert relative(found[i], wanted[i][at]) < tolerance, site.path
+            assert relative(found[i], wanted[i][at]) < SINGLE, site.path
         # the batch's loss is the sum of the rows' means, never their mean
-        assert relative(found.sum(0), sum(g[at] for g in wanted)) < tolerance, site.path
+        assert relative(found.sum(0), sum(g[at] for g in wanted)) < SINGLE, site.path
 
 
 def test_E1_the_last_token_of_a_target_has_no_gradient(tiny: Tiny) -> None:
@@ -77,14 +76,13 @@ def test_prompts_have_gradients_below_the_last_block_only(tiny: Tiny) -> None:
 def test_E5_neighbours_and_padding_change_nothing(kind: str, tiny: Tiny) -> None:
     lm = tiny(kind)
     sites, rows = sites_of(lm), edit_rows(lm, EDITS)
-    tolerance = SINGLE if kind in IN_PART_SINGLE else EXACT
     together = capture(lm, sites, rows)
     for i, row in enumerate(rows):
         for f, g in zip(together, capture(lm, sites, [row]), strict=True):
             n = len(row.ids)
             scale = float(g.u.abs().max())
-            torch.testing.assert_close(f.u[i, :n], g.u[0], rtol=0, atol=tolerance * scale)
-            torch.testing.assert_close(f.h[i, :n], g.h[0], rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(f.u[i, :n], g.u[0], rtol=0, atol=SINGLE * scale)
+            torch.testing.assert_close(f.h[i, :n], g.h[0], rtol=SINGLE, atol=SINGLE)
             assert torch.equal(f.mask[i, :n], g.mask[0])
             assert not f.h[i, n:].any()
             assert not f.u[i, n:].any()

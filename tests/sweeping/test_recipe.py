@@ -341,7 +341,7 @@ class TestProtocol:
     """A recipe says whatever `errata eval` can be asked."""
 
     EVERYTHING: ClassVar[dict[str, Any]] = {
-        "regime": "sequential:40", "top_k": 1, "batch": 20,
+        "regime": "sequential:40", "top_k": 1, "batch": 20, "ask": 30,
         "answers": "wild", "judge": "http://localhost:1/v1", "judge_model": "m",
         "form": "qa", "new_tokens": 9, "fluency": 10, "details": True,
         "references": "{data}/snippets.json", "retention": True, "perplexity": "{data}/text.txt",

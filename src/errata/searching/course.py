@@ -57,8 +57,8 @@ class Course:
         dealt: The facts.
         store: What was measured.
         seconds: Time that may be spent.
-        progress: Called with (seconds spent, seconds given, what is being done), while the search
-            is prepared from a thread of its own.
+        progress: Called with (seconds spent, seconds given, what is being done), every second from
+            a thread of its own: a trial may take minutes.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Course:
         self.store, self.seconds, self.progress = store, seconds, progress
         self.earlier, self.started = store.seconds, time.perf_counter()
         self.pace, self.slower = 0.0, 1.0
+        self.doing = ""
         self.base = base_of(lm, given, fixed)
         self.rule = self.editor({})
         self.space: Space = space_of(self.rule, lm, list(fixed))
@@ -101,6 +102,7 @@ class Course:
 
     def say(self, text: str) -> None:
         """Report what is being done."""
+        self.doing = text
         if self.progress is not None:
             done = min(int(self.spent()), int(self.seconds) - 1)
             self.progress(max(done, 0), max(int(self.seconds), 1), text)
@@ -151,6 +153,14 @@ class Course:
 
     def result(self, key: str, seed: int) -> Tuned:
         """Run the search to its end."""
+        self.say("preparing")
+        clock = Ticker(lambda: self.say(self.doing))
+        try:
+            return self._result(key, seed)
+        finally:
+            clock.stop()
+
+    def _result(self, key: str, seed: int) -> Tuned:
         held, best, tried = self.run(seed)
         self.say("held-out facts, rule of thumb")
         rule = self.stats({}, held, free=True)
@@ -201,20 +211,14 @@ class Course:
         """Count the second moments of all blocks that may be tried, in one pass."""
         config: Any = self.rule.config
         started = time.perf_counter()
-        doing = "preparing"
-        self.say(doing)
-        clock = Ticker(lambda: self.say(doing))  # one long step: the time goes on beside it
-        try:
-            if "moments_text" in type(config).model_fields:
-                from errata.locate.moments import get_moments
+        if "moments_text" in type(config).model_fields:
+            from errata.locate.moments import get_moments
 
-                blocks = blocks_tried(self.space, self.rule, self.lm)
-                if not any(self.lm.spec.routed(block) for block in blocks):
-                    doing = f"preparing, second moments of {len(blocks)} blocks"
-                    get_moments(self.lm, blocks, config)
-            self.rule.prepare(self.lm)
-        finally:
-            clock.stop()
+            blocks = blocks_tried(self.space, self.rule, self.lm)
+            if not any(self.lm.spec.routed(block) for block in blocks):
+                self.say(f"preparing, second moments of {len(blocks)} blocks")
+                get_moments(self.lm, blocks, config)
+        self.rule.prepare(self.lm)
         if PREPARING not in self.store.times:
             self.store.spend(time.perf_counter() - started, PREPARING)
         self.budget = budget.Budget(

@@ -24,6 +24,7 @@ from errata.world.knowledge import measure
 from errata.world.optim import Muon, schedule, second_cycle
 from errata.world.shipped import CARD
 from errata.world.statements import Corpus
+from errata.world.wide import products_for
 
 CHECKPOINT = "checkpoint"
 FIRST = "first.safetensors"  # in the checkpoint: weights before the second cycle
@@ -247,17 +248,19 @@ def build(
     started, cpu = time.perf_counter(), time.process_time() - spent
     _use_fast_norms(model)
     model.train()
+    products = products_for(place)
     for step in range(begin, total):
         if step == steps:
             _keep_first(model, folder)
             optimiser = Muon(model.named_parameters())  # starts from the rounded weights
         batch = TextBatch(*(part.to(place) for part in packer(step)))
-        loss = loss_of(model, batch, recipe.window)
-        loss.backward()
-        if step < steps:
-            optimiser.step(step, schedule(step, steps))
-        else:
-            optimiser.step(step - steps, second_cycle(step - steps, recipe.encore))
+        with products:
+            loss = loss_of(model, batch, recipe.window)
+            loss.backward()
+            if step < steps:
+                optimiser.step(step, schedule(step, steps))
+            else:
+                optimiser.step(step - steps, second_cycle(step - steps, recipe.encore))
         done = step + 1
         if done % PROGRESS_EVERY == 0 or done == total:
             value = loss.item()
