@@ -242,6 +242,18 @@ def test_a_dry_run_says_which_blocks_auto_means(errata: Errata, model: str) -> N
     assert errata(*own, "--dry-run", "--json").json["moments"] == "in the cache"
 
 
+def test_a_dry_run_writes_no_text(errata: Errata, model: str, monkeypatch) -> None:
+    """On SmolLM2 it took ten minutes to say that second moments were to be counted."""
+    from errata.locate import own_text
+
+    def sampled(*args: object, **more: object) -> None:
+        raise AssertionError("the model writes")
+
+    monkeypatch.setattr(own_text, "sampled", sampled)
+    own = ("edit", "-m", model, *FACT, "--set", "moments_text=self", "--dry-run", "--json")
+    assert errata(*own).json["moments"].startswith("to be counted for block")
+
+
 def test_tokens_that_look_equal_are_told_apart() -> None:
     from errata.cli._views import top
 

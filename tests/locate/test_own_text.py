@@ -17,8 +17,8 @@ from errata.editors import get_editor
 from errata.errors import DataError
 from errata.locate import own_text
 from errata.locate.moment_files import Moment, given_moments, save_moments
-from errata.locate.moments import MomentSettings, get_moments
-from errata.locate.own_text import sampled, start_id, text_for
+from errata.locate.moments import MomentSettings, cached_layers, get_moments
+from errata.locate.own_text import Unwritten, sampled, start_id, text_for
 from errata.model.lm import LM
 from errata.model.tokens import Row
 
@@ -82,6 +82,17 @@ def test_text_is_kept_and_belongs_to_the_weights(
 
     monkeypatch.setattr(own_text, "sampled", nothing)
     assert text_for(tiny("gpt2"), "self", 5) == one
+
+
+def test_text_that_is_looked_for_is_not_written(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2")
+    with pytest.raises(Unwritten, match="is not there yet"):
+        text_for(lm, "self", 4, 300, write=False)
+    assert cached_layers(lm, [1], MomentSettings(moments_text="self", moments_samples=4)) == []
+    written = text_for(lm, "self", 4, 300)
+    assert text_for(lm, "self", 4, 300, write=False) == written
+    with pytest.raises(Unwritten):
+        text_for(lm, "self", 400, 30000, write=False)
 
 
 def test_an_interrupted_run_goes_on(

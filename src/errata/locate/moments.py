@@ -26,7 +26,7 @@ from errata.data.corpus import Corpus
 from errata.errors import DataError, EditError, ErrataError
 from errata.locate.moment_files import Moment, given_moments, tokenizer_digest
 from errata.locate.moment_files import save_moments as save_moments
-from errata.locate.own_text import text_for
+from errata.locate.own_text import Unwritten, text_for
 from errata.model.experts import label
 from errata.model.passes import capture, module_at
 from errata.model.tokens import Row
@@ -157,7 +157,7 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
 
 
 def _counted_on(
-    lm: LM, layers: Sequence[int], settings: MomentSettings
+    lm: LM, layers: Sequence[int], settings: MomentSettings, write: bool = True
 ) -> tuple[Corpus, int, torch.dtype, int | None, str]:
     """Return the texts, tokens per text, precision, tokens that are enough, and the cache key."""
     enough = None
@@ -168,7 +168,7 @@ def _counted_on(
     own = None  # of its own text no more is written than makes a moment safe
     if settings.moments_samples == "auto":
         own = SAFE_TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
-    corpus = text_for(lm, settings.moments_text, samples, own)
+    corpus = text_for(lm, settings.moments_text, samples, own, write=write)
     length = settings.moments_max_length or min(lm.max_length or 4096, 4096)
     dtype = getattr(torch, settings.moments_precision)
     key = digest(corpus.id, length, str(dtype), enough, tokenizer_digest(lm))
@@ -176,12 +176,15 @@ def _counted_on(
 
 
 def cached_layers(lm: LM, layers: Sequence[int], settings: MomentSettings) -> list[int]:
-    """Return those of the layers whose second moments need not be counted.
+    """Return those of the layers whose second moments need not be counted; it takes no time.
 
     Raises:
         DataError: If the texts cannot be read: their content is part of the name in the cache.
     """
-    *_, key = _counted_on(lm, layers, settings)
+    try:
+        *_, key = _counted_on(lm, layers, settings, write=False)
+    except Unwritten:
+        return []  # nothing was counted on a text that is not there
     folder = model_folder("moments", lm)
     return [n for n in layers if (folder / f"{key}-layer{label(lm, n)}.safetensors").is_file()]
 

@@ -54,7 +54,13 @@ HUB_SECONDS = 5.0
 """How long the Hub may take to answer before the model writes its own text."""
 
 
-def text_for(lm: LM, source: str, samples: int, tokens: int | None = None) -> Corpus:
+class Unwritten(DataError):
+    """The model's own text is not there yet, and was only looked for."""
+
+
+def text_for(
+    lm: LM, source: str, samples: int, tokens: int | None = None, *, write: bool = True
+) -> Corpus:
     """Return ordinary text: what `load_corpus` finds, or what the model writes itself.
 
     The latter for `self`, and for `auto` where the Hub cannot be reached.
@@ -64,12 +70,14 @@ def text_for(lm: LM, source: str, samples: int, tokens: int | None = None) -> Co
         source: As `load_corpus` takes it, or `self`.
         samples: Documents at most.
         tokens: How many tokens are needed; of its own text no more are written.
+        write: Whether the model may write now, which takes minutes.
 
     Raises:
         DataError: If a text that was asked for by name cannot be read.
+        Unwritten: If the model would have to write and may not.
     """
     if source == OWN:
-        return own_text(lm, samples, tokens)
+        return own_text(lm, samples, tokens, write=write)
     if source != "auto" or knows_world(lm.name):
         return load_corpus(lm.name, source, samples)
     if hub_answers():
@@ -79,7 +87,7 @@ def text_for(lm: LM, source: str, samples: int, tokens: int | None = None) -> Co
             reason = error.message
     else:
         reason = "the Hub cannot be reached"
-    found = own_text(lm, samples, tokens)
+    found = own_text(lm, samples, tokens, write=write)
     lm.once(
         ("own text instead", reason),
         lambda: log.warning(
@@ -110,7 +118,9 @@ def hub_answers() -> bool:
         return False
 
 
-def own_text(lm: LM, samples: int, tokens: int | None = None, seed: int = SEED) -> Corpus:
+def own_text(
+    lm: LM, samples: int, tokens: int | None = None, seed: int = SEED, *, write: bool = True
+) -> Corpus:
     """Return texts that the model wrote, from the cache as far as they are there.
 
     Args:
@@ -118,9 +128,11 @@ def own_text(lm: LM, samples: int, tokens: int | None = None, seed: int = SEED) 
         samples: Texts at most.
         tokens: Tokens that are enough; default: `TOKENS`.
         seed: Seed of all texts.
+        write: Whether what is missing is written.
 
     Raises:
         DataError: If the model ends every text at once.
+        Unwritten: If something is missing and is not to be written.
     """
     wanted = tokens or TOKENS
     path = _file(lm, seed)
@@ -132,6 +144,8 @@ def own_text(lm: LM, samples: int, tokens: int | None = None, seed: int = SEED) 
     name = f"text that {lm.name} {_WROTE} (seed {seed})"
     with watched(f"{lm.name} writes ordinary text, tokens") as progress:
         while sum(counts[:samples]) < wanted and len(texts) < samples:
+            if not write:
+                raise Unwritten(f"{name} is not there yet")
             begun = sum(counts)
             progress(min(begun, wanted), wanted)
             _extend(
