@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from errata.model.products import FAST, LARGE, is_plain, remembered, times_as_fast
+from errata.model.products import FAST, LARGE, is_plain
+from errata.store.machine import remembered, times_as_fast
 
 if TYPE_CHECKING:
     from errata.model.lm import LM

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from errata.model.products import SLOW, speed_of
+from errata.store.machine import SLOW, speed_of
 
 PRODUCTS: frozenset[Callable[..., Tensor]] = frozenset(
     {
