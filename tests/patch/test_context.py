@@ -15,7 +15,7 @@ from errata.editors.grace.codebook import Codebook
 from errata.errors import ModelError, PatchError
 from errata.model.lm import LM
 from errata.model.passes import capture
-from errata.model.tokens import Row
+from errata.model.tokens import Batch, Row
 from errata.patch import Change, Context, Patch
 from errata.patch.stack import Stack
 from errata.testing.measured import low_rank
@@ -163,6 +163,26 @@ def test_the_models_own_calls_go_on_behind_it(family: str) -> None:
             assert made[:, 4:].tolist() == expected[rows], f"use_cache={cached}"
     assert not lm.model._forward_hooks
     assert not lm.model._forward_pre_hooks
+
+
+def test_rows_without_a_context_go_on_behind_a_cache_that_holds_one() -> None:
+    """Rows that leave a batch leave the columns of their contexts behind, which stay hidden."""
+    lm = build(PLAIN)
+    rows = [Row((5, 6, 7, 8), (3,), (), 4, patch=0), Row((11, 12, 13, 14), (3,), (), 4)]
+    alone = lm.run(lm.batch([Row((11, 12, 13, 14, 15), (4,), (), 5)], [0])).logits[0, -1]
+    one = torch.tensor([[15]])
+    mask, position = torch.ones(1, 5, dtype=torch.long), torch.tensor([[4]])
+    with Stack(lm, [patch(lm, SECOND)]):
+        cache = lm.run(lm.batch(rows, [0, 1]), use_cache=True).past_key_values
+        cache.batch_select_indices(torch.tensor([1]))
+        found = lm.run(Batch(one, mask, position, (0,), (1,), (-1,)), **lm.behind(cache))
+        torch.testing.assert_close(found.logits[0, -1], alone, rtol=0, atol=1e-7)
+        # one that was begun without them has none, and is the base model's own to the bit
+        cache = lm.run(lm.batch(rows[1:], [0]), use_cache=True).past_key_values
+        bare = lm.run(Batch(one, mask, position, (0,), (1,), (-1,)), **lm.behind(cache))
+    cache = lm.run(lm.batch(rows[1:], [0]), use_cache=True).past_key_values
+    base = lm.run(Batch(one, mask, position, (0,), (1,), (-1,)), **lm.behind(cache))
+    assert torch.equal(bare.logits, base.logits)
 
 
 @pytest.mark.parametrize("family", sorted(WINDOWS))

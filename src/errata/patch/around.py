@@ -50,6 +50,10 @@ WORTH = 16
 """Tokens that several contexts have to begin with alike to be computed once."""
 
 
+BEGUN = "begun_behind_context"
+"""Set on a cache whose first columns are a context's."""
+
+
 def sees_pass(network: nn.Module) -> bool:
     """Whether a network wants to know of the forward pass it is called in."""
     return bool(getattr(network, "sees_pass", False))
@@ -248,8 +252,10 @@ class AroundModel:
         mask = inputs.get("attention_mask")
         self._hidden = False
         # among rows that have none the pass stays the model's own, to the bit: masked columns would
-        # change the order of sums. A cache that was begun with others has the context in it
-        if max(own) < 0 and (not behind or mask is None or mask.shape[1] == behind + length):
+        # change the order of sums. But a cache that was begun with others has their contexts in it
+        begun = getattr(inputs.get(self.lm.cache_name), BEGUN, False)
+        counted = not behind or mask is None or mask.shape[1] == behind + length
+        if max(own) < 0 and counted and not begun:
             return
         lines = torch.tensor(own, device=tokens.device)
         # rows without a context borrow the first one, and a mask that hides it
@@ -288,7 +294,9 @@ class AroundModel:
         self._hidden = not behind and not wanted
         if not behind:
             self._check_window(width, mask)
-            inputs.update(self.lm.behind(context.cache()))
+            cache = context.cache()
+            setattr(cache, BEGUN, True)
+            inputs.update(self.lm.behind(cache))
 
     def _check_window(self, width: int, mask: Int[Tensor, "B T"]) -> None:
         """Refuse padding between a context and a row where attention counts columns.
