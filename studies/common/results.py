@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def read(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return a result; None if the run is not finished."""
+    """Return a result, to be read and not written to; None if the run is not finished.
+
+    A page asks for a result once for each table that it stands in.
+    """
     path = path_of(folder, name)
-    return json.loads(gzip.decompress(path.read_bytes())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, written: int, size: int) -> dict[str, Any]:
+    """Return what a file holds; `written` and `size` tell it from an earlier one of its name."""
+    return json.loads(gzip.decompress(path.read_bytes()))

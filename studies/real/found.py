@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,10 +131,7 @@ class Rates:
         self, records: Sequence[Record], scores: Callable[[Record], Scores] = scores_of
     ) -> None:
         rows = [scores(record) for record in records]
-        self.there = {
-            metric: sum(any(name == metric for name, _ in row) for row in rows)
-            for metric in {name for row in rows for name, _ in row}
-        }
+        self.there = Counter(metric for row in rows for metric in {name for name, _ in row})
         self.table = Table.of(rows)
         self.rates = self.table.rates() if rows else {}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ LEVEL = 95.0
 """Percent covered by an interval."""
 
 _BLOCK = 64  # resamples computed together: bounds memory at 64 x records
+_KEPT = 2_000_000  # numbers of draws that are remembered: 16 MB
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,11 @@ class Table:
 
     def resampled(self, times: int, seed: int) -> dict[str, Float[np.ndarray, " times"]]:
         """Return every metric of `times` resamples of the records, drawn with replacement."""
-        rng = np.random.default_rng(seed)
-        n = len(self.sums)
-        parts: dict[str, list[np.ndarray]] = {}
-        for start in range(0, times, _BLOCK):
-            weights = np.stack([_draw(rng, n) for _ in range(min(_BLOCK, times - start))])
+        means = []
+        for weights in _draws(len(self.sums), times, seed):
             with np.errstate(invalid="ignore", divide="ignore"):
-                means = (weights @ self.sums) / (weights @ self.counts)
-            for metric, values in self._metrics(means):
-                parts.setdefault(metric, []).append(values)
-        return {metric: np.concatenate(values) for metric, values in parts.items()}
+                means.append((weights @ self.sums) / (weights @ self.counts))
+        return dict(self._metrics(np.concatenate(means))) if means else {}
 
     def _metrics(
         self, means: Float[np.ndarray, "B C"]
@@ -107,8 +104,24 @@ def _of_one_record(table: Table) -> set[str]:
     return {metric for metric, there in records.items() if there.sum() < 2}
 
 
-def _draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, " n"]:
-    return np.bincount(rng.integers(0, n, n), minlength=n)
+def _draws(n: int, times: int, seed: int) -> Iterable[Int[np.ndarray, "b n"]]:
+    """Return how often each record is in each resample, some resamples at a time.
+
+    Tables of one length and seed have the same: a page asks for dozens.
+    """
+    return _kept_draws(n, times, seed) if n * times <= _KEPT else _drawn(n, times, seed)
+
+
+@lru_cache(maxsize=8)
+def _kept_draws(n: int, times: int, seed: int) -> tuple[Int[np.ndarray, "b n"], ...]:
+    return tuple(_drawn(n, times, seed))
+
+
+def _drawn(n: int, times: int, seed: int) -> Iterator[Int[np.ndarray, "b n"]]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, times, _BLOCK):
+        several = range(min(_BLOCK, times - start))
+        yield np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in several])
 
 
 def _row_means(values: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:

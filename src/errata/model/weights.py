@@ -157,20 +157,21 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_finite(lm: LM) -> None:
-    """Refuse a model that holds NaN or infinite weights; only what was written since is read.
+    """Refuse a model that holds NaN or infinite weights; they are read once, until written to.
 
     Raises:
         ModelError: Names the first such parameter.
     """
     settle(lm)
-    known: dict[str, tuple[int, int]] = lm.once("weights known to be finite", dict)
+    lm.once("weights are finite", lambda: _check_finite(lm))
+
+
+def _check_finite(lm: LM) -> None:
     for name, parameter in lm.model.named_parameters():
-        state = (id(parameter), parameter._version)  # counts in-place writes
-        if known.get(name) == state or not parameter.numel():
+        if not parameter.numel():
             continue
         if not parameter.is_floating_point() or hasattr(parameter, "__tensor_flatten__"):
-            known[name] = state  # packed numbers of a quantised matrix
-            continue
+            continue  # packed numbers of a quantised matrix
         value = value_of(lm.model, name).detach()
         low, high = torch.aminmax(value)  # unlike isfinite, needs no memory
         if not (torch.isfinite(low) and torch.isfinite(high)):
@@ -178,4 +179,3 @@ def check_finite(lm: LM) -> None:
                 f"parameter {name} of {lm.name} holds NaN or infinite values",
                 "The checkpoint is damaged; load it again from its source.",
             )
-        known[name] = state

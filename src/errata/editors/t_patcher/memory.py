@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from errata.locate.paragraphs import Paragraphs
+from errata.model.hooks import bare
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row, bucket, patched
 
@@ -29,12 +30,12 @@ def base_memory(lm: LM, layer: int, text: Paragraphs) -> list[Float[Tensor, "T d
         layer: Block of the FFN.
         text: The paragraphs.
     """
-    weights = tuple((id(p), p._version) for p in lm.model.parameters())  # counts in-place writes
-    key = (layer, text, weights)
     known: dict[Any, list[Tensor]] = lm.once("T-Patcher's memory", dict)
+    key = (layer, text)
     if key not in known:
-        known.clear()  # large, and of no use once weights were written to
-        known[key] = inputs_of(lm, layer, text.rows(lm))
+        known.clear()  # large: of one text and block only
+        with lm.installed.unwritten(), bare(lm.model):
+            known[key] = inputs_of(lm, layer, text.rows(lm))
     return known[key]
 
 
