@@ -13,7 +13,9 @@ import torch
 from tests.tiny_models import tiny_tokenizer
 from torch import Tensor
 
+from errata.case import Edit
 from errata.data.corpus import Corpus, load_corpus
+from errata.editors import get_editor
 from errata.errors import DataError, EditError, ErrataError
 from errata.locate import moments as moments_module
 from errata.locate.moments import MomentSettings, count_moments, get_moments, save_moments
@@ -358,6 +360,35 @@ def test_the_corpus_is_named_by_its_texts(tiny: Callable[..., LM], tmp_path: Pat
     (tmp_path / "c.txt").write_text("one\n\nthree")
     ids = [load_corpus("tiny-gpt2", str(tmp_path / n), 9).id for n in ("a.json", "b.txt", "c.txt")]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_an_edit_reads_its_text_once(
+    tiny: Callable[..., LM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for with every block, and each time that something is looked up in the cache."""
+    from errata.data import corpus
+
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    opened: list[Path] = []
+    plain = corpus._read_file
+    monkeypatch.setattr(corpus, "_read_file", lambda path: opened.append(path) or plain(path))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"the river runs past hill {n}" for n in range(60)))
+    settings = {"moments_text": str(text), "layers": (0, 1), "steps": 1}
+    editor = get_editor("memit", settings)
+    editor.ready("tiny")
+    edit = Edit("the river runs to the", "sea", subject="river")
+    editor.edit_one(tiny("gpt2"), [edit])
+    get_editor("alphaedit", settings).edit_one(tiny("gpt2"), [edit])
+    assert opened == [text]
+
+
+def test_a_text_that_was_written_again_is_read_again(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one")
+    before = load_corpus("any model", str(text), 5)
+    text.write_text("another")
+    assert load_corpus("any model", str(text), 5).texts == ("another",) != before.texts
 
 
 @pytest.mark.parametrize(

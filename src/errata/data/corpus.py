@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,37 @@ def load_corpus(model: str, source: str, samples: int) -> Corpus:
     from errata.world.shipped import knows_world
 
     if source == WORLD or (source == "auto" and knows_world(model)):
-        name, texts = "the built-in world", list(_world_texts())
+        return _chosen(WORLD, None, None, samples)
+    name = WIKITEXT if source == "auto" else source
+    path = Path(name).expanduser()
+    if path.is_file():
+        state = path.stat()
+        written = (str(path.resolve()), state.st_mtime_ns, state.st_size)
+        return _chosen(name, path, written, samples)
+    if name[:1] in "/.~" or path.suffix in SUFFIXES:
+        raise DataError(
+            f"no such file: {name}", "Give a file, or a data set of the Hub as owner/name"
+        )
+    return _chosen(name, None, None, samples)
+
+
+@lru_cache(maxsize=2)
+def _chosen(
+    source: str, path: Path | None, written: tuple[str, int, int] | None, samples: int
+) -> Corpus:
+    """Read and choose; an edit asks for its text once for each of its blocks, and again.
+
+    Args:
+        source: Its name: `world`, a file or a data set.
+        path: The file, if it is one.
+        written: Tells the file from what another time stood in its place.
+        samples: How many documents are drawn.
+    """
+    if source == WORLD:
+        name, found = "the built-in world", _world_texts()
     else:
-        name = WIKITEXT if source == "auto" else source
-        path = Path(name).expanduser()
-        if not path.is_file() and (name[:1] in "/.~" or path.suffix in SUFFIXES):
-            raise DataError(
-                f"no such file: {name}", "Give a file, or a data set of the Hub as owner/name"
-            )
-        texts = list(_read_file(path) if path.is_file() else _read_hub(name, samples))
-    texts = [text for text in texts if text.strip()]
+        name, found = source, _read_hub(source, samples) if path is None else _read_file(path)
+    texts = [text for text in found if text.strip()]
     if not texts:
         raise DataError(f"{name} holds no text")
     order = list(range(len(texts)))

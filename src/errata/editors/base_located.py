@@ -23,7 +23,7 @@ from errata.locate.contexts import (
     get_contexts,
 )
 from errata.locate.moment_files import Moment
-from errata.locate.moments import MomentSettings, get_moments
+from errata.locate.moments import MomentSettings, documents_of, get_moments
 from errata.locate.own_text import OWN, is_own
 from errata.locate.rows import Savings
 from errata.locate.sinks import behind_sinks, find_sinks
@@ -155,7 +155,7 @@ class LocateEditor(Editor):
         """Look for the texts that second moments are counted on, if they are named."""
         found = self.config.moments_text in ("auto", OWN)
         if self.whitens and self.config.moments_file is None and not found:
-            load_corpus(model, self.config.moments_text, 1)
+            load_corpus(model, self.config.moments_text, documents_of(self.config))
 
     def prepare(self, lm: LM) -> None:
         """Sample the contexts and count the second moments of the edited blocks' keys.

@@ -117,6 +117,12 @@ def keep(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
         log.warning("%s; it is computed again next time", error.message)
 
 
+def documents_of(settings: MomentSettings) -> int:
+    """Return how many documents are drawn."""
+    wanted = settings.moments_samples
+    return AUTO_DOCUMENTS if wanted == "auto" else wanted
+
+
 def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict[int, Moment]:
     """Return the second moments of the keys of some layers, from the cache or by counting.
 
@@ -131,7 +137,7 @@ def get_moments(lm: LM, layers: Sequence[int], settings: MomentSettings) -> dict
         _warn_if_few(found, "Give a file that was counted on more text: --set moments_file=…")
         return found
     corpus, length, dtype, enough, key = _counted_on(lm, layers, settings)
-    samples = AUTO_DOCUMENTS if settings.moments_samples == "auto" else settings.moments_samples
+    samples = documents_of(settings)
     folder = model_folder("moments", lm)
     found: dict[int, Moment] = {}
     for layer in layers:
@@ -161,9 +167,8 @@ def _counted_on(
 ) -> tuple[Corpus, int, torch.dtype, int | None, str]:
     """Return the texts, tokens per text, precision, tokens that are enough, and the cache key."""
     enough = None
-    samples = settings.moments_samples
-    if samples == "auto":
-        samples = AUTO_DOCUMENTS
+    samples = documents_of(settings)
+    if settings.moments_samples == "auto":
         enough = TOKENS_PER_UNIT * max(lm.site(layer).d_in for layer in layers)
     own = None  # of its own text no more is written than makes a moment safe
     if settings.moments_samples == "auto":

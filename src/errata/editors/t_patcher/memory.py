@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from errata.locate.paragraphs import Paragraphs
-from errata.model.hooks import bare
 from errata.model.passes import capture, wide
 from errata.model.tokens import Row, bucket, patched
 
@@ -20,22 +19,23 @@ if TYPE_CHECKING:
 
 
 def base_memory(lm: LM, layer: int, text: Paragraphs) -> list[Float[Tensor, "T d"]]:
-    """Return the FFN's inputs at the tokens of each paragraph, in the model without any patch.
+    """Return the FFN's inputs at the tokens of each paragraph, with no patch beside the weights.
 
     They are kept with the model for as long as no weight is written to: an editor needs them for
-    every edit of a sequence.
+    every edit of a sequence. Under patches in place they are made anew.
 
     Args:
         lm: The model.
         layer: Block of the FFN.
         text: The paragraphs.
     """
+    if lm.installed.applied:  # the weights are not the model's own: nothing to keep
+        return inputs_of(lm, layer, text.rows(lm))
     known: dict[Any, list[Tensor]] = lm.once("T-Patcher's memory", dict)
     key = (layer, text)
     if key not in known:
         known.clear()  # large: of one text and block only
-        with lm.installed.unwritten(), bare(lm.model):
-            known[key] = inputs_of(lm, layer, text.rows(lm))
+        known[key] = inputs_of(lm, layer, text.rows(lm))
     return known[key]
 
 
