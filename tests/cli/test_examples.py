@@ -7,6 +7,7 @@ place of a sweep of hours. What a line reads is laid out for it; what it writes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -196,6 +197,9 @@ PROVIDED: dict[str, Callable[[], None]] = {
 }
 """What an example may read, and how it comes to be."""
 
+OF_OTHERS = {"last-week", "--signed-by team.key.pub"}
+"""Those that are made of what else was laid out."""
+
 
 def run(editor: str, name: str) -> None:
     made(f"errata eval -e {editor} --data world --limit 2 --out runs/{name} --json")
@@ -217,6 +221,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("examples") / "cache"
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What lines read, made for the first that reads it and copied for the others."""
+    return tmp_path_factory.mktemp("shelf")
+
+
 @pytest.fixture
 def scratch(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ERRATA_CACHE", str(cache))
@@ -225,22 +235,32 @@ def scratch(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def lay_out(line: str) -> None:
+def lay_out(line: str, shelf: Path) -> None:
     """Put what a line reads into the current folder."""
     reads = re.sub(r"--out \S+", "", line)
     for name, make in PROVIDED.items():
-        if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", reads.replace("./", "")) or (
-            f":{name}" in reads
+        if not (
+            re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", reads.replace("./", ""))
+            or f":{name}" in reads
         ):
+            continue
+        if name in OF_OTHERS:
             make()
+            continue
+        own = shelf / re.sub(r"\W", "_", name)
+        if not own.exists():
+            own.mkdir()
+            with contextlib.chdir(own):
+                make()
+        shutil.copytree(own, ".", symlinks=True, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("line", examples())
-def test_the_examples_of_the_help_run(scratch: Path, line: str) -> None:
+def test_the_examples_of_the_help_run(scratch: Path, shelf: Path, line: str) -> None:
     short = reduced(line)
     if "team.key" in short:
         pytest.importorskip("cryptography")
-    lay_out(short)
+    lay_out(short, shelf)
     if "--resume" in short:
         first = short.replace(" --resume", "")
         first += "" if "--steps" in first or "world build" not in first else " --steps 2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 from errata.errors import ConfigError
 from errata.world import facts as real
@@ -22,13 +23,18 @@ def build_world(scale: str = "pocket", seed: int = 0) -> World:
         seed: Seed of everything invented and of the splits.
 
     Returns:
-        The world.
+        The world; one object as often as it is asked for, so write to nothing in it.
 
     Raises:
         ConfigError: The scale is unknown.
     """
     if scale not in SCALES:
         raise ConfigError(f"unknown scale {scale!r}", hint=f"use one of {', '.join(SCALES)}")
+    return _built(scale, seed)
+
+
+@lru_cache(maxsize=2)
+def _built(scale: str, seed: int) -> World:
     return _Builder(scale, seed).build()
 
 

@@ -275,7 +275,8 @@ def build(
         _average_with_first(model, folder)
     trained = time.process_time() - cpu
     model.eval()
-    scores = measure(model, tokenizer, world)
+    with products:
+        scores = measure(model, tokenizer, world)
     _save_model(model, tokenizer, out)
     card = {
         **spec,
