@@ -32,7 +32,7 @@ REDUCED = (
     (r"(errata demo.*)", r"\1 --cases 1"),
     (r"(errata trace (?!.*--limit).*)", r"\1 --limit 2"),
     (r"(errata trace .*)", r"\1 --samples 1 --window 2"),
-    (r"(errata eval .*world-bench/test)", r"\1 --limit 2"),
+    (r"(errata eval .*(?:world-bench/test|counterfact:sample))$", r"\1 --limit 2"),
     (r"(errata train .*)", r"\1 --limit 16 --train batch=2 --train validation_groups=4"
      " --train calibration_edits=2 --set rank=4"),
     (r"(errata train mend .*) --set rank=4", r"\1 --steps 2"),

@@ -1,9 +1,6 @@
-"""Worlds are built once; the test-size model is trained once per session, in under a minute."""
+"""Worlds are built once."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,10 +15,3 @@ def pocket_world() -> ew.World:
 @pytest.fixture(scope="session")
 def small_world() -> ew.World:
     return ew.build_world("test")
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A test-size model, trained from nothing, and its card."""
-    out = tmp_path_factory.mktemp("world") / "model"
-    return out, ew.build(out, scale="test", device="cpu")

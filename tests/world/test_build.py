@@ -28,18 +28,15 @@ class Killed(Exception):
     """Stands for a process that dies."""
 
 
-def test_the_test_size_build_learns_its_world(built: tuple[Path, dict[str, Any]]) -> None:
-    _, card = built
+def test_the_test_size_build(tmp_path: Path, small_world: ew.World) -> None:
+    """One test, as the build takes long: what it knows, its folder, and what it says by itself."""
+    out = tmp_path / "model"
+    card = ew.build(out, scale="test", device="cpu")
     known = card["knowledge"]
     assert known["direct_heldout"] >= 0.8
     assert known["alias"] >= 0.7
     assert known["hop_stated"] >= 0.7
 
-
-def test_the_folder_is_a_transformers_model(
-    built: tuple[Path, dict[str, Any]], small_world: ew.World
-) -> None:
-    out, card = built
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
             "tokenizer_config.json", "card.json"} <= names  # fmt: skip
@@ -50,20 +47,14 @@ def test_the_folder_is_a_transformers_model(
     assert model.config.tie_word_embeddings
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.eos_token == tokenizer.pad_token == EOS
-    scores = ew.measure(model.float(), tokenizer, small_world, limit=100)
+    model = model.float()
+    scores = ew.measure(model, tokenizer, small_world, limit=100)
     assert scores["counts"]["direct_heldout"] == 100
     assert scores["direct_heldout"] > 0.7
 
-
-def test_a_teacher_forced_hit_is_what_generate_says(
-    built: tuple[Path, dict[str, Any]], small_world: ew.World
-) -> None:
-    out, _ = built
-    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(out)
     asked = knowledge.questions(small_world)["direct_heldout"][:40]
     hits = knowledge.correct(model, tokenizer, asked, batch=7)
-    for statement, hit in zip(asked, hits, strict=True):
+    for statement, hit in zip(asked, hits, strict=True):  # a hit is what generate says
         prompt = tokenizer(statement.prompt, return_tensors="pt")
         ids = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0]
         text = tokenizer.decode(ids[prompt["input_ids"].shape[1] :])
