@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,8 +12,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from errata.store.files import cache_root
+
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests, and the processes that they start, a cache that is nobody's.
+
+    What fetches a real model keeps the user's: `make test-real` counts moments once and for all.
+    """
+    if "ERRATA_CACHE" in os.environ or os.environ.get("ERRATA_FETCH"):
+        return  # asked for, or a worker, or a run on real models
+    os.environ["ERRATA_USERS_CACHE"] = str(cache_root())
+    os.environ["ERRATA_CACHE"] = folder = tempfile.mkdtemp(prefix="errata-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def users_cache() -> Path:
+    """Where models lie that the user has fetched."""
+    return Path(os.environ.get("ERRATA_USERS_CACHE") or cache_root())
 
 
 def shared_folder() -> Path:
@@ -33,7 +54,6 @@ def shared() -> Path:
 def _nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `errata tune` found on this machine is for its user; tests have caches of their own."""
     from errata.editors import fitting
-    from errata.store.files import cache_root
 
     nowhere = Path("/nowhere")
     monkeypatch.setattr(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import users_cache
 from tests.model.some_tokenizers import FAMILIES, SENTENCES, some_tokenizer
 from tests.test_spacing import SPACELESS
 from tests.tiny_models import tiny_tokenizer
@@ -16,7 +17,6 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 
 import errata
 from errata.data import load_cases
-from errata.model import named
 from errata.model.tokens import encode_row
 
 
@@ -39,7 +39,7 @@ OTHERS: dict[str, Callable[[Path], Any]] = {
     "pocket": lambda shared: errata.load("pocket").tokenizer,
     "gpt2, published": lambda shared: _at(shared / "data" / "tokenizers" / "gpt2", _gpt2),
     "reference": lambda shared: _at(shared / "reference" / "models" / "tiny-gpt2"),
-    "smollm2": lambda shared: _at(named.cache_root() / "models" / "smollm2"),
+    "smollm2": lambda shared: _at(users_cache() / "models" / "smollm2"),
 }
 WITHOUT_SHARED = ("tiny", "tiny, bos", "pocket", "smollm2")
 
