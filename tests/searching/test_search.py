@@ -370,6 +370,7 @@ def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) ->
     "name",
     [
         "rome",
+        "rag",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("r_rome", "emmet", "pmet", "alphaedit", "memit+blue", "lora", "ultraedit")
@@ -386,7 +387,7 @@ def test_every_editor_can_be_searched(
     monkeypatch.setattr(budget, "MOST", 3)
     monkeypatch.setattr(searching, "_PERFECT", -9.0)  # no neighbours of the best
     before = pocket.fingerprint
-    quick: dict[str, Any] = {"lora": {"steps": 4}, "ultraedit": {}}
+    quick: dict[str, Any] = {"lora": {"steps": 4}, "ultraedit": {}, "rag": {}}
     given = quick.get(name, {"steps": 4, "moments_samples": 200})
     found = errata.tune(pocket, name, minutes=30, **given)
     assert pocket.fingerprint == before

@@ -49,6 +49,15 @@ def test_beside_the_best_one_thing_changes(name: str, pocket: LM) -> None:
         assert any(changed <= option.keys() for _, found in space.dimensions for option in found)
 
 
+def test_facts_that_are_told_have_no_blocks(pocket: LM) -> None:
+    editor = get_editor("rag", model="pocket")
+    space = space_of(editor, pocket)
+    made = list(islice(space.candidates(0), 40))
+    assert made[1] == {"threshold": 0.7}
+    assert all(one not in made[:i] for i, one in enumerate(made))
+    assert blocks_tried(space, editor, pocket) == ()
+
+
 def test_what_was_given_is_not_searched(pocket: LM) -> None:
     editor = get_editor("memit", {"clamp": 2.0, "layers": (1, 2)}, model="pocket")
     space = space_of(editor, pocket, ["clamp", "layers"])
@@ -65,7 +74,8 @@ def test_what_was_given_is_not_searched(pocket: LM) -> None:
      ("memoir", {"tau", "share", "lr", "steps", "layer"}),
      ("unke", {"block_lr", "block_steps", "clamp", "keep_texts", "layer"}),
      ("t_patcher", {"memory_weight", "fires_at", "lr", "steps", "layer"}),
-     ("lemoe", {"rank", "lr", "steps", "layer"})],
+     ("lemoe", {"rank", "lr", "steps", "layer"}),
+     ("rag", {"threshold", "form", "keys", "confirm"})],
 )  # fmt: skip
 def test_what_is_searched_of_editors_that_train(pocket: LM, name: str, searched: set[str]) -> None:
     editor = get_editor(name, model="pocket")
@@ -76,7 +86,7 @@ def test_what_is_searched_of_editors_that_train(pocket: LM, name: str, searched:
 
 
 def test_editors_without_a_space_are_refused_by_name(pocket: LM) -> None:
-    for name in ("rag", "ike", "none", "serac", "mend"):
+    for name in ("ike", "none", "serac", "mend"):
         if name not in editors:
             continue
         with pytest.raises(ConfigError, match=f"no search is made for the settings of {name}") as e:

@@ -78,8 +78,8 @@ class Editor(ABC):
             `grows` (its memory grows).
         sequential: Whether it is fit to edit one after another; False: its updates are made for the
             unedited model, and a sequence of them destroys it.
-        in_turns: Whether it is meant for many edits at once, and its strength for many is not that
-            for one: `errata tune` measures it so.
+        in_turns: Whether it is meant for many edits at once, and what suits many is not what suits
+            one: `errata tune` measures it so.
         exports: What its patches can be exported as by default settings: `lora`, `merged`.
         Config: Class of its settings.
         published: Backbone -> published settings, for `--as-published`.

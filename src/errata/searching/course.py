@@ -29,7 +29,7 @@ from errata.progress import Ticker
 from errata.searching import budget
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
-from errata.searching.spaces import Space, base_of, blocks_tried, space_of
+from errata.searching.spaces import Space, base_of, blocks_tried, edited, space_of
 from errata.searching.trials import LEAST, Stats, Store, leaders, measure, name_of
 from errata.store.provenance import now
 
@@ -366,7 +366,7 @@ class Course:
         names = {name for _, options in self.space.dimensions for o in options for name in o}
         names |= self.base.keys()  # what was found stands in the place of the rule of thumb
         values = {name: getattr(editor.config, name) for name in sorted(names)}
-        blocks = tuple(editor.edited_layers(self.lm))
+        blocks = edited(editor, self.lm)
         if "layers" in values:
             values["layers"] = blocks
         if "layer" in values:

@@ -108,6 +108,14 @@ BESIDE: Mapping[str, tuple[tuple[str, tuple[Settings, ...]], ...]] = {
 }
 """Those of editors with a block of their own, by the setting that tells which it is."""
 
+TOLD: tuple[tuple[str, tuple[Settings, ...]], ...] = (
+    ("threshold", tuple({"threshold": value} for value in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9))),
+    ("form", ({"form": "bare"}, {"form": "new_fact"}, {"form": "told"})),
+    ("keys", ({"keys": "prompt"}, {"keys": "fact"})),
+    ("confirm", ({"confirm": "none"}, {"confirm": "contrast"})),
+)
+"""Those of facts that are found and told (RAG)."""
+
 LEADS: Mapping[str, tuple[Settings, ...]] = {
     "radius": ({"radius": 10.0}, {"radius": 3.0, "lr": 0.3}),
     "act_ratio": ({"lr": 0.3}, {"lr": 0.1, "limit": 3.0}),
@@ -115,6 +123,7 @@ LEADS: Mapping[str, tuple[Settings, ...]] = {
     "block_lr": ({"block_lr": 1e-4}, {"clamp": 1.0}),
     "memory_weight": ({"memory_weight": 3.0, "fires_at": "answer"}, {"memory_weight": 10.0}),
     "top_k": ({"rank": 4}, {"lr": 3e-4}),
+    "confirm": ({"threshold": 0.7}, {"threshold": 0.8}, {"threshold": 0.9}, {"form": "new_fact"}),
     "mom2_weight": (
         {"clamp": 4.0, "mom2_weight": 1000.0},
         {"clamp": 3.0, "mom2_weight": 3000.0},
@@ -211,7 +220,13 @@ def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
     values = {**base_of(lm, given, fixed), **fixed}
     editor: Any = get_editor(given.name, values, model=lm.name)
     products = ["bfloat16 products"] if lm.roughly else []
-    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm)), *products]
+    return [editor.config.model_dump(mode="json"), list(edited(editor, lm)), *products]
+
+
+def edited(editor: Editor, lm: LM) -> tuple[int, ...]:
+    """Return the blocks that an editor edits; none if it has no blocks."""
+    told: Any = getattr(editor, "edited_layers", None)
+    return () if told is None else tuple(told(lm))
 
 
 def space_of(editor: Editor, lm: LM, fixed: Sequence[str] = ()) -> Space:
@@ -272,6 +287,8 @@ def _family(fields: Mapping[str, Any]) -> tuple[tuple[str, tuple[Settings, ...]]
     for told, family in (("whiten", TURNS), ("rank", FACTORS), ("norm_constraint", TUNED)):
         if {told, "lr", "layers"} <= fields.keys():
             return family
+    if {"confirm", "threshold"} <= fields.keys():
+        return TOLD
     return next((own for told, own in BESIDE.items() if {told, "layer"} <= fields.keys()), None)
 
 
@@ -281,8 +298,10 @@ def _can(name: str) -> bool:
 
 
 def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
-    """Return where an editor may write, by depth."""
+    """Return where an editor may write, by depth; nothing for one without blocks."""
     depth, fields = lm.n_layers, type(editor.config).model_fields
+    if not fields.keys() & {"layer", "layers"}:
+        return ()
 
     def at(share: float) -> int:
         return max(0, min(depth - 1, round(share * depth)))
@@ -290,8 +309,7 @@ def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
     if "layer" in fields:
         shares = ONE if editor.weights else LATE
         return tuple({"layer": block} for block in dict.fromkeys(at(share) for share in shares))
-    told: Any = editor
-    rule = tuple(told.edited_layers(lm))
+    rule = edited(editor, lm)
     if "norm_constraint" in fields:
         return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in TUNABLE))
     if len(rule) == 1:
@@ -307,8 +325,7 @@ def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
 
 def blocks_tried(space: Space, editor: Editor, lm: LM) -> tuple[int, ...]:
     """Return all blocks that settings of a space may write into."""
-    told: Any = editor
-    found = set(told.edited_layers(lm))
+    found = set(edited(editor, lm))
     for _, options in space.dimensions:
         for option in options:
             found |= set(option.get("layers", ()))

@@ -73,6 +73,7 @@ class Rag(Editor):
     weights = False
     batch = "memory"
     sequence = "grows"
+    in_turns = True
     exports = ()
     Config = RagConfig
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
