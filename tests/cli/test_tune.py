@@ -84,7 +84,7 @@ def test_the_model_is_an_argument_or_an_option(errata: Errata, here: Path) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--editor", "rag"), "no search is made for the settings of rag"),
+        (("--editor", "ike"), "no search is made for the settings of ike"),
         (("--editor", "memitt"), "unknown editor 'memitt'"),
         (("--editor", "memit", "--minutes", "0"), "0 minutes are no time"),
         (("--editor", "memit", "--set", "colour=1"), "unknown setting 'colour'"),

@@ -23,7 +23,7 @@ from errata.searching import budget
 from errata.searching import course as searching
 from errata.searching.facts import Trial
 from errata.searching.spaces import stands_on
-from errata.searching.trials import Outcome
+from errata.searching.trials import Outcome, name_of
 from errata.store.locks import take_lock
 
 SECONDS = 1.0
@@ -125,6 +125,46 @@ def test_a_slow_first_trial_does_not_make_the_search_small(
     found = errata.tune(pocket, "memit", minutes=10)
     assert by_the_first < 10
     assert found.candidates > 2 * by_the_first
+
+
+def test_a_candidate_that_takes_longer_does_not_end_the_search(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    """Its seconds say nothing of the others': what was asked last may be what takes long."""
+    made = stand(planted)
+    own, asked = made.measure, list[str]()
+
+    def measure(lm: LM, editor: Editor, *given: Any) -> list[Outcome]:
+        name = name_of(editor.config.model_dump(mode="json"))
+        if name not in asked:
+            asked.append(name)
+        slow = asked.index(name) in (25, 26)  # the last ones of the first step
+        made.now += 40 * SECONDS if slow else 0.0
+        found = own(lm, editor, *given)
+        return [replace(one, seconds=11 * SECONDS if slow else SECONDS) for one in found]
+
+    searching.measure = measure  # type: ignore[assignment]  # undone by the fixture
+    found = errata.tune(pocket, "memit", minutes=20)
+    assert found.candidates >= 27
+    assert {one.stats.facts for one in found.tried} == {budget.RUNGS[-1]}
+    assert found.seconds <= 1200
+
+
+def test_a_machine_that_becomes_slow_still_gives_a_result_in_time(
+    pocket: LM, stand: Callable[..., Stand], weak: None
+) -> None:
+    made = stand(planted)
+    own = made.measure
+
+    def measure(*given: Any) -> list[Outcome]:
+        times = 3 if made.calls > 40 else 1
+        made.now += (times - 1) * SECONDS * len(given[2])
+        return [replace(one, seconds=times * SECONDS) for one in own(*given)]
+
+    searching.measure = measure  # type: ignore[assignment]  # undone by the fixture
+    found = errata.tune(pocket, "memit", minutes=10)
+    assert found.held.written == 1.0
+    assert found.seconds <= 660  # what was begun is finished
 
 
 def test_who_leads_by_luck_is_found_out(
@@ -315,7 +355,7 @@ def test_bad_requests(pocket: LM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown editor"):
         errata.tune(pocket, "memitt")
     with pytest.raises(ConfigError, match="no search is made"):
-        errata.tune(pocket, "rag")
+        errata.tune(pocket, "ike")
     with pytest.raises(ConfigError, match="unknown setting"):
         errata.tune(pocket, "memit", colour=1)
     with pytest.raises((DataError, ConfigError)):
@@ -336,14 +376,27 @@ def test_one_search_at_a_time(pocket: LM, cache_folder: Path) -> None:
         lock.release()
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(("candidates", "facts"), [(1, 16), (9, 16), (27, 16), (5, 6)])
-def test_the_cost_is_the_number_of_edits(candidates: int, facts: int) -> None:
+def test_the_cost_is_the_number_of_edits(candidates: int, facts: int, together: bool) -> None:
     left, done, total = candidates, 0, 0
     for rung in [r for r in budget.RUNGS if r < facts] + [facts]:
         for _ in range(left):
-            total += rung - done
+            total += rung if together else rung - done
         done, left = rung, min(left, max(budget.FINALISTS, -(-left // budget.KEPT)))
-    assert budget.cost(candidates, facts) == total
+    assert budget.cost(candidates, facts, together) == total
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_plan_fits_into_its_time(together: bool) -> None:
+    for seconds in (200, 600, 1200, 4000):
+        plan = budget.Budget(seconds, 10.0, 40, 40, together).plan(1.0)
+        begun = budget.cost(plan.candidates, 16, together)
+        assert plan.candidates > 1
+        assert 10 + begun + plan.deciding + 2 * plan.held <= seconds
+        assert plan.deciding == budget.FINALISTS * (plan.last - (0 if together else 16)) * (
+            plan.last > 16
+        )
 
 
 def test_a_real_search_on_pocket(pocket: LM, monkeypatch: pytest.MonkeyPatch) -> None:

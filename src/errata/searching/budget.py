@@ -1,6 +1,7 @@
 """How many settings are compared on how many facts, in the time that is given.
 
-All is counted in edits, each with its questions: they take the same time, whatever the setting.
+All is counted in edits, each with its questions: they take about the same time, whatever the
+setting.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ class Plan:
         held: Facts that are held out.
         last: Facts of the last comparison.
         candidates: Settings that halving begins with.
+        deciding: Edits that the last comparison takes.
     """
 
     held: int
     last: int
     candidates: int
+    deciding: int
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Budget:
         prepared: Seconds that preparing took.
         search: Facts of the search, those of the last comparison included.
         held: Facts that may be held out.
+        together: Whether the facts of a step are edited together, all of them anew at each step.
     """
 
     seconds: float
     prepared: float
     search: int
     held: int
+    together: bool = False
 
     @property
     def facts(self) -> int:
@@ -77,15 +82,25 @@ class Budget:
         left = self.seconds - self._gone(pace)
         held = max(LEAST_HELD, min(self.held, int(HELD_OUT * left / (2 * pace))))
         held = min(held, self.held)
-        rule = self.facts - RUNGS[0]  # measured on all of them in any case
-        edits = left / pace - 2 * held - rule
-        more = min(self.search - self.facts, max(int(LAST_SHARE * edits / FINALISTS), 0))
-        count, whole = 1, edits - FINALISTS * more
-        while count < MOST and cost(count + 1, self.facts) <= HALVING * whole:
+        edits = left / pace - 2 * held - self._rule
+        again = self.facts if self.together else 0
+        more = int(LAST_SHARE * edits / FINALISTS) - again
+        more = max(0, min(self.search - self.facts, more))
+        deciding = FINALISTS * (again + more) if more else 0
+        count, whole = 1, edits - deciding
+        while count < MOST and self._halving(count + 1) <= HALVING * whole:
             count += 1
-        if count < 2 and cost(2, self.facts) <= HALVING * edits:
-            count, more = 2, 0  # the last comparison is left out
-        return Plan(held, self.facts + more, count)
+        if count < 2 and self._halving(2) <= HALVING * edits:
+            count, more, deciding = 2, 0, 0  # the last comparison is left out
+        return Plan(held, self.facts + more, count, deciding)
+
+    @property
+    def _rule(self) -> int:
+        """Edits by the rule of thumb beyond the first, measured on all facts in any case."""
+        return self.facts - (0 if self.together else RUNGS[0])
+
+    def _halving(self, candidates: int) -> int:
+        return cost(candidates, self.facts, self.together)
 
     def check(self, pace: float) -> None:
         """Refuse a time in which nothing can be compared.
@@ -96,8 +111,8 @@ class Budget:
         plan = self.plan(pace)
         if plan.candidates > 1:
             return
-        rule, halving = self.facts - RUNGS[0], cost(2, self.facts) / HALVING
-        needed = self._gone(pace) + (2 * plan.held + rule + halving) * pace
+        halving = self._halving(2) / HALVING
+        needed = self._gone(pace) + (2 * plan.held + self._rule + halving) * pace
         raise ConfigError(
             f"{told(self.seconds)} do not suffice: preparing took {told(self.prepared)}, an "
             f"edit and its questions take {pace:.1f} s here",
@@ -119,10 +134,16 @@ def kept(candidates: int) -> int:
     return min(candidates, max(FINALISTS, -(-candidates // KEPT)))
 
 
-def cost(candidates: int, facts: int) -> float:
-    """Return how many edits halving over so many candidates takes."""
+def cost(candidates: int, facts: int, together: bool = False) -> int:
+    """Return how many edits halving over so many candidates takes.
+
+    Args:
+        candidates: Settings that it begins with.
+        facts: Facts of its last step.
+        together: Whether all facts of a step are edited anew, those of the step before included.
+    """
     total, done, left = 0, 0, candidates
     for rung in steps_to(facts):
-        total += left * (rung - done)
+        total += left * (rung - (0 if together else done))
         done, left = rung, kept(left)
     return total

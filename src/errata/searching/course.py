@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREPARING = "preparing"
+
+LATELY = 5
+"""Measurements that tell how slow the machine is by now."""
 
 CHUNK = 4
 """Facts that are edited side by side, and lost if the process is killed."""
@@ -74,7 +78,7 @@ class Course:
         self.lm, self.given, self.fixed, self.deal = lm, given, fixed, dealt
         self.store, self.seconds, self.progress = store, seconds, progress
         self.earlier, self.started = store.seconds, time.perf_counter()
-        self.pace, self.slower = 0.0, 1.0
+        self.pace, self.paces = 0.0, deque[float](maxlen=LATELY)
         self.doing = ""
         self.base = base_of(lm, given, fixed)
         self.rule = self.editor({})
@@ -99,6 +103,14 @@ class Course:
     def left(self) -> float:
         """Return the seconds that are left."""
         return self.seconds - self.spent()
+
+    @property
+    def slower(self) -> float:
+        """How much slower edits are than they were: others may use the machine, too.
+
+        Some settings take longer than others, so no single measurement says that.
+        """
+        return max(1.0, statistics.median(self.paces)) if self.paces else 1.0
 
     def say(self, text: str) -> None:
         """Report what is being done."""
@@ -140,8 +152,8 @@ class Course:
                 log.warning("%s: %s; these settings are left out", shown(settings), error.message)
                 return None
             self.store.add(kept, part, outcomes)
-            if self.pace:  # a machine that others use, too, may have become slower
-                self.slower = max(1.0, outcomes[0].seconds / self.pace)
+            if self.pace:
+                self.paces.append(outcomes[0].seconds / self.pace)
         found = [self.store.get(kept, trial, free) for trial in trials]
         return Stats.of([one for one in found if one is not None])
 
@@ -199,7 +211,7 @@ class Course:
         candidates, plan = self._gather(seed, base.seconds)
         held, deciding = self.deal.held[: plan.held], self.deal.search[: plan.last]
         last = 2 * len(held) * self.pace
-        reserve = last + budget.FINALISTS * (plan.last - len(self.facts)) * self.pace
+        reserve = last + plan.deciding * self.pace
         left = self._halve(candidates, reserve)
         self.say("the rule of thumb")
         self.stats({}, self.facts, reserve=reserve)  # for the table
@@ -222,8 +234,9 @@ class Course:
         if PREPARING not in self.store.times:
             self.store.spend(time.perf_counter() - started, PREPARING)
         self.budget = budget.Budget(
-            self.seconds, self.store.times[PREPARING], len(self.deal.search), len(self.deal.held)
-        )
+            self.seconds, self.store.times[PREPARING], len(self.deal.search), len(self.deal.held),
+            self.given.in_turns,
+        )  # fmt: skip
 
     def _gather(self, seed: int, pace: float) -> tuple[list[dict[str, Any]], budget.Plan]:
         """Return as many candidates as there is time for at the pace seen, and held-out facts.
