@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from errata.evaluation import bootstrap
 from errata.evaluation.bootstrap import Table, intervals
 from errata.evaluation.result import Result
 from errata.evaluation.summary import summarise
@@ -150,7 +151,9 @@ def test_retention_groups_ages():
     assert found["by_age"][-1]["final"] == 0.0
 
 
-def test_intervals_resample_records_as_a_plain_bootstrap_does():
+@pytest.mark.parametrize("kept", [0, bootstrap._KEPT])  # drawn anew, or remembered
+def test_intervals_resample_records_as_a_plain_bootstrap_does(kept, monkeypatch):
+    monkeypatch.setattr(bootstrap, "_KEPT", kept)
     rng = np.random.default_rng(5)
     rows = [
         {("reliability", "edit"): rng.random(rng.integers(1, 4)).tolist(),
