@@ -38,7 +38,8 @@ EDITORS = {
     "ultraedit_small": Editor(
         "UltraEdit, `lr=2e-4`, no whitening", "ultraedit", {"lr": 2e-4, "whiten": False}
     ),
-    "rag": Editor("RAG", "rag"),
+    "rag": Editor("RAG", "rag", {"threshold": 0.5}),
+    "rag_searched": Editor("RAG, `threshold=0.7`", "rag", {"threshold": 0.7}),
     "retrieval": Editor("IBKE-retrieval", "ibke-retrieval"),
     "locft": Editor("FT, breadth-first with replay", "ft", BREADTH),
     "ft": Editor("FT", "ft"),
@@ -92,7 +93,7 @@ class Sequence:
 COLLIDE = {"collide": "relation"}
 """Questions about a fact that another edit makes false are no locality questions."""
 
-_REAL = ("ultraedit", "rag", "locft", "lora", "memoir", "alphaedit", "ft")
+_REAL = ("ultraedit", "rag", "rag_searched", "locft", "lora", "memoir", "alphaedit", "ft")
 TEXT = "{data}/text/wikitext2_raw_test.txt"
 
 SEQUENCES = {
@@ -100,7 +101,7 @@ SEQUENCES = {
         "pocket: 200 edits, twenty at a time",
         "Facts of the built-in world that no shipped network was trained on (split `test`, the"
         " first 200 of seed 0); perplexity of held-out sentences of the world.",
-        "pocket", "world", 200, 20, tuple(EDITORS), COLLIDE,
+        "pocket", "world", 200, 20, tuple(e for e in EDITORS if e != "rag_searched"), COLLIDE,
     ),
     "smollm2_300": Sequence(
         "SmolLM2-135M: 300 edits of WikiBigEdit, a hundred at a time",
