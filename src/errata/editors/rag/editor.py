@@ -76,7 +76,10 @@ class Rag(Editor):
     in_turns = True
     exports = ()
     Config = RagConfig
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # searched, and twice the neighbours of 300 facts of WikiBigEdit: docs/memory-editors.md
+        "smollm2": {"threshold": 0.7},
+    }
     config: RagConfig
 
     def prepare(self, lm: LM) -> None:
