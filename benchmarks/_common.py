@@ -281,7 +281,7 @@ def finish(
         )
     targets = [args.json] if args.json else []
     targets += [RESULTS / f"{name}.json"] if args.keep else []
-    places = {"json", "keep", "easyedit"}  # where files lie changes no figure
+    places = {"json", "keep", "easyedit", "result"}  # where files lie changes no figure
     settings = {key: str(value) for key, value in vars(args).items() if key not in places}
     document = {
         "benchmark": name,

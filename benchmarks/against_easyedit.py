@@ -1,14 +1,15 @@
 """errata and EasyEdit in turn: the same model, records, contexts, second moments and settings.
 
 `python -m benchmarks.against_easyedit --easyedit CHECKOUT` times ROME (one edit at a time, and side
-by side in errata), MEMIT and AlphaEdit (a batch), FT and the questions of records, in CPU seconds,
-compares the changes of weights and the answers, and measures what each holds at its peak above what
-the process held before. Without a checkout it says so and measures nothing. A method that a release
-of EasyEdit does not have is left out and named: the package `easyeditor` of the package index is of
-October 2023 and has ROME, MEMIT, FT and the questions; unpacked, it serves as a checkout.
+by side in errata), MEMIT and AlphaEdit (a batch), FT, GRACE and the questions of records, in CPU
+seconds, compares the changes of weights, the values and the answers, and measures what each holds
+at its peak above what the process held before. Without a checkout it says so and measures nothing.
+A method that a release of EasyEdit does not have is left out and named: the package `easyeditor` of
+the package index is of October 2023 and has ROME, MEMIT, FT and the questions; unpacked, it serves
+as a checkout.
 
 What stands between the two is in `benchmarks.easyedit`. `--only questions` compares those alone,
-`--only "ROME MEMIT"` these two.
+`--only "ROME MEMIT"` these two; `--result NAME` keeps what was found under another name.
 
 An environment of its own, where the packages that its modules import can be had (beside errata's:
 datasets, matplotlib, numpy, pyyaml; for its questions also nltk, scikit-learn, openai, rouge and
@@ -37,7 +38,15 @@ from benchmarks.rome_edit import context_templates, random_moment
 ROME, MEMIT = 20, 5
 """Contexts beside the bare prompt."""
 
-AIMS = {"ROME": 6.0, "MEMIT": 8.0, "AlphaEdit": 8.0, "FT": 4.0, "questions": 4.0, "again": 6.0}
+AIMS = {
+    "ROME": 6.0,
+    "MEMIT": 8.0,
+    "AlphaEdit": 8.0,
+    "FT": 4.0,
+    "GRACE": 4.0,
+    "questions": 4.0,
+    "again": 6.0,
+}
 """Times as fast as EasyEdit, in float32; again: where the unedited answers are known."""
 
 ROUGH = {
@@ -45,6 +54,7 @@ ROUGH = {
     "MEMIT": 18.0,
     "AlphaEdit": 18.0,
     "FT": 4.0,
+    "GRACE": 4.0,
     "questions": 10.0,
     "again": 14.0,
 }
@@ -55,12 +65,24 @@ are asked of a model in bfloat16."""
 # ---------------------------------------------------------------------- both
 
 
-def distance(theirs: Any, mine: dict[str, Any], lm: Any) -> float:
-    """Return the largest relative difference of the changes of any weight."""
-    gaps = []
+def distance(lm: Any, theirs: Any, mine: Any) -> float:
+    """Return how far the changes of weights are apart: the largest relative difference of any."""
+    from errata.patch.deltas import weight_deltas
+
+    gaps, own = [], weight_deltas(lm, mine.changes)
     for layer, delta in theirs.items():
-        own = mine[lm.site(layer).weight].double()
-        gaps.append(float((own - delta).norm() / delta.norm()))
+        gaps.append(float((own[lm.site(layer).weight].double() - delta).norm() / delta.norm()))
+    return max(gaps)
+
+
+def between_entries(lm: Any, theirs: Any, mine: Any) -> float:
+    """Return how far keys and values are apart: the largest relative difference of either."""
+    from errata.editors.grace.codebook import Codebook
+
+    (module,) = mine.changes
+    book, gaps = Codebook.restored(module, mine.state), []
+    for own, other in ((book.keys[0], theirs[0]), (book.values[0], theirs[1])):
+        gaps.append(float((own.double() - other.double()).norm() / other.double().norm()))
     return max(gaps)
 
 
@@ -69,7 +91,6 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
     from safetensors.torch import load_file
 
     from errata.editors import get_editor
-    from errata.patch.deltas import weight_deltas
 
     layers = tuple(args.layer - n for n in range(args.blocks))[::-1]
     path = random_moment(lm, layers, common.CACHE)
@@ -83,7 +104,12 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
     wanted = set(args.only.split()) or {*aims}
 
     def timed(
-        name: str, what: str, more: dict[str, Any], ways: dict[str, Callable[[], Any]]
+        name: str,
+        what: str,
+        more: dict[str, Any],
+        ways: dict[str, Callable[[], Any]],
+        of: str = "weight changes",
+        apart: Callable[[Any, Any, Any], float] = distance,
     ) -> list[common.Line]:
         if name not in wanted:
             return []
@@ -93,12 +119,12 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
             print(f"{name} is left out, this release of EasyEdit does not have it: {error}")
             return []
         pairs = zip(found["theirs"], found["mine"], strict=True)
-        gap = max(distance(a, weight_deltas(lm, b.changes), lm) for a, b in pairs)
+        gap = max(apart(lm, a, b) for a, b in pairs)
         contexts = f", {len(more['contexts']) + 1} contexts" if "contexts" in more else ""
         return [
             common.line(
                 f"{name}, {what}", lm.name, "EasyEdit", timings["theirs"], timings["mine"],
-                args.device, equal=f"weight changes differ by {gap:.1e} (relative)",
+                args.device, equal=f"{of} differ by {gap:.1e} (relative)",
                 note=f"{more['steps']} steps{contexts}; moments ready", aim=aims.get(name),
             ),
             common.Line(
@@ -135,6 +161,8 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
             lines += timed(method, f"a batch of {len(edits)}", batch, ways)
         for what, ways in _ft(lm, theirs, some, args.layer).items():
             lines += timed("FT", what, FT, ways)
+        for what, ways in _grace(lm, theirs, some).items():
+            lines += timed("GRACE", what, GRACE, ways, "keys and values", between_entries)
         if "questions" in wanted:
             settings = theirs.settings("ROME", layers, shared)
             lines += questions(lm, cases, theirs, settings, args, aims)
@@ -156,6 +184,29 @@ def _ft(
     editor = get_editor("ft", {**FT, **FT_OURS, "layers": [layer]})
     given = {**FT, "clamp": None, "kl_factor": None}
     plain = lambda: theirs.ft(edits, layer, given)  # noqa: E731
+    return {
+        "one by one": {
+            "theirs": plain, "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
+        },
+        f"{len(edits)} side by side": {
+            "theirs": plain, "mine": lambda: editor.edit(lm, [[edit] for edit in edits]),
+        },
+    }  # fmt: skip
+
+
+GRACE: dict[str, Any] = {"steps": 20, "lr": 0.1, "radius": 1.0}
+"""Its published rate of 1 is for values that start at random; here they start as the layer's."""
+
+
+def _grace(
+    lm: Any, theirs: EasyEdit, edits: Sequence[Any]
+) -> dict[str, dict[str, Callable[[], Any]]]:
+    """Return a codebook by both, at the block that errata takes for this model."""
+    from errata.editors import get_editor
+
+    editor = get_editor("grace", {**GRACE, "start": "warm", "compat": True})
+    layer = editor.edited_layers(lm)[0]
+    plain = lambda: theirs.grace(edits, layer, GRACE)  # noqa: E731
     return {
         "one by one": {
             "theirs": plain, "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
@@ -248,7 +299,7 @@ def main() -> None:
     """Compare on a model, if there is a checkout."""
     args = common.options(
         __doc__, records=20, repeats=1, steps=20, edits=4, layer=7, blocks=5,
-        model="smollm2", easyedit="", compute="float32", only="",
+        model="smollm2", easyedit="", compute="float32", only="", result="",
     )  # fmt: skip
     folder = checkout(args.easyedit)
     if folder is None:
@@ -262,7 +313,7 @@ def main() -> None:
     lm = common.prepared(errata.load(args.model, device=args.device, compute=args.compute))
     lines = compare(lm, common.records(common.SMALL, args.records), folder, args)
     rough = "" if args.compute == "float32" else "_rough"
-    common.finish(f"against_easyedit{rough}", args, lines)
+    common.finish(args.result or f"against_easyedit{rough}", args, lines)
 
 
 if __name__ == "__main__":

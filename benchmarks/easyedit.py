@@ -111,6 +111,11 @@ def in_tuples(model: Any, blocks: Sequence[str]) -> Any:
     return made
 
 
+def _bracketed(path: str) -> str:
+    """Return the path of a module as Python writes it: `layers[3].mlp` for `layers.3.mlp`."""
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split("."))[1:]
+
+
 class EasyEdit:
     """EasyEdit's functions on a copy of a model.
 
@@ -218,6 +223,30 @@ class EasyEdit:
             for edit in edits
         ]  # fmt: skip
 
+    def grace(self, edits: Sequence[Any], layer: int, given: dict[str, Any]) -> list[Any]:
+        """Return the key and the value of each edit by itself, in a codebook of its own."""
+        path = self.templates["rewrite_module_tmp"].format(layer)
+        settings = SimpleNamespace(
+            device=0, inner_params=[f"{_bracketed(path)}.weight"], edit_lr=given["lr"],
+            n_iter=given["steps"], eps=given["radius"], dist_fn="euc", val_init="warm",
+            val_train="sgd", val_reg="None", reg="early_stop", replacement="replace_last",
+            eps_expand="coverage", num_pert=8, dropout=0.0,
+        )  # fmt: skip
+        main = self.load("easyeditor.models.grace.grace_main")
+        parent, _, leaf = path.rpartition(".")
+        own, found = self.model.get_submodule(path), []
+        for edit in edits:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()), meaning(self.lm.device):
+                    main.apply_grace_to_model(
+                        self.model, self.tokenizer, [self._request(edit)], settings
+                    )
+                book = self.model.get_submodule(path)
+                found.append((book.keys[0].detach(), book.values[0].detach()))
+            finally:
+                setattr(self.model.get_submodule(parent), leaf, own)
+        return found
+
     def _projectors(self, layers: Sequence[int], given: dict[str, Any]) -> Any:
         """Return what its users download or compute once."""
         import torch
@@ -248,6 +277,7 @@ class EasyEdit:
         with contextlib.redirect_stdout(io.StringIO()), meaning(self.lm.device):
             call()
         self.model.requires_grad_(False)
+        self.model.zero_grad()  # a later optimiser of all weights would follow what FT has left
         with torch.no_grad():
             found = {layer: (weights[layer] - own[layer]).double() for layer in layers}
             for layer, weight in weights.items():

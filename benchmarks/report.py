@@ -27,6 +27,7 @@ TITLES = {
     "savings": "What need not be computed, on a real model",
     "limit": "Distance from the limit, on a real model",
     "against_easyedit": "Against EasyEdit, on a real model",
+    "against_easyedit_newer": "Against EasyEdit's AlphaEdit and GRACE, which no release has yet",
     "against_easyedit_rough": "Against EasyEdit, searched with products in bfloat16",
     "startup": "Start-up",
 }

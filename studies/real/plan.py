@@ -98,6 +98,9 @@ def _cell(key: str, part: str, name: str, **more: Any) -> Cell:
     return Cell(name, part, editor, own, label=label, **more)
 
 
+DTYPES = {"smollm2": "bfloat16", "gemma3": "float32", "qwen05": "float32"}
+"""Precision of the models edited one record at a time; no table compares rows of two models."""
+
 SPOKEN = 30
 """Records of a row that are also answered freely (WILD): the first ones, the same for every row."""
 
@@ -113,7 +116,7 @@ def single(model: str, data: str, keys: tuple[str, ...], block: Block) -> list[C
     return [
         _cell(
             key, "single", f"{model}_{data}_{key}_{first}", model=model, data=data,
-            first=first, limit=limit, protocol=WILD if wild else {},
+            first=first, limit=limit, protocol=WILD if wild else {}, dtype=DTYPES[model],
         )
         for key in keys
     ]  # fmt: skip
@@ -192,7 +195,7 @@ def blocks(limit: int = 20) -> list[Cell]:
     return [
         Cell(
             f"{model}_block_{layer}", "blocks", "rome", {**MOMENTS, "layer": layer}, model,
-            limit=limit, label=f"block {layer}",
+            limit=limit, label=f"block {layer}", dtype="float32",
         )
         for model, layers in BLOCKS.items()
         for layer in layers
