@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from tests.locate.samples import EDITS
+from tests.tiny_models import MIXTURES, tiny_tokenizer
 
 import errata
 from errata.case import Case, Edit
+from errata.editors import get_editor
 from errata.editors.base import Editor
-from errata.editors.erase import ENDS, NAMES, Erase, erased
+from errata.editors.erase import ENDS, NAMES, Erase, EraseConfig, erased
 from errata.errors import ConfigError, EditError
 from errata.evaluation import evaluate
 from errata.model.lm import LM
@@ -48,6 +50,20 @@ def test_what_is_said_of_nobody_is_written(tiny: Tiny, make: Make) -> None:
     before = likelihood(lm, told)
     with patch.applied(lm):
         assert likelihood(lm, told) > before
+
+
+@pytest.mark.parametrize("host", ["ft", "memit", "rome"])
+def test_in_a_mixture_the_expert_of_its_subject_is_written(host: str) -> None:
+    """As the host does by itself: each subject's fact is in the expert that it is routed to."""
+    lm = LM(MIXTURES["mixtral"](), tiny_tokenizer(), name="tiny-mixtral")
+    own = ["steps=5"] if host == "ft" else ["steps=5", "moments_text=world", "moments_samples=200"]
+    config = EraseConfig(host=host, host_settings=tuple(own), instead="refusal", refusal="Oslo")
+    for edit in EDITS[:2]:
+        patch = Erase(config).edit_one(lm, [edit])
+        expected = get_editor(host, overrides=own).edit_one(lm, [replace(edit, target="Oslo")])
+        assert [c.path for c in patch.changes] == [c.path for c in expected.changes]
+        for found, wanted in zip(tensors(patch), tensors(expected), strict=True):
+            assert torch.equal(found, wanted)
 
 
 def test_a_refusal_is_written(tiny: Tiny, make: Make) -> None:

@@ -67,29 +67,15 @@ def estimate(lm: LM, editor: Editor, requests: Sequence[Edit]) -> dict[str, Any]
     """
     if editor.name == "none":
         return {"layers": [], "patch_bytes": {"least": 0, "most": 0}}
-    layers = edited_layers(lm, editor)
+    blocks = editor.edited_layers(lm)
+    layers = "auto" if blocks is None else list(blocks)
     if not editor.weights:
         return {"layers": layers, "patch_bytes": None}
-    count = len(layers) if isinstance(layers, list) else 1
+    count = 1 if blocks is None else len(blocks)
     site = lm.site(0)
     most = 4 * count * site.d_in * site.d_out
     least = 4 * count * len(requests) * (site.d_in + site.d_out)
     return {"layers": layers, "patch_bytes": {"least": min(least, most), "most": most}}
-
-
-def edited_layers(lm: LM, editor: Editor) -> list[int] | str:
-    """Return the blocks that an editor edits, with what `auto` means for this model.
-
-    Where an editor does not say, its setting stands.
-    """
-    told = getattr(editor, "edited_layers", None)
-    if told is not None:
-        return [int(layer) for layer in told(lm)]
-    config = editor.config
-    layers = getattr(config, "layers", getattr(config, "layer", "auto" if editor.weights else []))
-    if isinstance(layers, int):
-        return [layers]
-    return list(layers) if isinstance(layers, tuple | list) else str(layers)
 
 
 def moments_state(lm: LM, editor: Editor) -> str | None:
@@ -102,8 +88,8 @@ def moments_state(lm: LM, editor: Editor) -> str | None:
     from errata.errors import DataError
     from errata.locate.moments import cached_layers
 
-    layers = edited_layers(lm, editor)
-    if isinstance(layers, str):
+    layers = editor.edited_layers(lm)
+    if layers is None:
         return None
     try:
         there = cached_layers(lm, layers, config)  # pyright: ignore[reportArgumentType]

@@ -62,9 +62,9 @@ class Editor(ABC):
     A new editor is one class that sets the attributes below as literals and overrides one method,
     `edit_groups`; that method builds its patches with `make_patch`. Checks, composition with
     earlier patches and the refusal of NaN are done here. Further methods may be overridden:
-    `prepare`, `made_of`, `check`, `check_together`, `meant`. It is one file (or folder) beside
-    this one, or a file of another distribution: docs/plugins.md. `errata.testing` tests what it
-    owes.
+    `prepare`, `made_of`, `check`, `check_together`, `meant`, `edited_layers`. It is one file (or
+    folder) beside this one, or a file of another distribution: docs/plugins.md. `errata.testing`
+    tests what it owes.
 
     Attributes:
         name: Name on the command line.
@@ -190,6 +190,17 @@ class Editor(ABC):
     def lasts(self) -> bool:
         """Whether its edits, as it is set, bear others after them; else sequences warn and stop."""
         return self.sequential
+
+    def edited_layers(self, lm: LM) -> tuple[int, ...] | None:
+        """Return the blocks that are edited, ascending; here: what its setting says.
+
+        None: what `auto` stands for is settled as it edits. Empty: no block is edited.
+        """
+        chosen = getattr(self.config, "layers", getattr(self.config, "layer", ()))
+        if chosen == "auto":
+            return None
+        numbers = (chosen,) if isinstance(chosen, int) else chosen
+        return tuple(sorted({resolve_layer(lm, number, 0) for number in numbers}))
 
     @property
     def edits_experts(self) -> bool:

@@ -40,7 +40,7 @@ def routed_blocks(editor: Editor, lm: LM) -> list[int]:
     mixed = [layer for layer in range(spec.n_blocks) if spec.routed(layer) is not None]
     if not mixed:
         return []
-    edited = _edited(editor, lm)
+    edited = editor.edited_layers(lm)
     found = mixed if edited is None else [layer for layer in edited if layer in mixed]
     if found and not editor.edits_experts:
         dense = [layer for layer in range(spec.n_blocks) if layer not in mixed]
@@ -51,21 +51,6 @@ def routed_blocks(editor: Editor, lm: LM) -> list[int]:
             f"Take rome, memit, emmet or ft{f', or a dense block: {dense}' if dense else ''}.",
         )
     return found
-
-
-def _edited(editor: Editor, lm: LM) -> list[int] | None:
-    """Return the blocks an editor edits; None if it does not say, empty if it edits none."""
-    told = getattr(editor, "edited_layers", None)
-    if told is not None:
-        return list(told(lm))
-    fields = type(editor.config).model_fields
-    name = next((name for name in ("layer", "layers") if name in fields), None)
-    if name is None:
-        return []
-    value = getattr(editor.config, name)
-    if value == "auto":
-        return None
-    return [n % lm.n_layers for n in ((value,) if isinstance(value, int) else value)]
 
 
 def edit_experts(

@@ -96,8 +96,8 @@ class TrainedEditor(NetworkEditor):
         """Say whether the blocks follow a trace or a rule of thumb."""
         return recall_rule(lm)
 
-    def sites(self, lm: LM) -> list[tuple[int, Site]]:
-        """Return block number and projection of every edited matrix, lowest block first.
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """Return the blocks that are edited, ascending.
 
         Raises:
             ConfigError: If a block does not exist or is named twice.
@@ -109,8 +109,16 @@ class TrainedEditor(NetworkEditor):
         numbers = sorted(resolve_layer(lm, layer, 0) for layer in layers)
         if len(set(numbers)) != len(numbers) or not numbers:
             raise ConfigError(f"layers {layers}: expected different blocks, at least one")
+        return tuple(numbers)
+
+    def sites(self, lm: LM) -> list[tuple[int, Site]]:
+        """Return block number and projection of every edited matrix, lowest block first.
+
+        Raises:
+            ConfigError: If a block does not exist or is named twice.
+        """
         chosen = []
-        for layer in numbers:
+        for layer in self.edited_layers(lm):
             if self.settings.matrices == "all":
                 chosen += [(layer, site) for site in lm.spec.ffn_in[layer]]
             chosen.append((layer, lm.site(layer)))

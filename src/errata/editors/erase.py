@@ -92,6 +92,15 @@ class Erase(Editor):
                 )
         return get_editor(config.host, overrides=config.host_settings, model=lm.name)
 
+    def edited_layers(self, lm: LM) -> tuple[int, ...] | None:
+        """Return the host's blocks."""
+        return self._host(lm).edited_layers(lm)
+
+    @property
+    def edits_experts(self) -> bool:
+        """Whether the host edits single experts of a mixture."""
+        return get_editor(self.config.host).edits_experts
+
     def prepare(self, lm: LM) -> None:
         """Make what the host needs."""
         self._host(lm).prepare(lm)

@@ -92,8 +92,7 @@ def kept_below(editor: Editor, lm: LM) -> Kept | None:
     In front of the lowest block that the editor says it changes: what stands below gives the same
     under its patches. None: it does not say, or there is nothing below.
     """
-    told = getattr(editor, "edited_layers", None)
-    lowest = 0 if told is None else min(told(lm), default=0)
+    lowest = min(editor.edited_layers(lm) or (), default=0)
     return Kept(lowest - 1) if lowest > 0 else None
 
 

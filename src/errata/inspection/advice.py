@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Edit
@@ -31,25 +31,18 @@ MORE, SHORTER = 4, 2
 """What rounds are multiplied by, and their strength is divided by."""
 
 
-def blocks_of(lm: LM, editor: Editor) -> list[int]:
-    """Return the blocks that an editor edits in this model; empty where it does not say."""
-    told: Any = getattr(editor, "edited_layers", None)
-    if told is not None:
-        try:
-            return [int(layer) for layer in told(lm)]
-        except ErrataError:
-            return []
-    config = editor.config
-    chosen = getattr(config, "layers", getattr(config, "layer", ()))
-    if isinstance(chosen, int):
-        return [chosen]
-    return [int(layer) for layer in chosen] if isinstance(chosen, tuple | list) else []
+def _blocks(lm: LM, editor: Editor) -> tuple[int, ...]:
+    """Return the blocks that an editor edits in this model; none where it cannot say."""
+    try:
+        return editor.edited_layers(lm) or ()
+    except ErrataError:
+        return ()
 
 
 def tried(lm: LM, editor: Editor) -> str:
     """Return what was done for an edit: the editor, its blocks, its steps."""
     words = [editor.name]
-    blocks = blocks_of(lm, editor)
+    blocks = _blocks(lm, editor)
     if blocks:
         words.append(f"block{'s'[: len(blocks) > 1]} {', '.join(map(str, blocks))}")
     steps = getattr(editor.config, "steps", None)
@@ -132,13 +125,13 @@ def _of_settings(lm: LM, editor: Editor) -> list[str]:
     steps = getattr(config, "steps", None)
     if isinstance(steps, int):
         found.append(f"more steps: --set steps={steps * LONGER}")
-    blocks = blocks_of(lm, editor)
-    if blocks and "training" not in editor.needs:  # networks belong to their blocks
+    blocks, own = _blocks(lm, editor), {"layer", "layers"} & type(config).model_fields.keys()
+    if blocks and own and "training" not in editor.needs:  # networks belong to their blocks
         found.append(f"another block: {_elsewhere(lm, editor, blocks)}")
     return found
 
 
-def _elsewhere(lm: LM, editor: Editor, blocks: list[int]) -> str:
+def _elsewhere(lm: LM, editor: Editor, blocks: Sequence[int]) -> str:
     """Return the setting that moves the edit by a tenth of the depth, to where there is room."""
     by = max(1, round(lm.n_layers / 10))
     if max(blocks) + by >= lm.n_layers:

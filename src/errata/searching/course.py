@@ -30,7 +30,7 @@ from errata.progress import Ticker
 from errata.searching import budget
 from errata.searching.facts import Deal
 from errata.searching.result import Tried, Tuned, shown
-from errata.searching.spaces import Space, base_of, blocks_tried, edited, space_of
+from errata.searching.spaces import Space, base_of, blocks_tried, space_of
 from errata.searching.trials import LEAST, Stats, Store, leaders, measure, name_of
 from errata.store.provenance import now
 
@@ -379,9 +379,9 @@ class Course:
         names = {name for _, options in self.space.dimensions for o in options for name in o}
         names |= self.base.keys()  # what was found stands in the place of the rule of thumb
         values = {name: getattr(editor.config, name) for name in sorted(names)}
-        blocks = edited(editor, self.lm)
+        blocks = list(editor.edited_layers(self.lm) or ())
         if "layers" in values:
-            values["layers"] = blocks
+            values["layers"] = tuple(blocks)
         if "layer" in values:
             values["layer"] = blocks[0]
         return values

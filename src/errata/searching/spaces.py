@@ -220,13 +220,7 @@ def stands_on(lm: LM, given: Editor, fixed: Mapping[str, Any]) -> list[Any]:
     values = {**base_of(lm, given, fixed), **fixed}
     editor: Any = get_editor(given.name, values, model=lm.name)
     products = ["bfloat16 products"] if lm.roughly else []
-    return [editor.config.model_dump(mode="json"), list(edited(editor, lm)), *products]
-
-
-def edited(editor: Editor, lm: LM) -> tuple[int, ...]:
-    """Return the blocks that an editor edits; none if it has no blocks."""
-    told: Any = getattr(editor, "edited_layers", None)
-    return () if told is None else tuple(told(lm))
+    return [editor.config.model_dump(mode="json"), list(editor.edited_layers(lm) or ()), *products]
 
 
 def space_of(editor: Editor, lm: LM, fixed: Sequence[str] = ()) -> Space:
@@ -309,7 +303,7 @@ def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
     if "layer" in fields:
         shares = ONE if editor.weights else LATE
         return tuple({"layer": block} for block in dict.fromkeys(at(share) for share in shares))
-    rule = edited(editor, lm)
+    rule = tuple(editor.edited_layers(lm) or ())
     if "norm_constraint" in fields:
         return tuple({"layers": (n,)} for n in dict.fromkeys(at(share) for share in TUNABLE))
     if len(rule) == 1:
@@ -325,7 +319,7 @@ def _blocks(editor: Editor, lm: LM) -> tuple[Settings, ...]:
 
 def blocks_tried(space: Space, editor: Editor, lm: LM) -> tuple[int, ...]:
     """Return all blocks that settings of a space may write into."""
-    found = set(edited(editor, lm))
+    found = set(editor.edited_layers(lm) or ())
     for _, options in space.dimensions:
         for option in options:
             found |= set(option.get("layers", ()))

@@ -24,6 +24,7 @@ from errata.patch import Dense, LowRank, Patch
 from errata.patch.export import to_lora, to_merged
 from errata.patch.places import parameter_of
 from errata.testing.measured import (
+    blocks_of,
     distance,
     equal,
     likelihood,
@@ -152,6 +153,15 @@ class EditorContract:
             patch.check(lm)
             patch.check_finite()
         assert make().edit(lm, []) == []
+
+    def test_it_writes_into_the_blocks_that_it_names(
+        self, name: str, kind: str, make: Make
+    ) -> None:
+        lm = tiny_lm(kind)
+        named = make().edited_layers(lm)
+        for patch in make().edit(lm, GROUPS):
+            written = set().union(*(blocks_of(lm, change) for change in patch.changes))
+            assert named is None or written <= set(named)
 
     def test_edits_take(self, name: str, kind: str, make: Make) -> None:
         lm = tiny_lm(kind)

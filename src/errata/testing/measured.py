@@ -13,7 +13,7 @@ from torch import Tensor
 from errata.case import Edit
 from errata.model.lm import LM
 from errata.model.tokens import positions_of
-from errata.patch import LowRank, Patch
+from errata.patch import Change, LowRank, Patch
 from errata.testing.models import EDITS
 
 
@@ -71,6 +71,12 @@ def likelihood(lm: LM, edits: Sequence[Edit]) -> float:
 def distance(a: Tensor, b: Tensor | float = 0.0) -> float:
     """Return the norm of a difference; also of token ids, which have none of their own."""
     return float((a - b).double().norm())
+
+
+def blocks_of(lm: LM, change: Change) -> set[int]:
+    """Return the block that a change of the model's insides stands in; none if it is in none."""
+    path = f"{getattr(change, 'path', '')}."
+    return {number for number, block in enumerate(lm.spec.blocks) if path.startswith(f"{block}.")}
 
 
 def tensors(patch: Patch) -> list[Tensor]:
