@@ -18,9 +18,9 @@ import errata
 from errata.data import load_cases
 from errata.data._facts import KNOWN, load_facts
 from errata.editors import Editor, get_editor
+from errata.editors.fitting import fitted
 from errata.errors import ErrataError
 from errata.evaluation.general import ITEMS, General
-from errata.inspection.advice import blocks_of
 from errata.model.lm import LM
 from errata.patch import Patch
 from errata.store.runs import Run, load_run
@@ -104,7 +104,7 @@ class Study:
         data = load_cases(self.places.filled(DATA[cell.data]), limit=cell.first + cell.limit)
         data = replace(data, cases=data.cases[cell.first :])
         errata.evaluate(
-            lm, self._editor(cell), data,
+            lm, self._editor(cell, lm), data,
             protocol=protocol, out=out, resume=out.exists(), progress=_keeper(out),
         )  # fmt: skip
         self.keep(cell)
@@ -114,8 +114,9 @@ class Study:
         if made and result is not None and spent is not None:
             write(cell.name, {**result, "cpu_each": round(spent / made, 2)})
 
-    def _editor(self, cell: Cell) -> Editor:
-        return get_editor(cell.editor, self.places.filled(cell.settings), model=cell.model)
+    def _editor(self, cell: Cell, lm: LM) -> Editor:
+        editor = get_editor(cell.editor, self.places.filled(cell.settings), model=cell.model)
+        return fitted(editor, lm) if cell.suited else editor
 
     def keep(self, cell: Cell) -> int:
         """Keep what there is of a cell so far; returns the number of its records."""
@@ -159,19 +160,18 @@ class Study:
         }
 
     def _result(self, cell: Cell, run: Run) -> dict[str, Any]:
-        tokenizer = self.lm(cell).tokenizer
-        config = run.config
+        lm, config = self.lm(cell), run.config
         return {
             "cell": asdict(cell),
             "config": self.places.emptied(config["editor"]["config"]),
-            "blocks": blocks_of(self.lm(cell), self._editor(cell)),
+            "blocks": list(self._editor(cell, lm).edited_layers(lm) or ()),
             "fingerprint": config["model"]["fingerprint"][:16],
             "data_version": config["data"]["version"],
             "errata": config["run"]["errata"],
-            "device": card_of(self.lm(cell)),
+            "device": card_of(lm),
             "finished": run.summary is not None,
             "once": _once(run),
-            "records": [compact(record, tokenizer) for record in run.records],
+            "records": [compact(record, lm.tokenizer) for record in run.records],
         }
 
 
