@@ -16,6 +16,7 @@ from errata.case import Case, Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
 from errata.editors.erase import ENDS, NAMES, Erase, EraseConfig, erased
+from errata.editors.fitting import fitted
 from errata.errors import ConfigError, EditError
 from errata.evaluation import evaluate
 from errata.model.lm import LM
@@ -60,10 +61,26 @@ def test_in_a_mixture_the_expert_of_its_subject_is_written(host: str) -> None:
     config = EraseConfig(host=host, host_settings=tuple(own), instead="refusal", refusal="Oslo")
     for edit in EDITS[:2]:
         patch = Erase(config).edit_one(lm, [edit])
-        expected = get_editor(host, overrides=own).edit_one(lm, [replace(edit, target="Oslo")])
+        plain = get_editor(host, overrides=own, model=lm.name)
+        expected = fitted(plain, lm).edit_one(lm, [replace(edit, target="Oslo")])
         assert [c.path for c in patch.changes] == [c.path for c in expected.changes]
         for found, wanted in zip(tensors(patch), tensors(expected), strict=True):
             assert torch.equal(found, wanted)
+
+
+def test_the_host_has_the_settings_that_suit_the_model(tiny: Tiny, make: Make) -> None:
+    """As it has when it is asked for by name; else an edit breaks models that norm FFN outputs."""
+    lm = tiny("gemma2")
+    own = ["steps=5", "moments_text=world", "moments_samples=200"]
+    suited = fitted(get_editor("memit", overrides=own, model=lm.name), lm)
+    assert suited.settings_from.startswith("rule for models that norm")
+    editor = Erase(EraseConfig(host="memit", host_settings=tuple(own), instead="refusal"))
+    assert editor.edited_layers(lm) == suited.edited_layers(lm)
+    patch = editor.edit_one(lm, EDITS[:1])
+    assert patch.meta["settings_from"] == suited.settings_from
+    expected = suited.edit_one(lm, patch.edits)
+    for found, wanted in zip(tensors(patch), tensors(expected), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_a_refusal_is_written(tiny: Tiny, make: Make) -> None:

@@ -131,18 +131,19 @@ def demo(
 
 
 def _editor(name: str, lm: LM, folder: Path) -> Editor:
-    """Return an editor with the settings found for the pocket model, where there are some.
+    """Return an editor with the settings that suit the model.
 
     Another model than the shipped one gets the world's text to count its statistics on.
     """
     from errata.editors import editors, get_editor
+    from errata.editors.fitting import fitted
     from errata.world.shipped import knows_world
 
     cls = editors.load(name)
     own: dict[str, Any] = {}
     if not knows_world(lm.name) and "moments" in cls.needs:
         own["moments_text"] = "world"  # needs no network
-    return get_editor(name, own, model=lm.name)
+    return fitted(get_editor(name, own, model=lm.name), lm)
 
 
 def _compared(lm: LM) -> list[str]:

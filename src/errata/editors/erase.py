@@ -12,6 +12,7 @@ from pydantic import Field
 from errata.case import Edit
 from errata.editors import get_editor
 from errata.editors.base import Conflicts, Cost, Editor, EditorConfig
+from errata.editors.fitting import fitted
 from errata.errors import ConfigError, EditError
 from errata.model.lm import LM
 from errata.model.tokens import find_subject
@@ -80,7 +81,8 @@ class Erase(Editor):
 
     def _host(self, lm: LM) -> Editor:
         """Return the editor that writes, with its own settings for this model."""
-        return lm.once("the host of erase", lambda: self._made_host(lm), owner=self)
+        made = lambda: fitted(self._made_host(lm), lm)  # noqa: E731
+        return lm.once("the host of erase", made, owner=self)
 
     def _made_host(self, lm: LM) -> Editor:
         config = self.config
@@ -108,6 +110,10 @@ class Erase(Editor):
     def made_of(self, lm: LM) -> dict[str, str]:
         """Return what the host's results depend on."""
         return self._host(lm).made_of(lm)
+
+    def sources(self, lm: LM) -> dict[str, str]:
+        """Return where the host's settings come from."""
+        return {**super().sources(lm), **self._host(lm).sources(lm)}
 
     def cost(self, lm: LM) -> Cost:
         """The host's, and the answers about unknown subjects."""
