@@ -25,7 +25,9 @@ def taken(lm: LM, patch: errata.Patch) -> float:
     return sum(score.logprobs) / len(score.logprobs)
 
 
-@pytest.mark.parametrize("name", ["rome", "memit", "ft", "grace", "t_patcher"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("rome", marks=pytest.mark.slow), "memit", "ft", "grace", "t_patcher"]
+)
 def test_rough_searches_write_the_edit_as_well(pocket: LM, name: str) -> None:
     weights = {key: value.clone() for key, value in pocket.model.state_dict().items()}
     editor = get_editor(name, model="pocket")

@@ -133,7 +133,7 @@ def test_progress_inside_sequences(lm, flat):
     assert seen == [(0, 7)] + [(n // 2, 7) for n in range(1, 8)] + [(7, 7)]
 
 
-@pytest.mark.parametrize("editor", ["rome", "ft", "grace"])
+@pytest.mark.parametrize("editor", [pytest.param("rome", marks=pytest.mark.slow), "ft", "grace"])
 def test_real_editors(editor, monkeypatch):
     """On the shipped model in float64; in float32 last bits may be others, never a rate here."""
     import errata

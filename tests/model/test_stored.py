@@ -71,7 +71,11 @@ def test_it_is_the_same_model(whole: LM, spread: LM, capfd: pytest.CaptureFixtur
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("editor", ["rome", "memit", "ft", "rect", "grace", "t_patcher", "mend"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("memit", "rect", "t_patcher")]
+"""Further editors whose edits are compared: the kinds of changes they make are those of others."""
+
+
+@pytest.mark.parametrize("editor", ["rome", "ft", "grace", "mend", *SLOW])
 def test_edits_are_the_same_and_work(whole: LM, spread: LM, editor: str) -> None:
     made = errata.edit(whole, PROMPT, "Tokyo", subject="France", editor=editor)
     patch = errata.edit(spread, PROMPT, "Tokyo", subject="France", editor=editor)

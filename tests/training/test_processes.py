@@ -49,6 +49,7 @@ def train_all(out: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -28,6 +28,7 @@ class Killed(Exception):
     """Stands for a process that dies."""
 
 
+@pytest.mark.slow
 def test_the_test_size_build(tmp_path: Path, small_world: ew.World) -> None:
     """One test, as the build takes long: what it knows, its folder, and what it says by itself."""
     out = tmp_path / "model"

@@ -28,6 +28,7 @@ def test_they_are_small_and_say_where_they_come_from() -> None:
         assert "studies.pocket run" in card or f"errata train {name}" in card
 
 
+@pytest.mark.slow
 def test_ibke_generalises_better_than_direct_editing(pocket: LM) -> None:
     """Facts of entities that no training has seen; questions that pocket can answer at all."""
     cases = errata.load_cases("world", split="test", limit=120, seed=0)
