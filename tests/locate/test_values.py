@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from errata.case import Edit
 from errata.errors import EditError
+from errata.locate import rows as rows_module
 from errata.locate import values as values_module
 from errata.locate.contexts import Contexts, given_contexts
-from errata.locate.rows import Rows, Savings
+from errata.locate.rows import Rows, Savings, plan_chunks
 from errata.locate.stream import ffn_adds_to_block
 from errata.locate.values import Adaptive, Values, ValueSettings, optimise_values
 from errata.model.lm import LM
@@ -184,6 +186,23 @@ def test_T10_chunks_and_padding_change_nothing(
     whole = optimise_values(lm, [*EDITS, long], CONTEXTS, 1, SETTINGS)
     monkeypatch.setattr(lm, "max_tokens", 1)  # every edit in a chunk of its own, hardly padded
     same(optimise_values(lm, [*EDITS, long], CONTEXTS, 1, SETTINGS), whole)
+
+
+def test_what_gradients_may_hold_parts_edits_on_a_cpu_only(
+    tiny: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide products stay together; beyond them memory counts, and the values are the same."""
+    lm = tiny("qwen3")
+    parts = lambda: [chunk for chunk, _ in plan_chunks(lm, EDITS, CONTEXTS)]  # noqa: E731
+    assert len(parts()) == 1
+    whole = optimise_values(lm, EDITS, CONTEXTS, 1, SETTINGS)
+    monkeypatch.setattr(rows_module, "HELD_BUDGET", 1)
+    assert len(parts()) == 1  # fewer rows than a product may well have
+    monkeypatch.setattr(rows_module, "WIDE", 1)
+    assert sorted(map(len, parts())) == [1] * len(EDITS)
+    same(optimise_values(lm, EDITS, CONTEXTS, 1, SETTINGS), whole)
+    monkeypatch.setattr(type(lm), "device", torch.device("cuda"))
+    assert rows_module._tokens_held(lm) == math.inf
 
 
 def test_T10_at_the_start_there_is_only_the_likelihood(tiny: Callable[..., LM]) -> None:

@@ -28,6 +28,7 @@ Each saving is exact and can be switched off (`Savings`); tests compare them wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -61,6 +62,9 @@ from errata.model.tokens import Batch, Row
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+WIDE, HELD_BUDGET = 160, 1 << 28
+"""Rows of a product that is wide enough, and bytes of hidden states that gradients may hold."""
 
 LOGIT_BUDGET = 1 << 26
 """Most logits (positions x vocabulary) per forward pass; 0.25 GB in float32, before gradients."""
@@ -229,10 +233,23 @@ def _exit_at(lm: LM, layer: int) -> AbstractContextManager[None]:
     )
 
 
+def _tokens_held(lm: LM) -> float:
+    """Return how many tokens at once gradients are worth their memory; only a CPU has too many.
+
+    A block keeps about ten vectors of the stream's width and three of the FFN's per token until the
+    way back. On a CPU products of `WIDE` rows are hardly slower than wider ones.
+    """
+    if lm.device.type != "cpu":
+        return math.inf
+    site = lm.site(0)
+    each = 4 * lm.n_layers * (10 * site.d_out + 3 * site.d_in)
+    return max(WIDE, HELD_BUDGET // each)
+
+
 def plan_chunks(
     lm: LM, edits: Sequence[Edit], contexts: Contexts, patches: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], list[Row]]]:
-    """Split edits into chunks whose rows stay within the token budget and the logit budget.
+    """Split edits into chunks whose rows stay within the budgets of tokens, logits and gradients.
 
     Edits of similar length come together, so that padding stays small; what counts most is the
     length from the subject's last token on, since with cached prefixes only that is run.
@@ -248,6 +265,7 @@ def plan_chunks(
     """
     subject_rows(lm, edits, Contexts(("",)))  # refuse edits without subject before any work
     vocabulary = lm.model.get_input_embeddings().get_parameter("weight").shape[0]
+    most = _tokens_held(lm)
     chunk: list[int] = []
     held: list[Row] = []
     longest = labels = run = 0
@@ -264,6 +282,7 @@ def plan_chunks(
         padding = tails[i] * len(held) - run
         if chunk and (
             tokens > lm.max_tokens
+            or run + tails[i] * len(rows) > most
             or (labels + count) * vocabulary > LOGIT_BUDGET
             or padding > lm.pass_cost
         ):
