@@ -183,15 +183,7 @@ def _ft(
 
     editor = get_editor("ft", {**FT, **FT_OURS, "layers": [layer]})
     given = {**FT, "clamp": None, "kl_factor": None}
-    plain = lambda: theirs.ft(edits, layer, given)  # noqa: E731
-    return {
-        "one by one": {
-            "theirs": plain, "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
-        },
-        f"{len(edits)} side by side": {
-            "theirs": plain, "mine": lambda: editor.edit(lm, [[edit] for edit in edits]),
-        },
-    }  # fmt: skip
+    return _ways(lm, editor, edits, lambda: theirs.ft(edits, layer, given))
 
 
 GRACE: dict[str, Any] = {"steps": 20, "lr": 0.1, "radius": 1.0}
@@ -206,13 +198,19 @@ def _grace(
 
     editor = get_editor("grace", {**GRACE, "start": "warm", "compat": True})
     layer = editor.edited_layers(lm)[0]
-    plain = lambda: theirs.grace(edits, layer, GRACE)  # noqa: E731
+    return _ways(lm, editor, edits, lambda: theirs.grace(edits, layer, GRACE))
+
+
+def _ways(
+    lm: Any, editor: Any, edits: Sequence[Any], theirs: Callable[[], Any]
+) -> dict[str, dict[str, Callable[[], Any]]]:
+    """Return edits by both, each by itself and in errata side by side as well."""
     return {
         "one by one": {
-            "theirs": plain, "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
+            "theirs": theirs, "mine": lambda: [editor.edit_one(lm, [edit]) for edit in edits],
         },
         f"{len(edits)} side by side": {
-            "theirs": plain, "mine": lambda: editor.edit(lm, [[edit] for edit in edits]),
+            "theirs": theirs, "mine": lambda: editor.edit(lm, [[edit] for edit in edits]),
         },
     }  # fmt: skip
 
