@@ -152,6 +152,8 @@ def compare(lm: Any, cases: Sequence[Any], folder: Path, args: Any) -> list[comm
         ):
             editor = get_editor(name, {**batch, **extra, **common_settings, "layers": layers})
             editor.prepare(lm)
+            if name == "alphaedit" and method in wanted:
+                theirs.projectors(layers, extra["nullspace_threshold"])
             ways = {
                 "theirs": lambda m=method, e=extra: [
                     theirs.batch(m, edits, layers, {**batch, **e})

@@ -128,6 +128,7 @@ class EasyEdit:
 
     def __init__(self, lm: Any, load: Callable[[str], Any], moments: Any, folder: Path) -> None:
         self.lm, self.load, self.moments, self.folder = lm, load, moments, folder
+        self.made: dict[tuple[Any, ...], Any] = {}
         spec = lm.spec
         self.model = in_tuples(lm.model, spec.blocks)
         self.name = str(getattr(self.model.config, "_name_or_path", "")).replace("/", "_")
@@ -181,8 +182,10 @@ class EasyEdit:
         main = self.load("easyeditor.models.rome.rome_main")
         keys = self.load("easyeditor.models.rome.compute_u")
         main.CONTEXT_TEMPLATES_CACHE = ["{}", *given["contexts"]]
-        inverse = torch.inverse(self.moments[layer].double()).float().to(self.lm.device)
-        keys.inv_mom2_cache[self._key(settings, layer)] = inverse
+        keys.inv_mom2_cache[self._key(settings, layer)] = self._once(
+            ("inverse", layer),
+            lambda: torch.inverse(self.moments[layer].double()).float().to(self.lm.device),
+        )
         return [
             self._changed(lambda e=edit: main.apply_rome_to_model(
                 self.model, self.tokenizer, [self._request(e)], settings), [layer], settings)
@@ -202,7 +205,7 @@ class EasyEdit:
         more: dict[str, Any] = {}
         if method == "AlphaEdit":
             main.P, main.P_loaded, more = (
-                self._projectors(layers, given),
+                self.projectors(layers, given["nullspace_threshold"]),
                 True,
                 {"reset_cache": True},
             )
@@ -247,16 +250,25 @@ class EasyEdit:
                 setattr(self.model.get_submodule(parent), leaf, own)
         return found
 
-    def _projectors(self, layers: Sequence[int], given: dict[str, Any]) -> Any:
+    def projectors(self, layers: Sequence[int], threshold: float) -> Any:
         """Return what its users download or compute once."""
         import torch
 
-        found = []
-        for layer in layers:
-            U, S, _ = torch.linalg.svd(self.moments[layer].float(), full_matrices=False)
-            U = U[:, given["nullspace_threshold"] > S]
-            found.append(U @ U.T)
-        return torch.stack(found)
+        def made() -> Any:
+            found = []
+            for layer in layers:
+                U, S, _ = torch.linalg.svd(self.moments[layer].float(), full_matrices=False)
+                U = U[:, threshold > S]
+                found.append(U @ U.T)
+            return torch.stack(found)
+
+        return self._once(("projectors", *layers, threshold), made)
+
+    def _once(self, name: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Return what is made once per model, at the first call."""
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
 
     @staticmethod
     def _request(edit: Any) -> dict[str, Any]:
