@@ -194,11 +194,11 @@ class Editor(ABC):
     def edited_layers(self, lm: LM) -> tuple[int, ...] | None:
         """Return the blocks that are edited, ascending; here: what its setting says.
 
-        None: what `auto` stands for is settled as it edits. Empty: no block is edited.
+        None: it is not known before the edit. Empty: no block is edited.
         """
-        chosen = getattr(self.config, "layers", getattr(self.config, "layer", ()))
-        if chosen == "auto":
-            return None
+        chosen = getattr(self.config, "layers", getattr(self.config, "layer", None))
+        if chosen is None or chosen == "auto":
+            return None if self.weights else ()
         numbers = (chosen,) if isinstance(chosen, int) else chosen
         return tuple(sorted({resolve_layer(lm, number, 0) for number in numbers}))
 
