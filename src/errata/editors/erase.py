@@ -101,7 +101,7 @@ class Erase(Editor):
     @property
     def edits_experts(self) -> bool:
         """Whether the host edits single experts of a mixture."""
-        return get_editor(self.config.host).edits_experts
+        return get_editor(self.config.host, overrides=self.config.host_settings).edits_experts
 
     def prepare(self, lm: LM) -> None:
         """Make what the host needs."""

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 
+def blocks_at(lm: LM, path: str) -> list[int]:
+    """Return the block that a path, with a dot behind it, leads into; none if it is in none."""
+    return [n for n, block in enumerate(lm.spec.blocks) if path.startswith(f"{block}.")]
+
+
 def first_changed(lm: LM, patches: Iterable[Patch | None]) -> int | None:
     """Return the lowest block in which one of the patches changes a parameter.
 
@@ -21,7 +26,7 @@ def first_changed(lm: LM, patches: Iterable[Patch | None]) -> int | None:
     for patch in patches:
         for change in () if patch is None else patch.changes:
             name = f"{change.parameter}."
-            own = [n for n, path in enumerate(lm.spec.blocks) if name.startswith(f"{path}.")]
+            own = blocks_at(lm, name)
             if change.parameter is None or not own:
                 return None
             lowest = min(lowest, own[0])

@@ -14,6 +14,7 @@ from errata.case import Edit
 from errata.model.lm import LM
 from errata.model.tokens import positions_of
 from errata.patch import Change, LowRank, Patch
+from errata.patch.reach import blocks_at
 from errata.testing.models import EDITS
 
 
@@ -75,8 +76,7 @@ def distance(a: Tensor, b: Tensor | float = 0.0) -> float:
 
 def blocks_of(lm: LM, change: Change) -> set[int]:
     """Return the block that a change of the model's insides stands in; none if it is in none."""
-    path = f"{getattr(change, 'path', '')}."
-    return {number for number, block in enumerate(lm.spec.blocks) if path.startswith(f"{block}.")}
+    return set(blocks_at(lm, f"{getattr(change, 'path', '')}."))
 
 
 def tensors(patch: Patch) -> list[Tensor]:
