@@ -243,7 +243,7 @@ def _tokens_held(lm: LM) -> float:
         return math.inf
     site = lm.site(0)
     each = 4 * lm.n_layers * (10 * site.d_out + 3 * site.d_in)
-    return max(WIDE, HELD_BUDGET // each)
+    return float(max(WIDE, HELD_BUDGET // each))
 
 
 def plan_chunks(
