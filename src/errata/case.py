@@ -8,12 +8,12 @@ probes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from errata.errors import DataError
+from errata.errors import DataError, EditError
 from errata.spacing import AUTO
 
 Beyond = Literal["choice", "negation", "leakage"]
@@ -309,3 +309,31 @@ def in_chat(question: Asked, chat: Chat, system: str | None = None) -> Asked:
         hops = tuple(in_chat(hop, chat, system) for hop in question.hops)
         return replace(question, chat=chat, system=system, hops=hops)
     return replace(question, chat=chat, system=system)
+
+
+def check_groups(groups: object) -> None:
+    """Refuse what is no list of groups of edits.
+
+    Raises:
+        EditError: If a group is an edit, holds something else, or is empty.
+    """
+    for number, group in enumerate(_listed("groups", groups)):
+        edits = _listed(f"group {number}", group)
+        if not edits:
+            raise EditError(f"group {number} is empty; expected at least one edit")
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise EditError(
+                    f"group {number} holds a {type(edit).__name__}; expected edits",
+                    "Type: errata.Edit(prompt, target, subject=…)",
+                )
+
+
+def _listed(what: str, given: object) -> Collection[object]:
+    kind = type(given).__name__
+    if isinstance(given, str | Mapping) or not isinstance(given, Collection):
+        raise EditError(
+            f"{what}: {kind} given; expected a list of groups, each a list of edits",
+            "Type: editor.edit(lm, [[edit, …], …]), or for one group editor.edit_one(lm, [edit])",
+        )
+    return cast("Collection[object]", given)

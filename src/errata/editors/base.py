@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from errata.case import Edit
+from errata.case import Edit, check_groups
 from errata.config import Settings
 from errata.editors.base_experts import edit_experts, routed_blocks
 from errata.editors.contradictions import refuse_conflicts
@@ -155,15 +155,14 @@ class Editor(ABC):
             One patch per group, complete: what was there plus what this edit adds.
 
         Raises:
-            EditError: If a group is empty, a subject is missing, or the update came out NaN or
-                infinite.
+            EditError: If a group is no list of edits or empty, a subject is missing, or the update
+                came out NaN or infinite.
             ModelError: If the model holds NaN weights.
             PatchError: If `after` belongs to another model.
         """
+        check_groups(groups)
         before = _earlier(lm, len(groups), after)
-        for number, group in enumerate(groups):
-            if not group:
-                raise EditError(f"group {number} is empty; expected at least one edit")
+        for group in groups:
             for edit in group:
                 self.check(edit)
             self.check_together(group)

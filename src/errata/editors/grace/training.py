@@ -1,4 +1,17 @@
-"""Reading keys and training values of GRACE, for rows of many independent groups at once."""
+"""Reading keys and training values of GRACE, for rows of many independent groups at once.
+
+While a value is trained, only what it moves is computed again:
+
+```
+ row r of an edit   ids: [ … prompt … decides | target … ]      one row per edit
+                                      │
+   kept once        ◀──── prefix ────▶ first token that any key answers for (`_first_replaced`)
+   run each step                      ◀──── batch [B, T] ────▶   logits at the labels
+
+ block   n-1 … layer   run; behind the layer, `own` tokens are the row's value, `fixed` other keys'
+         layer-1       not run: `hidden` [B, T, d] stands in (reuse_below)
+```
+"""
 
 from __future__ import annotations
 
@@ -14,8 +27,9 @@ from torch import Tensor, nn
 from errata.editors.grace.codebook import Codebook
 from errata.model.hooks import after, hooked
 from errata.model.passes import capture, first, reuse_below, wide, with_first
+from errata.model.prefixes import Prefix, make_prefix, suffix_batch
 from errata.model.spec import Site
-from errata.model.tokens import Batch, Row, positions_of
+from errata.model.tokens import Batch, Row
 from errata.progress import tracked
 from errata.tuning.adam import RowAdam
 
@@ -121,47 +135,78 @@ class Work:
 
     @torch.no_grad()
     def _arranged(self, asked: Sequence[Asked], books: Sequence[Codebook]) -> _Pass:
-        """Lay out rows for training, and compute what lies below the block once."""
+        """Lay out rows for training, and compute what no value moves once."""
         lm, rows = self.lm, [one.row for one in asked]
-        batch = lm.batch(rows, range(len(rows)))
+        prefix, batch, extra = None, lm.batch(rows, range(len(rows))), {}
+        starts = [_first_replaced(one) for one in asked]
+        if any(starts) and lm.prefix_cache_works:
+            prefix = make_prefix(lm, rows, starts)
+            batch, extra = suffix_batch(lm, rows, prefix)
+        else:
+            starts = [0] * len(rows)
         hidden = None
         if self.layer > 0:
             below = lm.module(lm.spec.blocks[self.layer - 1])
-            _, (hidden,) = capture(lm, batch, outputs=[below])
-        width = batch.input_ids.shape[1]
-        own = torch.zeros(len(rows), width, dtype=torch.bool, device=lm.device)
+            _, (hidden,) = capture(lm, batch, outputs=[below], **extra)
+        own = torch.zeros(batch.input_ids.shape, dtype=torch.bool, device=lm.device)
         fixed: list[tuple[int, int, Tensor]] = []
-        for r, (one, book) in enumerate(zip(asked, books, strict=True)):
-            own[r, : len(one.at)] = one.at == one.key
-            others = ((one.at >= 0) & (one.at != one.key)).nonzero()[:, 0].tolist()
-            fixed += [(r, t, book.values[int(one.at[t])]) for t in others]
-        return _Pass(self, rows, batch, hidden, own, fixed)
+        for r, (one, book, start) in enumerate(zip(asked, books, starts, strict=True)):
+            at = one.at[start:]
+            own[r, : len(at)] = at == one.key
+            others = ((at >= 0) & (at != one.key)).nonzero()[:, 0].tolist()
+            fixed += [(r, t, book.values[int(at[t])]) for t in others]
+        pairs = [
+            (r, position - start)
+            for r, (row, start) in enumerate(zip(rows, starts, strict=True))
+            for position in row.positions
+        ]
+        return _Pass(
+            self, batch, None if prefix is None else prefix.above(self.layer), hidden, own, fixed,
+            torch.tensor(pairs, device=lm.device),
+            torch.tensor([n for row in rows for n in row.labels], device=lm.device),
+        )  # fmt: skip
+
+
+def _first_replaced(one: Asked) -> int:
+    """Return the first token of a row that a key answers for: nothing before it can move."""
+    return int((one.at >= 0).nonzero()[0, 0])
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """Rows ready for training: what runs again and again."""
+    """Rows ready for training: what runs again and again.
+
+    Attributes:
+        work: The model and the layer.
+        batch: Rows, or what follows their prefixes.
+        prefix: Keys and values of the tokens that no value moves; None: whole rows run.
+        hidden: Output of the block below.
+        own: Tokens whose output is the row's value.
+        fixed: Tokens (row, column) whose output is another key's value.
+        at: `(row, column)` of every label.
+        labels: Next token there.
+    """
 
     work: Work
-    rows: Sequence[Row]
     batch: Batch
+    prefix: Prefix | None
     hidden: Tensor | None
     own: Bool[Tensor, "B T"]
     fixed: Sequence[tuple[int, int, Tensor]]
+    at: Int[Tensor, "N 2"]
+    labels: Int[Tensor, " N"]
 
     def losses(self, values: Float[Tensor, "B d_out"]) -> Float[Tensor, " B"]:
         """Return each row's mean cross-entropy of its target under its value."""
-        lm = self.work.lm
-        at = positions_of(self.rows, range(len(self.rows)), lm.device)
-        labels = torch.tensor([n for row in self.rows for n in row.labels], device=lm.device)
-        sizes = torch.tensor([len(row.labels) for row in self.rows], device=lm.device)
+        lm, row = self.work.lm, self.at[:, 0]
+        extra = {} if self.prefix is None else lm.behind(self.prefix.cache())
         with ExitStack() as context:
             if self.hidden is not None:
                 context.enter_context(reuse_below(lm, self.work.layer - 1, self.hidden))
             context.enter_context(hooked(lm, after(self.work.module, self._replace(values))))
-            logits = wide(lm.logits(self.batch, at))
-        nll = logits.logsumexp(-1) - logits.gather(1, labels[:, None])[:, 0]
-        return nll.new_zeros(len(sizes)).index_add(0, at[:, 0], nll) / sizes
+            logits = wide(lm.logits(self.batch, self.at, **extra))
+        nll = logits.logsumexp(-1) - logits.gather(1, self.labels[:, None])[:, 0]
+        return nll.new_zeros(len(values)).index_add(0, row, nll) / row.bincount()
 
     def _replace(self, values: Float[Tensor, "B d_out"]) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
