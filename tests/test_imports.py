@@ -19,6 +19,7 @@ SOURCE = Path(errata.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "errata",
+        "arguments",
         "case",
         "errors",
         "untrusted",

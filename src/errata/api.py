@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from errata.arguments import expect, expect_whole, path_of, several
 from errata.case import HOW, Chat, Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
@@ -14,6 +15,7 @@ from errata.errors import ConfigError, EditError
 from errata.inspection.look import look
 from errata.inspection.turns import REGIMES as REGIMES
 from errata.inspection.turns import best, built, check_regime, make
+from errata.model.given import expect_model
 from errata.model.lm import LM
 from errata.patch import Patch
 from errata.patch.compare import Comparison as Comparison
@@ -84,11 +86,15 @@ def edit(
         ConfigError: If the editor, the regime or a setting is unknown, or the target is missing.
         EditError: If a request cannot be carried out.
     """
+    expect_model(lm)
     requests = _requests(prompt, target, subject, joiner=joiner, chat=chat, system=system)
     check_regime(regime, stop_when)
     if not isinstance(editor, str | Editor):
+        expect(editor, Sequence, "the editor", "an editor, its name, or a list of them", EDITOR)
         if not ask or not neighbourhood:
             raise ConfigError("several editors are compared by what is asked", "Leave it on.")
+        for one in editor:
+            expect(one, (str, Editor), "one of the editors", "an editor or its name", EDITOR)
         made = built(list(editor), settings, (), as_published, lm.name)
         named = [isinstance(one, str) for one in editor]
         chosen = [fitted(one, lm) if by else one for one, by in zip(made, named, strict=True)]
@@ -110,6 +116,10 @@ def edit(
     return patch.dated()
 
 
+EDITOR = 'Type: editor="rome", or editor=errata.get_editor("rome")'
+WHAT = ("what is to be edited", "a prompt, an Edit, or a list of edits")
+
+
 def _requests(
     prompt: str | Edit | Sequence[Edit], target: str | None, subject: str | None, **how: Any
 ) -> list[Edit]:
@@ -122,7 +132,7 @@ def _requests(
             "edits bring their own targets and subjects, and say how they are asked",
             "errata.edit(lm, edits, editor=…)",
         )
-    requests = [prompt] if isinstance(prompt, Edit) else list(prompt)
+    requests = [prompt] if isinstance(prompt, Edit) else list(several(prompt, *WHAT))
     if not requests:
         raise EditError("there is no edit to make", "Give at least one.")
     return requests
@@ -130,7 +140,7 @@ def _requests(
 
 def trace(
     lm: LM,
-    data: str | Sequence[Edit] | None = None,
+    data: str | Edit | Sequence[Edit] | None = None,
     *,
     limit: int | None = 100,
     split: str | None = None,
@@ -144,8 +154,9 @@ def trace(
 
     Args:
         lm: The model.
-        data: Facts: a name or file as `errata.data._facts.load_facts` takes it, or edits whose
-            target is the true answer. Default: the built-in world for pocket, else `known_1000`.
+        data: Facts: a name or file as `errata.data._facts.load_facts` takes it, or an edit, or
+            several, whose target is the true answer. Default: the built-in world for pocket, else
+            `known_1000`.
         limit: Number of facts that the model knows; None for all.
         split: Part of the data set.
         kinds: Which states are restored: `hidden`, `ffn`, `attn`.
@@ -162,13 +173,19 @@ def trace(
     from errata.tracing.effects import TraceSettings
     from errata.tracing.trace import trace as run
 
+    expect_model(lm)
+    if limit is not None:
+        expect_whole(limit, "limit")
     chosen = settings_from(TraceSettings, settings, where="trace")
     if data is None:
         data = default_facts(lm.name)
     if isinstance(data, str):
         facts = load_facts(data, split, chosen.seed)
     else:
-        facts = Facts("given facts", tuple(data), "")
+        edits = (data,) if isinstance(data, Edit) else several(data, "data", "a list of edits")
+        for one in edits:
+            expect(one, Edit, "one of the facts", "an Edit whose target is the true answer")
+        facts = Facts("given facts", edits, "")
     return run(
         lm, facts.facts, chosen, kinds=kinds, limit=limit, data=facts.name, progress=progress
     )
@@ -218,12 +235,18 @@ def train(
         DataError: If there is nothing to learn from.
         RunError: If the loss becomes NaN, the folder holds another run, or cannot be written.
     """
-    from errata.editors.base_networks import trainable
-    from errata.training import train_networks
+    from errata.editors.base_networks import NetworkEditor, trainable
+    from errata.training import TrainConfig, train_networks
     from errata.training.config import settings_for
 
+    expect_model(lm)
+    out = path_of(out, "the folder of the training run")
     if isinstance(editor, str):
         editor = trainable(editor, lm.name)
+    told = "a trained editor or its name", 'Type: "ibke"'
+    expect(editor, NetworkEditor, "the editor", *told)
+    if config is not None:
+        expect(config, TrainConfig, "config", "a TrainConfig", "Type: errata.TrainConfig(steps=…)")
     return train_networks(
         lm,
         editor,
@@ -278,6 +301,9 @@ def tune(
     """
     from errata.searching.search import search
 
+    expect_model(lm)
+    expect(editor, str, "the editor", "the name of an editor")
+    expect(minutes, (int, float), "minutes", "a number")
     return search(
         lm, editor, facts,
         minutes=minutes, seed=seed, force=force, progress=progress, settings=settings,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast, get_args
 
+from errata.arguments import a, expect, several
 from errata.errors import DataError, EditError
 from errata.spacing import AUTO
 
@@ -22,6 +23,8 @@ Beyond = Literal["choice", "negation", "leakage"]
 BEYOND: tuple[Beyond, ...] = get_args(Beyond)
 
 ProbeKind = Literal["generality", "locality"] | Beyond
+
+KINDS: tuple[ProbeKind, ...] = ("generality", "locality", *BEYOND)
 
 SubjectAt = Literal["first", "last"] | int
 """Which occurrence of a subject in a prompt is meant; numbers count from 1."""
@@ -39,6 +42,9 @@ Chat = Literal["off", "user", "system+user"]
 alone or behind a system message."""
 
 CHATS: tuple[str, ...] = get_args(Chat)
+
+
+EDIT = "Type: errata.Edit(PROMPT, TARGET, subject=…)"
 
 
 def _require_text(value: object, what: str) -> None:
@@ -142,7 +148,8 @@ class Edit(_Asked):
         if self.subject is not None:
             _require_text(self.subject, "subject")
         # a list, as JSON has it, would not be hashable
-        object.__setattr__(self, "subject_rephrases", tuple(self.subject_rephrases))
+        names = several(self.subject_rephrases, "subject_rephrases", error=DataError)
+        object.__setattr__(self, "subject_rephrases", names)
         for name in self.subject_rephrases:
             _require_text(name, "subject rephrase")
         at: Any = self.subject_at  # out of a file it may be anything
@@ -170,7 +177,10 @@ class Condition:
 
     def __post_init__(self) -> None:
         _require_text(self.prompt, "condition prompt")
-        object.__setattr__(self, "answers", tuple(tuple(group) for group in self.answers))
+        what = "answers of a condition"
+        groups = several(self.answers, what, "a list of lists of texts", DataError)
+        answers = tuple(several(group, what, error=DataError) for group in groups)
+        object.__setattr__(self, "answers", answers)
         if not self.answers or not all(self.answers):
             raise DataError(f"condition {self.prompt!r} has no answer; expected at least one")
         for text in (text for group in self.answers for text in group):
@@ -230,9 +240,13 @@ class Probe(_Asked):
     def __post_init__(self) -> None:
         _require_text(self.prompt, "probe prompt")
         _require_text(self.target, "probe target")
+        if self.kind not in KINDS:
+            known = ", ".join(KINDS)
+            raise DataError(f"probe {self.prompt!r} is of kind {self.kind!r}", f"Known: {known}")
         _check_asked(self.joiner, self.chat, self.system)
-        object.__setattr__(self, "choices", tuple(self.choices))
-        object.__setattr__(self, "conditions", tuple(self.conditions))
+        object.__setattr__(self, "choices", several(self.choices, "choices", error=DataError))
+        conditions = several(self.conditions, "conditions", "a list of conditions", DataError)
+        object.__setattr__(self, "conditions", conditions)
         for choice in self.choices:
             _require_text(choice, "probe choice")
         if self.kind in BEYOND and self.foil is not None:
@@ -274,6 +288,12 @@ class Case:
     system: str | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("edits", Edit), ("probes", Probe)):
+            what = f"{name} of case {self.id!r}"
+            held = several(getattr(self, name), what, f"a list of {name}", DataError)
+            for one in held:
+                expect(one, kind, f"one of the {what}", a(kind), error=DataError)
+            object.__setattr__(self, name, held)
         if not self.edits:
             raise DataError(f"case {self.id!r} has no edit; expected at least one")
         check_chat(self.chat, self.system)
@@ -311,29 +331,26 @@ def in_chat(question: Asked, chat: Chat, system: str | None = None) -> Asked:
     return replace(question, chat=chat, system=system)
 
 
+LISTS = "a list of groups, each a list of edits"
+GROUPS = "Type: editor.edit(lm, [[edit, …], …]), or for one group editor.edit_one(lm, [edit])"
+
+
 def check_groups(groups: object) -> None:
     """Refuse what is no list of groups of edits.
 
     Raises:
-        EditError: If a group is an edit, holds something else, or is empty.
+        ArgumentError: If a group is no list, or holds something else than edits.
+        EditError: If one is empty.
     """
-    for number, group in enumerate(_listed("groups", groups)):
+    for number, group in enumerate(_listed("what is to be edited", groups)):
         edits = _listed(f"group {number}", group)
         if not edits:
             raise EditError(f"group {number} is empty; expected at least one edit")
         for edit in edits:
-            if not isinstance(edit, Edit):
-                raise EditError(
-                    f"group {number} holds a {type(edit).__name__}; expected edits",
-                    "Type: errata.Edit(prompt, target, subject=…)",
-                )
+            expect(edit, Edit, f"one of group {number}", "an Edit", EDIT)
 
 
 def _listed(what: str, given: object) -> Collection[object]:
-    kind = type(given).__name__
-    if isinstance(given, str | Mapping) or not isinstance(given, Collection):
-        raise EditError(
-            f"{what}: {kind} given; expected a list of groups, each a list of edits",
-            "Type: editor.edit(lm, [[edit, …], …]), or for one group editor.edit_one(lm, [edit])",
-        )
+    fits = isinstance(given, Collection) and not isinstance(given, str | Mapping)
+    expect(cast("object", given), object if fits else (), what, LISTS, GROUPS)
     return cast("Collection[object]", given)

@@ -3,6 +3,7 @@
 ```
 ErrataError              shown to the user without a traceback; exit code 1
 ├── ConfigError          a setting, flag or name is wrong; exit code 2
+│   └── ArgumentError    a program handed over a thing of another kind; also a TypeError
 ├── DataError            a file or record is broken
 ├── EditError            a request cannot be edited (subject absent, empty target, NaN update …)
 ├── SpecError            the architecture of a model could not be established
@@ -50,6 +51,10 @@ class ConfigError(ErrataError):
     """A setting, flag or name is not one that errata knows."""
 
     exit_code = 2
+
+
+class ArgumentError(ConfigError, TypeError):
+    """An argument of the Python interface is of another kind than is meant."""
 
 
 class DataError(ErrataError):

@@ -17,6 +17,7 @@ from studies.ibke.plan import LIMIT, NETWORKS
 
 def main() -> None:
     """Evaluate networks, or write the page."""
+    from studies.ibke.run import DTYPE, carry_out
     from studies.real.run import default
 
     parser = argparse.ArgumentParser(prog="python -m studies.ibke", description=__doc__)
@@ -31,13 +32,14 @@ def main() -> None:
         "--models", type=Path, default=default("ERRATA_MODELS", "~/.cache/real-models"),
         help="folder with smollm2; default $ERRATA_MODELS",
     )  # fmt: skip
+    parser.add_argument(
+        "--dtype", default=DTYPE, help="precision of the evaluation; float32 where bfloat16 is slow"
+    )
     given = parser.parse_args()
     if given.what != "page" and given.networks is None:
         parser.error(f"{given.what} needs the folder of a training run")
     if given.what == "run":
-        from studies.ibke.run import carry_out
-
-        carry_out(given.name, given.networks, given.data, given.models, given.limit)
+        carry_out(given.name, given.networks, given.data, given.models, given.limit, given.dtype)
     elif given.what == "choose":
         from studies.ibke.choose import choose
 

@@ -20,6 +20,7 @@ from studies.ibke.found import (
     side,
 )
 from studies.ibke.plan import CHOSEN_ON, NETWORKS, PARTS
+from studies.ibke.run import DTYPE
 from studies.real.found import Rates, gap_of, paired
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results-ibke-real.md"
@@ -121,7 +122,8 @@ def _holds(key: str, found: Parts) -> list[str]:
 def _pairs(found: Parts) -> list[tuple[str, str]]:
     """Return forms of IBKE and what each is held against."""
     held = [(name, NETWORKS[name].against) for name in found]
-    return [(name, other) for name, other in held if other is not None and other in found]
+    held += [(own, name) for name in found if (own := NETWORKS[name].rival_of) is not None]
+    return [(name, other) for name, other in held if other in found and name in found and other]
 
 
 def _beside(key: str) -> Mapping[str, Any]:
@@ -144,7 +146,13 @@ def _rates(key: str, found: Parts) -> str:
         title = f"**{NETWORKS[name].title}**"
         rows.append([title, str(len(records)), *_cells(records), seconds(own)])
     head = ["editor", "n", *SCORES.values(), "CPU-s / record"]
-    return f"### Each edit alone\n\n{table(head, rows)}"
+    return f"### Each edit alone\n\n{_precision(found)}{table(head, rows)}"
+
+
+def _precision(found: Parts) -> str:
+    """Name the networks that were evaluated in another precision than the most."""
+    other = [NETWORKS[name].title for name, own in found.items() if own["dtype"] != DTYPE]
+    return f"Evaluated in float32: {', '.join(other)}.\n\n" if other else ""
 
 
 def seconds(found: Mapping[str, Any]) -> str:
@@ -273,6 +281,9 @@ def _where(found: Parts) -> str:
     devices = {own["training"].get("device") for own in found.values()}
     cards = sorted(devices - {None})
     told = "Another seed draws other records of the same files too."
+    for name, own in found.items():
+        if (weight := weight_of(own)) != 1.0:
+            told += f" {NETWORKS[name].title} counts generality {weight:g} times."
     if cards:
         told += (
             f" The {' and '.join(cards)} was shared with a dozen other runs, so that minutes say "
@@ -281,11 +292,19 @@ def _where(found: Parts) -> str:
     return told + (" A core is one thread of a machine that others used too." * (None in devices))
 
 
+def weight_of(found: Mapping[str, Any]) -> float:
+    """Return what the loss of generality was multiplied by in training."""
+    return float(found["training"]["loop"].get("sg_weight", 1.0))
+
+
 def _losses(found: Parts) -> str:
     curves = {
-        name: {e["step"]: e for e in own["training"]["log"] if e["kind"] == "validation"}
+        name: {
+            e["step"]: {**e, "sg": e["sg"] / weight_of(own)}
+            for e in own["training"]["log"] if e["kind"] == "validation"
+        }
         for name, own in found.items()
-    }
+    }  # fmt: skip
     steps = sorted({step for curve in curves.values() for step in curve})
     rows = [
         [str(step), *(_loss(curve.get(step)) for curve in curves.values())]

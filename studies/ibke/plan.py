@@ -70,12 +70,15 @@ class Networks:
     Attributes:
         title: On the page.
         part: Key of PARTS.
-        against: MEND's networks with the same records, steps and seed; None: they are MEND's.
+        against: MEND's networks with the same records, steps and seed; None: they are no IBKE's.
+        rival_of: IBKE's networks with the same records, steps and seed, which they are held
+            against where no form of IBKE names them.
     """
 
     title: str
     part: str = "seen"
     against: str | None = None
+    rival_of: str | None = None
 
 
 NETWORKS = {
@@ -86,6 +89,9 @@ NETWORKS = {
     "ibke_paper_no_ib": Networks("IBKE, the paper's form, without bottleneck", against="mend"),
     "mend": Networks("MEND matched"),
     "mend_s1": Networks("MEND matched, second seed"),
+    "mend_published": Networks("MEND as published", rival_of="ibke"),
+    "malmen": Networks("MALMEN", rival_of="ibke"),
+    "serac": Networks("SERAC", rival_of="ibke"),
     "held_ibke": Networks("IBKE, ours", "held", "held_mend"),
     "held_ibke_s1": Networks("IBKE, ours, second seed", "held", "held_mend_s1"),
     "held_ibke_no_ib": Networks("IBKE, ours, without bottleneck", "held", "held_mend"),

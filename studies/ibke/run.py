@@ -11,7 +11,7 @@ from typing import Any
 import errata
 from errata.case import Case
 from errata.data import LoadedData, load_cases
-from errata.editors import get_editor
+from errata.editors import editors, get_editor
 from errata.model.lm import LM
 from errata.store.runs import Run, load_run
 from errata.training.sources import read_sources
@@ -28,26 +28,29 @@ MODEL, DTYPE = "smollm2", "bfloat16"
 LOSSES = ("kind", "step", "total", "sg", "il", "penalty")
 
 
-def carry_out(name: str, networks: Path, data: Path, models: Path, limit: int) -> None:
+def carry_out(
+    name: str, networks: Path, data: Path, models: Path, limit: int, dtype: str = DTYPE
+) -> None:
     """Evaluate networks on the first records of their part, each edited alone, and keep it."""
     part = PARTS[NETWORKS[name].part]
-    lm = errata.load(str(models.expanduser() / MODEL), dtype=DTYPE)
+    lm = errata.load(str(models.expanduser() / MODEL), dtype=dtype)
     tested = load_cases(
         DATA["counterfact"].format(data=data), limit=limit, options=dict(part.tested)
     )
     config = json.loads((networks / "config.json").read_text("utf-8"))
+    scales = _has_strength(config["editor"])
     runs, spent = {}, {}
-    for strength in STRENGTHS:
+    for strength in STRENGTHS if scales else (1.0,):
         began = time.process_time()
         runs[strength] = _at(lm, networks, config["editor"], tested, strength)
         spent[strength] = time.process_time() - began
     rounds = {
         key_of(*step): _kept(lm, _at(lm, networks, config["editor"], tested, *step))
-        for step in ROUNDS
+        for step in (ROUNDS if scales else ())
     }
     run = runs[1.0]
     results.write(RESULTS, name, {
-        "model": MODEL, "dtype": DTYPE, "data": "counterfact", "limit": limit,
+        "model": MODEL, "dtype": dtype, "data": "counterfact", "limit": limit,
         "fingerprint": run.config["model"]["fingerprint"][:16],
         "data_version": run.config["data"]["version"],
         "errata": run.config["run"]["errata"],
@@ -56,7 +59,7 @@ def carry_out(name: str, networks: Path, data: Path, models: Path, limit: int) -
         "training": training_of(networks, config, data, tested, part),
         "records": _kept(lm, run),
         "strengths": {f"{s:g}": _kept(lm, own) for s, own in runs.items() if s != 1.0},
-        "rounds": rounds,
+        **({"rounds": rounds} if rounds else {}),
     })  # fmt: skip
 
 
@@ -71,10 +74,15 @@ def _at(
     """Return the run at a strength, in one round or more, made now or gone on with."""
     name = f"{strength:g}" if rounds == 1 else key_of(strength, rounds).replace(" ", "")
     out = networks.parent / f"{networks.name}-evaluated" / name
-    settings = {"weights": str(networks), "scale": strength, "rounds": rounds}
-    made = get_editor(editor, settings, model=MODEL)
+    how = {"scale": strength, "rounds": rounds} if _has_strength(editor) else {}
+    made = get_editor(editor, {"weights": str(networks), **how}, model=MODEL)
     errata.evaluate(lm, made, tested, protocol={"bootstrap": 0}, out=out, resume=out.exists())
     return load_run(out)
+
+
+def _has_strength(editor: str) -> bool:
+    """Whether what an editor writes has a strength, and is written in rounds; SERAC's has none."""
+    return "scale" in editors.load(editor).Config.model_fields
 
 
 def _kept(lm: LM, run: Run) -> list[dict[str, Any]]:
@@ -94,7 +102,9 @@ def training_of(
     return rounded({
         "editor": config["editor"], "compute": config.get("compute", "float32"),
         "settings": {k: v for k, v in config["settings"].items() if v is not None},
-        "loop": {key: own[key] for key in ("steps", "batch", "lr", "warmup", "seed")},
+        "loop": {
+            key: own[key] for key in ("steps", "batch", "lr", "warmup", "seed", "sg_weight")
+        },
         "data": [
             {"spec": spec, "records": entry["groups"]}
             for spec, entry in zip(specs, config["data"], strict=True)

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from errata.arguments import expect_whole, settings_by_name
 from errata.case import Case, Edit
 from errata.config import did_you_mean
 from errata.data._base import (
@@ -98,6 +99,11 @@ def load_cases(
         DataError: If a file cannot be had, a record is broken (names file, record and field), or
             the records are of another data set than the one named.
     """
+    if limit is not None:
+        expect_whole(limit, "limit")
+    if seed is not None:
+        expect_whole(seed, "seed")
+    options = settings_by_name(options, "options")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1")
     whole, part = split_part(str(spec))

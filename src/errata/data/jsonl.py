@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from errata.arguments import expect, path_of, several
 from errata.case import BEYOND, CHATS, Case, Condition, Edit, Probe
 from errata.config import did_you_mean
 from errata.data._base import Dataset
@@ -234,7 +235,10 @@ def save_cases(path: str | Path, cases: Iterable[Case]) -> None:
     Raises:
         DataError: If a case cannot be written (`meta` has to be JSON), or two have the same id.
     """
-    _write(Path(path), ((case.id, _slim(case)) for case in cases))
+    path, given = path_of(path, "the file"), several(cases, "cases", "a list of cases")
+    for case in given:
+        expect(case, Case, "one of the cases", "a Case", "Type: save_cases(FILE, cases)")
+    _write(path, ((case.id, _slim(case)) for case in given))
 
 
 def _slim(value: Any) -> Any:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.arguments import expect, settings_by_name
 from errata.config import backbone_of, did_you_mean, parse_overrides, settings_from
 from errata.editors.facts import FACTS
 from errata.errors import ConfigError, ModelError
@@ -133,9 +134,12 @@ def get_editor(
         ConfigError: If the editor, the backbone or a setting is unknown, or a value out of range.
         ModelError: If a folder holds no trained networks, or is damaged.
     """
-    values = dict(config or {})
+    expect(name, (str, Path), "the editor", "the name of an editor, or a folder of its networks")
+    name, values = str(name), settings_by_name(config, "the settings of an editor")
     if name not in editors and ("/" in name or Path(name).expanduser().is_dir()):
         name, values["weights"] = _of_networks(name, [*values, *parse_overrides(overrides)])
+    if as_published is not None:
+        expect(as_published, (str, Path), "as_published", "the name of a backbone")
     cls: type[Editor] = editors.load(name)
     suggested: dict[str, Any] = {}
     origin, own = "", values.keys() | parse_overrides(overrides).keys()

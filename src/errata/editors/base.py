@@ -13,8 +13,10 @@ from errata.case import Edit, check_groups
 from errata.config import Settings
 from errata.editors.base_experts import edit_experts, routed_blocks
 from errata.editors.contradictions import refuse_conflicts
+from errata.editors.earlier import earlier_patches
 from errata.errors import ConfigError, EditError, PatchError
 from errata.model.backbones import keys_for
+from errata.model.given import expect_model
 from errata.model.lm import LM
 from errata.model.tokens import find_subject
 from errata.patch import Patch
@@ -155,13 +157,15 @@ class Editor(ABC):
             One patch per group, complete: what was there plus what this edit adds.
 
         Raises:
-            EditError: If a group is no list of edits or empty, a subject is missing, or the update
-                came out NaN or infinite.
+            ArgumentError: If a group is no list of edits.
+            EditError: If one is empty, a subject is missing, or the update came out NaN or
+                infinite.
             ModelError: If the model holds NaN weights.
             PatchError: If `after` belongs to another model.
         """
+        expect_model(lm)
         check_groups(groups)
-        before = _earlier(lm, len(groups), after)
+        before = earlier_patches(lm, len(groups), after)
         for group in groups:
             for edit in group:
                 self.check(edit)
@@ -336,22 +340,6 @@ def suited(editor: Editor | type[Editor], keys: Sequence[str]) -> tuple[str, Map
         if editor.presets.get(key):
             return f"found for {key}", editor.presets[key]
     return "", {}
-
-
-def _earlier(lm: LM, count: int, after: Patch | Sequence[Patch | None] | None) -> list[Patch]:
-    """One earlier patch per group, each checked against the model."""
-    if after is None or isinstance(after, Patch):
-        given = [after] * count
-    else:
-        given = list(after)
-    if len(given) != count:
-        raise EditError(f"{len(given)} earlier patches for {count} groups; expected one per group")
-    own: dict[int, Patch] = {}
-    for patch in given:
-        if patch is not None and id(patch) not in own:
-            patch.check(lm)
-            own[id(patch)] = patch.on(lm.device)  # one out of a file goes on beside the model
-    return [Patch() if patch is None else own[id(patch)] for patch in given]
 
 
 def under(lm: LM, patches: Sequence[Patch]) -> Iterator[tuple[list[int], list[int]]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
+from errata.arguments import expect
 from errata.case import check_chat
 from errata.config import Settings, did_you_mean, settings_from
 from errata.errors import ConfigError, DataError
@@ -332,6 +333,8 @@ def protocol_of(
     """
     if isinstance(given, str):
         given = {"answers": given}
+    if given is not None:
+        expect(given, (Protocol, Mapping), "the protocol", "a Protocol, or its settings by name")
     if isinstance(given, Protocol):
         if not settings:
             return given

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.arguments import expect, path_of, several
 from errata.case import Case, check_chat
 from errata.config import did_you_mean
 from errata.data import LoadedData, drop_collisions, load_cases
-from errata.editors import get_editor
+from errata.editors import base, get_editor
 from errata.editors.fitting import fitted
 from errata.errors import ConfigError, DataError
 from errata.evaluation.configuration import compared, config_of, stamp_of
@@ -31,6 +32,7 @@ from errata.evaluation.session import Session
 from errata.evaluation.suites import perturbed
 from errata.evaluation.summary import summarise
 from errata.model.chat import frame_of
+from errata.model.given import expect_model
 from errata.progress import Step
 from errata.store.records import counting
 from errata.store.runs import RunFolder
@@ -102,6 +104,7 @@ def evaluate(
         MissingExtra: If general ability is asked for without lm-evaluation-harness.
         RunError: If the run folder cannot be used.
     """
+    out = _place(lm, out, resume)
     chosen, others, judged = _split(protocol, settings, judge)
     editor = _editor(lm, editor, others, as_published)
     loaded = _in_chat(lm, _loaded(cases, data_name, data_version), chosen)
@@ -138,7 +141,7 @@ def evaluate(
         if folder is not None:
             folder.finish(summary)
             folder.drop_checkpoint()
-    return Result(summary, records, Path(out) if out is not None else None, notes)
+    return Result(summary, records, out, notes)
 
 
 def _asked(cases: Sequence[Case]) -> int:
@@ -146,6 +149,21 @@ def _asked(cases: Sequence[Case]) -> int:
 
 
 # ---------------------------------------------------------------------- what is asked for
+
+
+def _place(lm: LM, out: Any, resume: bool) -> Path | None:
+    """Return where the run is kept, if it is.
+
+    Raises:
+        ArgumentError: If the model or the folder is none.
+        ConfigError: If a run is to be gone on with, and none is named.
+    """
+    expect_model(lm)
+    if out is not None:
+        return path_of(out, "the run folder")
+    if resume:
+        raise ConfigError("resume: there is no run to go on with", "Name its folder: out=…")
+    return None
 
 
 def _split(
@@ -168,6 +186,8 @@ def _judged(protocol: Protocol, function: Function | str | None) -> tuple[Protoc
     if callable(function):
         named = {"judge": CALLABLE, "judge_model": name_of(function)}
         return protocol_of(protocol, named), by_function(function)
+    if function is not None:
+        expect(function, str, "the judge", "a function, `contains` or an address")
     if protocol.judge is None:
         return protocol, None
     if protocol.judge == CALLABLE:
@@ -180,11 +200,15 @@ def _judged(protocol: Protocol, function: Function | str | None) -> tuple[Protoc
     return protocol, Endpoint(protocol.judge, protocol.judge_model)
 
 
+EDITOR = 'Type: "rome", or errata.get_editor("rome")'
+
+
 def _editor(
     lm: LM, editor: Editor | str, settings: Mapping[str, Any], as_published: str | None
 ) -> Editor:
     """Return the editor with these settings; an unknown name is looked for in the protocol too."""
     theirs: Sequence[str] = ()
+    expect(editor, (str, base.Editor), "the editor", "an editor or its name", EDITOR)
     if isinstance(editor, str):
         plain = get_editor(editor, as_published=as_published, model=lm.name)
         theirs = tuple(type(plain.config).model_fields)
@@ -199,12 +223,16 @@ def _editor(
     return editor
 
 
-def _loaded(cases: Sequence[Case] | LoadedData | str, name: str, version: str) -> LoadedData:
-    if isinstance(cases, str):
+def _loaded(cases: Sequence[Case] | LoadedData | str | Path, name: str, version: str) -> LoadedData:
+    if isinstance(cases, str | Path):
         cases = load_cases(cases)
     if isinstance(cases, LoadedData):
         return replace(cases, name=name or cases.name, version=version or cases.version)
-    return LoadedData(name, tuple(cases), version, source="")
+    told = "cases as errata.load_cases returns them, or a list of them"
+    given = several(cases, "what is to be evaluated", told)
+    for case in given:
+        expect(case, Case, "one of the cases", "a Case", "Type: errata.Case(ID, edits, probes)")
+    return LoadedData(name, given, version, source="")
 
 
 def _in_chat(lm: LM, data: LoadedData, protocol: Protocol) -> LoadedData:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from errata.arguments import expect
 from errata.errors import ConfigError
 
 EXAMPLE = "perplexity=2x"
@@ -31,6 +32,7 @@ def parse_limit(text: str | None) -> float | None:
     """
     if text is None:
         return None
+    expect(text, str, "stop_when", "a text", 'Example: "perplexity=2x"')
     if text.strip() == NEVER:
         return math.inf
     found = re.fullmatch(r"perplexity=(\d+(?:\.\d+)?)x?", text.strip())

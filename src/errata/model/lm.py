@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from errata.arguments import expect
 from errata.case import Chat
 from errata.errors import ModelError, PatchError, SpecError
 from errata.model.asking import score_rows, top_tokens
@@ -79,6 +80,7 @@ class LM(Texts):
         sites: Mapping[str, str] | None = None,
         compute: Compute = "float32",
     ) -> None:
+        expect(model, nn.Module, "the model", "a model of transformers", "Type: errata.load(NAME)")
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"the tokenizer of {name or 'this model'} has no character offsets",

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 
+from errata.arguments import expect, path_of
 from errata.config import did_you_mean
 from errata.errors import ConfigError, ErrataError, ModelError
 from errata.model import gguf, named
@@ -124,8 +125,8 @@ def _located(model: str, gguf_file: str | None) -> tuple[str, str | None]:
 def load(
     model: str = "pocket",
     *,
-    dtype: str | None = None,
-    device: Device = None,
+    dtype: str | torch.dtype | None = None,
+    device: Device | torch.device = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
@@ -160,6 +161,15 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    model = str(path_of(model, "the model")) if not isinstance(model, str) else model
+    if isinstance(device, torch.device):
+        device = str(device)
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype is not None:
+        expect(dtype, str, "dtype", "its name")
+    if device is not None:
+        expect(device, (str, Mapping), "device", "its name, or a map of modules to devices")
     spread = _map_of(device)
     where = _pick_device(None if spread is not None else str(device) if device else None)
     if dtype is not None and dtype not in DTYPES:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from errata.arguments import several
 from errata.case import Chat, Edit, Probe, SubjectAt
 from errata.model.chat import stop_ids
 from errata.model.tokens import Row, encode_row, opening
@@ -108,7 +109,7 @@ class Texts:
             else self.row(prompt, chat=chat, system=system)
             if isinstance(prompt, str)
             else self.prompt_of(prompt)
-            for prompt in prompts
+            for prompt in several(prompts, "prompts", "a list of texts, edits, probes or rows")
         ]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from errata.case import Chat, Edit, Probe
+from errata.model.given import expect_model
 from errata.progress import waiting
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def compare(
         PatchError: If a patch is for another model.
         ModelError: If there is no such chat template.
     """
+    expect_model(lm)
     targets = list(targets) if targets is not None else [None] * len(prompts)
     if len(targets) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but {len(targets)} targets")

@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from errata.arguments import path_of
 from errata.errors import ConfigError, ErrataError, PatchError
 from errata.model.compat import quiet_transformers
+from errata.model.given import expect_model
 from errata.model.pretrained import read
 from errata.model.stored import quantised_in
 from errata.patch.adapter import CONFIG_NAME, HEAD, WEIGHTS_NAME
@@ -101,7 +103,8 @@ def to_lora(
             weights.
         ErrataError: If the folder cannot be written.
     """
-    folder = Path(folder)
+    expect_model(lm)
+    folder = path_of(folder, "the folder of an adapter")
     if (folder / CONFIG_NAME).exists() and not force:
         raise PatchError(f"{folder} already holds an adapter", "Choose another, or add --force.")
     found = factored(lm, patch, max_rank)

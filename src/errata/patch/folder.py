@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from errata.arguments import path_of
 from errata.case import Edit, described
 from errata.data._records import thaw
 from errata.errors import ErrataError, PatchError
@@ -58,7 +59,7 @@ def save(
         PatchError: If the folder already holds a patch and `force` is off.
         ErrataError: If the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a patch")
     if (folder / JSON_NAME).exists() and not force:
         raise PatchError(
             f"{folder} already holds a patch", "Choose another folder, or add --force."
@@ -97,7 +98,7 @@ def load(folder: str | Path) -> Patch:
     Raises:
         PatchError: If there is none, it is half-written or damaged, or of a newer format.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a patch")
     described, stored = folder / JSON_NAME, folder / TENSOR_NAME
     with reachable(folder, PatchError):
         if not folder.is_dir():

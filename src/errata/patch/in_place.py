@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from errata.errors import PatchError
+from errata.model.given import expect_model
 from errata.model.hooks import Hook, after, before, hooked
 from errata.model.passes import first, wide, with_first
 from errata.model.stored import matrix_shape
@@ -61,6 +62,7 @@ def applied(lm: LM, patch: Patch) -> Iterator[None]:
         PatchError: If the patch is for another model, holds NaN or infinite values, or lacks
             something that it needs.
     """
+    expect_model(lm)
     settle(lm)
     patch.check(lm)
     patch.check_finite()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from errata import __version__
+from errata.arguments import a, expect, several
 from errata.case import Chat, Edit, Probe
 from errata.data._records import freeze, thaw
 from errata.errors import PatchError
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from errata.patch.report import Report
 
 Named = TypeVar("Named", Module, Route)
+
+
+LOAD_PATCH = "Type: errata.Patch.load(FOLDER)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,6 +62,11 @@ class Patch:
     aftermath: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        for name, kind in (("changes", Change), ("edits", Edit)):
+            held = several(getattr(self, name), name, f"a list of {name}")
+            for one in held:
+                expect(one, kind, f"one of the {name}", a(kind))
+            object.__setattr__(self, name, held)
         object.__setattr__(self, "meta", freeze(self.meta))
         object.__setattr__(self, "results", freeze(self.results))
         object.__setattr__(self, "aftermath", freeze(self.aftermath))

@@ -30,7 +30,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from errata.arguments import expect, several
 from errata.errors import PatchError
+from errata.model.given import expect_model
 from errata.model.hooks import after, before, hooked
 from errata.model.passes import Pass, first, with_first
 from errata.model.stored import matrix_shape
@@ -39,7 +41,7 @@ from errata.patch.around import AroundModel
 from errata.patch.changes import Dense, LowRank, Module
 from errata.patch.networks import Sources, called, entering
 from errata.patch.parts import Parts
-from errata.patch.patch import Patch
+from errata.patch.patch import LOAD_PATCH, Patch
 from errata.patch.places import is_transposed, module_of
 
 if TYPE_CHECKING:
@@ -122,8 +124,9 @@ class Stack:
     """
 
     def __init__(self, lm: LM, patches: Sequence[Patch | None]) -> None:
+        expect_model(lm)
         self.lm = lm
-        self.patches = tuple(patches)
+        self.patches = several(patches, "the stack", "a list of patches")
         self._routing: _Routing | None = None
         self._last: _Routing | None = None  # what the batch before this one was routed by
         self._sites: dict[str, _Site] = {}
@@ -134,6 +137,7 @@ class Stack:
         settle(lm)
         for patch in self.patches:
             if patch is not None:
+                expect(patch, Patch, "one of the stack", "a patch, or None", LOAD_PATCH)
                 patch.check(lm)
         parts = Parts.of(lm, self.patches)
         for group, change in parts.differences:

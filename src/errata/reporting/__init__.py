@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from errata.arguments import path_of, several
+
 if TYPE_CHECKING:
     from errata.reporting.result import Report
 
@@ -62,9 +64,10 @@ def report(
     from errata.reporting.collect import collect
     from errata.reporting.result import Options, make
 
-    given = [folders] if isinstance(folders, str | Path) else list(folders)
+    one = isinstance(folders, str | Path)
+    given = [folders] if one else several(folders, "what is to be reported", "run folders")
     options = Options.checked(within, f1, intervals, bootstrap, seed, metrics)
-    made = make(collect([Path(folder) for folder in given]), options)
+    made = make(collect([path_of(folder, "a run folder") for folder in given]), options)
     if out is not None:
         made.save(out, force=force)
     return made

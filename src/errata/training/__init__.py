@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.arguments import expect, several
 from errata.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -88,10 +89,20 @@ def _text(lm: LM, source: str) -> Corpus:
     return load_corpus(lm.name, WIKITEXT if source == "wikitext" else source, DOCUMENTS)
 
 
+LEARNED = "cases as errata.load_cases returns them, or a list of such sets"
+LOADED = "Type: errata.load_cases(NAME)"
+
+
 def _cases(data: Cases) -> list[Case]:
+    from errata.case import Case
     from errata.data import LoadedData
 
-    return list(data.cases if isinstance(data, LoadedData) else data)
+    if isinstance(data, LoadedData):
+        return list(data.cases)
+    held = several(data, "what is to be learned", LEARNED)
+    for case in held:
+        expect(case, Case, "one of the cases", "a Case", LOADED)
+    return list(held)
 
 
 def _pools(cases: Any) -> tuple[list[LoadedData], list[list[Case]]]:
@@ -99,6 +110,8 @@ def _pools(cases: Any) -> tuple[list[LoadedData], list[list[Case]]]:
     from errata.case import Case
     from errata.data import LoadedData
 
+    if not isinstance(cases, LoadedData):
+        cases = several(cases, "what is to be learned", LEARNED)
     if isinstance(cases, LoadedData) or all(isinstance(case, Case) for case in cases):
         cases = [cases]
     return [data for data in cases if isinstance(data, LoadedData)], [_cases(d) for d in cases]
