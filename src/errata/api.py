@@ -235,7 +235,7 @@ def train(
         DataError: If there is nothing to learn from.
         RunError: If the loss becomes NaN, the folder holds another run, or cannot be written.
     """
-    from errata.editors.base_networks import NetworkEditor, trainable
+    from errata.editors.base_networks import trainable
     from errata.training import TrainConfig, train_networks
     from errata.training.config import settings_for
 
@@ -243,8 +243,8 @@ def train(
     out = path_of(out, "the folder of the training run")
     if isinstance(editor, str):
         editor = trainable(editor, lm.name)
-    told = "a trained editor or its name", 'Type: "ibke"'
-    expect(editor, NetworkEditor, "the editor", *told)
+    learns = object if hasattr(editor, "defaults") else ()  # whatever has what `Trainable` asks for
+    expect(editor, learns, "the editor", "a trained editor or its name", 'Type: "ibke"')
     if config is not None:
         expect(config, TrainConfig, "config", "a TrainConfig", "Type: errata.TrainConfig(steps=…)")
     return train_networks(

@@ -74,7 +74,7 @@ def test_layers_of_table_two() -> None:
         ("rep-pocket", 8, 0),
         ("blue", 84, 0),
         ("blue-pocket", 12, 0),
-        ("ibke-smollm2", 7, 4),
+        ("ibke-smollm2", 10, 7),
         ("ibke-relations-smollm2", 5, 4),
         ("lifelong-8b", 27, 0),
     ],
