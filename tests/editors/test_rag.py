@@ -132,7 +132,7 @@ def test_answers_grow_behind_a_cache_as_whole_rows_would(
     with monkeypatch.context() as patched:
         patched.setattr(Growing, "_from_whole_rows", whole)
         grown = said()
-    monkeypatch.setattr(generating, "_rewritten", lambda *given: None)
+    monkeypatch.setattr(generating, "begun_of", lambda *given: None)
     assert grown == said()
     assert grown != lm.generate(asked, [7, 3, 5, 1])
 
@@ -148,8 +148,8 @@ def test_where_room_is_scarce_rows_are_run_whole(tiny: Tiny, make: Make) -> None
         (new,) = lm.installed.around_model[0].rewritten([row]) or ()
         assert len(new.ids) > len(row.ids)
         room = lm.max_length - len(new.ids)
-        assert Growing(lm, [row], room)._told
-        assert not Growing(lm, [row], room + 1)._told
+        assert Growing(lm, [row], room).cached
+        assert not Growing(lm, [row], room + 1).cached
 
 
 def test_in_a_stack_beside_other_patches(tiny: Tiny, make: Make) -> None:

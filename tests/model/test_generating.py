@@ -11,11 +11,13 @@ import torch
 from tests.locate.samples import EDITS
 
 from errata.editors import get_editor
+from errata.errors import ModelError
 from errata.model import generating
-from errata.model.generating import before_stop, continuations
+from errata.model.generating import Growing, before_stop, continuations
 from errata.model.lm import LM
 from errata.model.tokens import Row, patched, positions_of
-from errata.patch import Patch
+from errata.patch import Context, Patch
+from errata.patch.around import AroundModel
 from errata.patch.stack import Stack
 
 PROMPTS = ["The capital of France is", "Who", "Anna lives in Berlin and works for the city. Anna"]
@@ -107,3 +109,54 @@ def test_a_text_ends_where_the_model_does(tiny: Callable[..., LM]) -> None:
     with torch.no_grad():
         (said,) = whole_rows(lm, [row], [room])
     assert continuations(lm, [row], room + 50) == [lm.text(said)]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "bloom", "opt", "mistral"])
+@torch.no_grad()
+def test_texts_grow_behind_contexts(
+    tiny: Callable[..., LM], name: str, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny(name, "float64")
+    texts = ("Anna lives in Rome.", "The capital of France is Oslo. Eve lives in")
+    patches = [
+        Patch.for_model(lm, [Context(torch.tensor(lm.row(text).ids), text)], editor="hand")
+        for text in texts
+    ]
+    rows = [lm.row(prompt) for prompt in PROMPTS]
+    limits = [7, 12, 3]
+    sizes: list[int] = []
+    logits = LM.logits
+
+    def counted(self: LM, batch: Any, at: Any, **more: Any) -> torch.Tensor:
+        sizes.append(batch.input_ids.numel())
+        return logits(self, batch, at, **more)
+
+    monkeypatch.setattr(LM, "logits", counted)
+    where = Stack(lm, patches) if stacked else patches[1].applied(lm)
+    placed = patched(rows, [0, 1, 1]) if stacked else rows
+    with where:
+        grown = continuations(lm, placed, limits)
+        few = sum(sizes)
+        sizes.clear()
+        with monkeypatch.context() as whole:
+            whole.setattr(AroundModel, "in_front", lambda self, rows: None)
+            assert continuations(lm, placed, limits) == grown
+            next_ones = Growing(lm, placed, 1).logits()
+        assert few < sum(sizes) / 2
+        torch.testing.assert_close(Growing(lm, placed, 1).logits(), next_ones, rtol=0, atol=1e-6)
+        # without a context a row keeps the model's bits: such rows are run whole
+        mixed = continuations(lm, patched(rows, [0, -1, 1]), limits) if stacked else grown
+    assert len(mixed) == 3
+    assert not torch.allclose(Growing(lm, rows, 1).logits(), next_ones, rtol=0, atol=1e-3)
+
+
+def test_there_has_to_be_room_behind_a_context(tiny: Callable[..., LM]) -> None:
+    lm = tiny("gpt2", "float64")
+    row = lm.row(PROMPTS[1])
+    room = (lm.max_length or 0) - len(row.ids)
+    ids = torch.tensor((lm.row(PROMPTS[2]).ids * room)[: room - 3])
+    with Patch.for_model(lm, [Context(ids, "long")], editor="hand").applied(lm):
+        assert continuations(lm, [row], 3)[0]
+        with pytest.raises(ModelError, match="context and input need"):
+            continuations(lm, [row], 9)

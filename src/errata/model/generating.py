@@ -6,17 +6,19 @@
 ```
 
 Rows stand side by side, each under its own patch. A row that is done leaves the batch with its part
-of the cache. Where a change has to see whole rows (a context, a route, a codebook that looks at the
-prompt), or the model does not continue exactly behind a cache, every step runs the whole row, so
-that each kind of patch acts as it does in scoring. A route that lets the model answer other tokens
-(facts in front of the question) says which at the first step; behind them answers grow as always.
+of the cache; contexts stand in it in front of their rows. A route that lets the model answer other
+tokens (facts in front of the question) says which at the first step; behind them answers grow as
+always. Where a change has to see whole rows (another route, a codebook that looks at the prompt),
+or the model does not continue exactly behind a cache, every step runs the whole row, so that each
+kind of patch acts as it does in scoring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,31 +50,29 @@ class Growing:
     Attributes:
         ids: Tokens of each row so far.
         live: Numbers of the rows that still grow.
+        cached: Whether they grow behind a cache; else every step runs whole rows.
     """
 
     def __init__(self, lm: LM, rows: Sequence[Row], most: int = 0) -> None:
         self._lm, self._rows = lm, list(rows)
         self._more = [0] * len(rows)  # tokens that are read in front of a row's own
-        self._told = False
+        self._inside: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.ids = [list(row.ids) for row in rows]
         self.live = list(range(len(rows)))
         self._held = list(self.live)  # the rows of the cache, some of which may be done
         self._cache: Any = None
         self._first: Tensor | None = None  # logits behind the prompts
-        whole: Sequence[Row] | None = rows
-        if not lm.prefix_cache_works:
-            whole = _rewritten(lm, rows, most)
-            self._told = whole is not None
-        if whole is None:
+        begun = begun_of(lm, rows, most)
+        self.cached = begun is not None
+        if begun is None:
             return
+        whole, known, self._inside = begun
         self._more = [len(new.ids) - len(row.ids) for new, row in zip(whole, rows, strict=True)]
+        if known is not None:
+            self._more = list(known.starts)
         with self._inside():
-            prefix, self._first = run_and_keep(lm, whole)
+            prefix, self._first = run_and_keep(lm, whole, known)
         self._cache, self._mask = prefix.cache(), prefix.mask
-
-    def _inside(self) -> AbstractContextManager[None]:
-        """Return what passes over rewritten rows run in: their routes have said what they say."""
-        return nested(self._lm.model) if self._told else nullcontext()
 
     def logits(self) -> Float[Tensor, "L V"]:
         """Return the logits of the next token of every live row; called once per step."""
@@ -136,16 +136,29 @@ class Growing:
         self._held = [self._held[number] for number in kept]
 
 
-def _rewritten(lm: LM, rows: Sequence[Row], most: int) -> list[Row] | None:
-    """Return rows that the model answers in the place of these; None: they have to be run whole."""
+Begun = tuple[Sequence[Row], Prefix | None, Callable[[], AbstractContextManager[Any]]]
+"""Rows that the model continues, what stands in front of each, and what the passes run in."""
+
+
+def begun_of(lm: LM, rows: Sequence[Row], most: int) -> Begun | None:
+    """Return how rows are continued behind a cache; None: every step has to run them whole."""
     around = lm.installed.around_model
+    if lm.prefix_cache_works:
+        return rows, None, nullcontext
     if len(around) != 1 or not lm.prefix_cache_is_exact:
         return None
-    new = around[0].rewritten(rows)
+    # routes have said what they say: the model answers other tokens
+    new: Sequence[Row] | None = around[0].rewritten(rows)
+    known, inside = None, partial(nested, lm.model)
+    if new is None:
+        known, inside = around[0].in_front(rows), around[0].aside
+        new = None if known is None else rows
     if new is None or lm.max_length is None:
-        return new
-    # where room is scarce less is told the longer an answer gets
-    return new if max(len(row.ids) for row in new) + most <= lm.max_length else None
+        return None if new is None else (new, known, inside)
+    # where room is scarce less is told the longer an answer gets, or there is none left
+    starts = [0] * len(rows) if known is None else known.starts
+    longest = max(len(row.ids) + n for row, n in zip(new, starts, strict=True))
+    return (new, known, inside) if longest + most <= lm.max_length else None
 
 
 def parts_of(lm: LM, rows: Sequence[Row], limits: Sequence[int]) -> Iterator[list[int]]:

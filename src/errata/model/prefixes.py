@@ -146,16 +146,28 @@ def make_prefix(
 
 
 @torch.no_grad()
-def run_and_keep(lm: LM, rows: Sequence[Row]) -> tuple[Prefix, Float[Tensor, "B V"]]:
-    """Run whole rows and return their keys and values, and the logits behind the last token."""
+def run_and_keep(
+    lm: LM, rows: Sequence[Row], known: Prefix | None = None
+) -> tuple[Prefix, Float[Tensor, "B V"]]:
+    """Run whole rows and return their keys and values, and the logits behind the last token.
+
+    Args:
+        lm: The model.
+        rows: The rows.
+        known: What stands in front of each of them, which is kept with its own.
+    """
     from transformers import DynamicCache
 
     batch = lm.batch(rows, range(len(rows)))
-    cache = DynamicCache()
     lengths = [len(row.ids) for row in rows]
     at = torch.tensor([(i, n - 1) for i, n in enumerate(lengths)], device=lm.device)
+    cache, begin = DynamicCache(), [0] * len(rows)
+    if known is not None:
+        batch, cache = _behind(lm, batch, known), known.cache()
+        begin = [known.mask.shape[1] - n for n in known.starts]
+        lengths = [n + more for n, more in zip(lengths, known.starts, strict=True)]
     logits = lm.logits(batch, at, **lm.behind(cache))
-    return _pushed_right(lm, cache, lengths, (0,) * len(rows)), logits
+    return _pushed_right(lm, cache, lengths, begin), logits
 
 
 def _pushed_right(lm: LM, cache: Any, starts: Sequence[int], at: Sequence[int]) -> Prefix:

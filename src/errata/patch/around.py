@@ -207,6 +207,29 @@ class AroundModel:
             for text, row in zip(texts, rows, strict=True)
         ]
 
+    def in_front(self, rows: Sequence[Row]) -> Prefix | None:
+        """Return the context of each row, if contexts are all that acts and every row has one.
+
+        Passes behind it run inside `aside`: it is not put in front of them once more.
+        """
+        if self._prefix is None or self.watched or self._routes:
+            return None
+        number = {group: line for line, group in enumerate(self.ids)}
+        groups = [row.patch if self._stacked else 0 for row in rows]
+        own = [number.get(group, -1) for group in groups]
+        if min(own) < 0:  # its bits are the model's own, which masked columns would change
+            return None
+        return self._prefix.rows(torch.tensor(own, device=self.lm.device))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Put no context in front of what runs inside."""
+        before, self._prefix = self._prefix, None
+        try:
+            yield
+        finally:
+            self._prefix = before
+
     # ------------------------------------------------------------------ in front of the model
 
     def _before(
