@@ -233,9 +233,9 @@ def check_settings(results: Sequence[Mapping[str, Any]]) -> None:
 
 def row_named(name: str) -> Row | None:
     """Return the row whose cells' names begin so (`smollm2_counterfact_rome`)."""
-    for part in ("single", "sequence", "robustness"):
+    for part in ("single", "sequence", "robustness", "blocks"):
         for row in rows_of(part):
-            if row.cell.name.removesuffix(f"_{row.cell.first}") == name:
+            if name in (row.cell.name, row.cell.name.removesuffix(f"_{row.cell.first}")):
                 return row
     return None
 
