@@ -17,7 +17,7 @@ from errata.arguments import a, expect, expect_whole, path_of, settings_by_name,
 from errata.case import Case, Edit, Probe
 from errata.editors import get_editor
 from errata.editors.ft import FineTuning
-from errata.errors import ArgumentError, DataError, ErrataError
+from errata.errors import ArgumentError, ConfigError, DataError, ErrataError
 from errata.model.lm import LM
 from errata.patch import Patch
 from errata.patch.export import to_lora
@@ -133,6 +133,21 @@ def test_lists_are_taken_where_tuples_are_kept() -> None:
     assert isinstance(case.edits, tuple)
     assert isinstance(case.probes, tuple)
     hash(case.edits)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: errata.Protocol(answers="freely"), "Protocol: setting 'answers' is 'freely'"),
+        (lambda: errata.Protocol(answer="wild"), "Protocol: unknown setting 'answer'"),
+        (lambda: errata.Protocol("wild"), "Protocol: 'wild' has no name"),
+        (lambda: errata.TrainConfig(steps="many"), "TrainConfig: setting 'steps' is 'many'"),
+        (lambda: FineTuning.Config(lr=-1), "FtConfig: setting 'lr' is -1"),
+    ],
+)
+def test_settings_built_by_hand(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_a_run_without_a_folder_cannot_be_gone_on_with() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from errata.errors import ConfigError
+from errata.errors import ArgumentError, ConfigError
 from errata.untrusted import check_values, read_text
 
 TOML_BYTES = 16 << 20
@@ -21,10 +21,32 @@ LARGEST = 2**63 - 1
 """What a whole number in a setting may be: torch and numpy count in 64 bits."""
 
 
-class Settings(BaseModel):
+_MODELS: Any = type(BaseModel)
+
+
+class _Explained(_MODELS):
+    """Makes pydantic's refusals errata's where settings are built by hand (`Protocol(top_k=0)`)."""
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        cls: Any = self
+        if values:
+            raise ArgumentError(
+                f"{cls.__name__}: {values[0]!r} has no name; expected settings by name",
+                f"Type: {cls.__name__}(NAME=VALUE, …)",
+            )
+        try:
+            return super().__call__(**named)
+        except ValidationError as error:
+            raise _explain(cls, error, cls.__name__) from None
+
+
+class Settings(BaseModel, metaclass=_Explained):
     """Base of all settings: immutable, and an unknown name is an error rather than ignored.
 
     Numbers are numbers: finite, within 64 bits, and true is not 1.
+
+    Raises:
+        ConfigError: If a name is unknown or a value out of range.
     """
 
     model_config = ConfigDict(
