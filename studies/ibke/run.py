@@ -99,12 +99,8 @@ def training_of(
     log = [json.loads(line) for line in lines]
     own = config["training"]
     specs = [str(entry["spec"]).replace(str(data), "{data}") for entry in config["data"]]
-    return rounded({
+    kept = rounded({
         "editor": config["editor"], "compute": config.get("compute", "float32"),
-        "settings": {k: v for k, v in config["settings"].items() if v is not None},
-        "loop": {
-            key: own[key] for key in ("steps", "batch", "lr", "warmup", "seed", "sg_weight")
-        },
         "data": [
             {"spec": spec, "records": entry["groups"]}
             for spec, entry in zip(specs, config["data"], strict=True)
@@ -117,6 +113,10 @@ def training_of(
         "log": [{key: entry[key] for key in LOSSES if key in entry} for entry in log],
         "shared": shared(config, tested, own["seed"], part),
     })  # fmt: skip
+    loop = {key: own[key] for key in ("steps", "batch", "lr", "warmup", "seed", "sg_weight")}
+    settings = {k: v for k, v in config["settings"].items() if v is not None}
+    # learning rates may be far below what is rounded to
+    return {**kept, "settings": settings, "loop": loop}
 
 
 def _card_of_training(networks: Path) -> str | None:
