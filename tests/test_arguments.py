@@ -15,6 +15,7 @@ import torch
 import errata
 from errata.arguments import a, expect, expect_whole, path_of, settings_by_name, several
 from errata.case import Case, Edit, Probe
+from errata.config import Settings, settings_from
 from errata.editors import get_editor
 from errata.editors.ft import FineTuning
 from errata.errors import ArgumentError, ConfigError, DataError, ErrataError
@@ -140,7 +141,6 @@ def test_lists_are_taken_where_tuples_are_kept() -> None:
     [
         (lambda: errata.Protocol(answers="freely"), "Protocol: setting 'answers' is 'freely'"),
         (lambda: errata.Protocol(answer="wild"), "Protocol: unknown setting 'answer'"),
-        (lambda: errata.Protocol("wild"), "Protocol: 'wild' has no name"),
         (lambda: errata.TrainConfig(steps="many"), "TrainConfig: setting 'steps' is 'many'"),
         (lambda: FineTuning.Config(lr=-1), "FtConfig: setting 'lr' is -1"),
     ],
@@ -148,6 +148,19 @@ def test_lists_are_taken_where_tuples_are_kept() -> None:
 def test_settings_built_by_hand(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+class Inner(Settings):
+    count: int = 0
+
+
+class Outer(Settings):
+    inner: Inner = Inner()
+
+
+def test_settings_within_settings_say_where_they_are() -> None:
+    with pytest.raises(ConfigError, match=r"recipe: setting 'inner.count' is 'many'"):
+        settings_from(Outer, {"inner": {"count": "many"}}, where="recipe")
 
 
 def test_a_run_without_a_folder_cannot_be_gone_on_with() -> None:

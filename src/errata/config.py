@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from errata.errors import ArgumentError, ConfigError
+from errata.errors import ConfigError
 from errata.untrusted import check_values, read_text
 
 TOML_BYTES = 16 << 20
@@ -21,26 +21,7 @@ LARGEST = 2**63 - 1
 """What a whole number in a setting may be: torch and numpy count in 64 bits."""
 
 
-_MODELS: Any = type(BaseModel)
-
-
-class _Explained(_MODELS):
-    """Makes pydantic's refusals errata's where settings are built by hand (`Protocol(top_k=0)`)."""
-
-    def __call__(self, *values: Any, **named: Any) -> Any:
-        cls: Any = self
-        if values:
-            raise ArgumentError(
-                f"{cls.__name__}: {values[0]!r} has no name; expected settings by name",
-                f"Type: {cls.__name__}(NAME=VALUE, …)",
-            )
-        try:
-            return super().__call__(**named)
-        except ValidationError as error:
-            raise _explain(cls, error, cls.__name__) from None
-
-
-class Settings(BaseModel, metaclass=_Explained):
+class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown name is an error rather than ignored.
 
     Numbers are numbers: finite, within 64 bits, and true is not 1.
@@ -52,6 +33,17 @@ class Settings(BaseModel, metaclass=_Explained):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
+
+    if not TYPE_CHECKING:  # whose signature is made of the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise _explain(type(self), error, type(self).__name__) from None
+
+        # validation by itself (`settings_from`, settings within settings) goes past it
+        __init__.__pydantic_base_init__ = True
 
     @field_validator("*", mode="before")
     @classmethod
