@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from errata.arguments import expect, expect_whole, path_of, several
+from errata.arguments import all_of, expect, expect_whole, path_of, several
 from errata.case import HOW, Chat, Edit
 from errata.editors import get_editor
 from errata.editors.base import Editor
@@ -182,10 +182,8 @@ def trace(
     if isinstance(data, str):
         facts = load_facts(data, split, chosen.seed)
     else:
-        edits = (data,) if isinstance(data, Edit) else several(data, "data", "a list of edits")
-        for one in edits:
-            expect(one, Edit, "one of the facts", "an Edit whose target is the true answer")
-        facts = Facts("given facts", edits, "")
+        given = [data] if isinstance(data, Edit) else data
+        facts = Facts("given facts", all_of(given, Edit, "facts", "a list of edits"), "")
     return run(
         lm, facts.facts, chosen, kinds=kinds, limit=limit, data=facts.name, progress=progress
     )

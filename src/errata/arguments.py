@@ -83,6 +83,29 @@ def several(
     return tuple(given)
 
 
+def all_of(
+    given: Any,
+    kind: type,
+    what: str,
+    expected: str,
+    hint: str | None = None,
+    error: type[ErrataError] = ArgumentError,
+) -> tuple[Any, ...]:
+    """Return several things of one kind as a tuple.
+
+    Their kinds are looked at, not each of them: patches of ten thousand edits are made again and
+    again.
+
+    Raises:
+        ArgumentError: If it is no list, or one of them is of another kind.
+    """
+    held = several(given, what, expected, error)
+    if not all(issubclass(found, kind) for found in set(map(type, held))):
+        for one in held:
+            expect(one, kind, f"one of the {what}", a(kind), hint, error)
+    return held
+
+
 def settings_by_name(given: Any, what: str) -> dict[str, Any]:
     """Return settings by their names; None: none are given.
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from errata.arguments import a, expect, several
+from errata.arguments import all_of, expect, several
 from errata.errors import DataError, EditError
 from errata.spacing import AUTO
 
@@ -290,9 +290,8 @@ class Case:
     def __post_init__(self) -> None:
         for name, kind in (("edits", Edit), ("probes", Probe)):
             what = f"{name} of case {self.id!r}"
-            held = several(getattr(self, name), what, f"a list of {name}", DataError)
-            for one in held:
-                expect(one, kind, f"one of the {what}", a(kind), error=DataError)
+            told = f"a list of {name}"
+            held = all_of(getattr(self, name), kind, what, told, error=DataError)
             object.__setattr__(self, name, held)
         if not self.edits:
             raise DataError(f"case {self.id!r} has no edit; expected at least one")

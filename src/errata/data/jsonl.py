@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from errata.arguments import expect, path_of, several
+from errata.arguments import all_of, path_of
 from errata.case import BEYOND, CHATS, Case, Condition, Edit, Probe
 from errata.config import did_you_mean
 from errata.data._base import Dataset
@@ -235,9 +235,8 @@ def save_cases(path: str | Path, cases: Iterable[Case]) -> None:
     Raises:
         DataError: If a case cannot be written (`meta` has to be JSON), or two have the same id.
     """
-    path, given = path_of(path, "the file"), several(cases, "cases", "a list of cases")
-    for case in given:
-        expect(case, Case, "one of the cases", "a Case", "Type: save_cases(FILE, cases)")
+    path = path_of(path, "the file")
+    given = all_of(cases, Case, "cases", "a list of cases", "Type: save_cases(FILE, cases)")
     _write(path, ((case.id, _slim(case)) for case in given))
 
 

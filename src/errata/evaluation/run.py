@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.arguments import expect, path_of, several
+from errata.arguments import all_of, expect, path_of
 from errata.case import Case, check_chat
 from errata.config import did_you_mean
 from errata.data import LoadedData, drop_collisions, load_cases
@@ -229,9 +229,7 @@ def _loaded(cases: Sequence[Case] | LoadedData | str | Path, name: str, version:
     if isinstance(cases, LoadedData):
         return replace(cases, name=name or cases.name, version=version or cases.version)
     told = "cases as errata.load_cases returns them, or a list of them"
-    given = several(cases, "what is to be evaluated", told)
-    for case in given:
-        expect(case, Case, "one of the cases", "a Case", "Type: errata.Case(ID, edits, probes)")
+    given = all_of(cases, Case, "cases", told, "Type: errata.Case(ID, edits, probes)")
     return LoadedData(name, given, version, source="")
 
 

@@ -214,12 +214,15 @@ class AroundModel:
         """
         if self._prefix is None or self.watched or self._routes:
             return None
-        number = {group: line for line, group in enumerate(self.ids)}
-        groups = [row.patch if self._stacked else 0 for row in rows]
-        own = [number.get(group, -1) for group in groups]
+        own = self._lines([row.patch if self._stacked else 0 for row in rows])
         if min(own) < 0:  # its bits are the model's own, which masked columns would change
             return None
         return self._prefix.rows(torch.tensor(own, device=self.lm.device))
+
+    def _lines(self, groups: Sequence[int]) -> list[int]:
+        """Return where the context of each group stands among all, -1: it has none."""
+        number = {group: line for line, group in enumerate(self.ids)}
+        return [number.get(group, -1) for group in groups]
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -270,8 +273,7 @@ class AroundModel:
         tokens = inputs.get("input_ids")
         tokens = inputs["inputs_embeds"] if tokens is None else tokens
         count, length = tokens.shape[:2]
-        number = {group: line for line, group in enumerate(self.ids)}
-        own = [number.get(group, -1) for group in self._rows(count)]
+        own = self._lines(self._rows(count))
         mask = inputs.get("attention_mask")
         self._hidden = False
         # among rows that have none the pass stays the model's own, to the bit: masked columns would

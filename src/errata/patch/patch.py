@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from errata import __version__
-from errata.arguments import a, expect, several
+from errata.arguments import all_of
 from errata.case import Chat, Edit, Probe
 from errata.data._records import freeze, thaw
 from errata.errors import PatchError
@@ -63,9 +63,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         for name, kind in (("changes", Change), ("edits", Edit)):
-            held = several(getattr(self, name), name, f"a list of {name}")
-            for one in held:
-                expect(one, kind, f"one of the {name}", a(kind))
+            held = all_of(getattr(self, name), kind, name, f"a list of {name}")
             object.__setattr__(self, name, held)
         object.__setattr__(self, "meta", freeze(self.meta))
         object.__setattr__(self, "results", freeze(self.results))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.arguments import expect, several
+from errata.arguments import all_of, several
 from errata.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ def _cases(data: Cases) -> list[Case]:
 
     if isinstance(data, LoadedData):
         return list(data.cases)
-    held = several(data, "what is to be learned", LEARNED)
-    for case in held:
-        expect(case, Case, "one of the cases", "a Case", LOADED)
-    return list(held)
+    return list(all_of(data, Case, "cases", LEARNED, LOADED))
 
 
 def _pools(cases: Any) -> tuple[list[LoadedData], list[list[Case]]]:
@@ -111,7 +108,7 @@ def _pools(cases: Any) -> tuple[list[LoadedData], list[list[Case]]]:
     from errata.data import LoadedData
 
     if not isinstance(cases, LoadedData):
-        cases = several(cases, "what is to be learned", LEARNED)
+        cases = several(cases, "cases", LEARNED)
     if isinstance(cases, LoadedData) or all(isinstance(case, Case) for case in cases):
         cases = [cases]
     return [data for data in cases if isinstance(data, LoadedData)], [_cases(d) for d in cases]
