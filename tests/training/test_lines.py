@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from errata.editors import get_editor
 from errata.errors import RunError
 from errata.model import multiplying, packing
 from errata.model.multiplying import fast_layers, fast_products
+from errata.model.lm import LM
 from errata.model.packing import packs_exactly
 from errata.training import TrainConfig
 from errata.training.groups import make_groups
@@ -85,6 +85,12 @@ def test_a_group_that_has_no_question_of_its_own_in_a_pass(monkeypatch: pytest.M
         torch.testing.assert_close(gradient, before[key], rtol=1e-8, atol=1e-12)
 
 
+def afresh() -> LM:
+    """Return the tiny model as nobody has asked it anything: what is found out of a large one is
+    kept with the object, and the shared one's would be multiplied like that in every later test."""
+    return LM(model().model, model().tokenizer, name=model().name)
+
+
 @pytest.fixture
 def economical(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tiny model be trained like a large one."""
@@ -102,25 +108,25 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, economical: None) -> None:
         if what == "training" and done == 3:
             raise Stop
 
-    whole = samples.run(tmp_path / "whole")
+    whole = samples.run(tmp_path / "whole", lm=afresh())
     with pytest.raises(Stop):
-        samples.run(tmp_path / "part", report=stop)
-    samples.run(tmp_path / "part", resume=True)
+        samples.run(tmp_path / "part", lm=afresh(), report=stop)
+    samples.run(tmp_path / "part", lm=afresh(), resume=True)
     samples.assert_same_run(whole.folder, tmp_path / "part")
 
 
 def test_a_run_ends_near_one_by_the_long_way(
     tmp_path: Path, economical: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = samples.run(tmp_path / "short")
+    short = samples.run(tmp_path / "short", lm=afresh())
     monkeypatch.setattr(packing, "LARGE", sys.maxsize)
     monkeypatch.setattr(multiplying, "LARGE", sys.maxsize)
-    long = samples.run(tmp_path / "long")
+    long = samples.run(tmp_path / "long", lm=afresh())
     assert short.summary["best"] == pytest.approx(long.summary["best"], rel=1e-3)
 
 
 def test_a_run_in_bfloat16_is_not_gone_on_with_in_float32(tmp_path: Path) -> None:
-    lm = copy.copy(model())
+    lm = afresh()
     lm.compute = "bfloat16"
     samples.run(tmp_path / "run", lm=lm)
     with pytest.raises(RunError, match=r"compute was .bfloat16., is None"):
