@@ -6,6 +6,7 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 from typing import Annotated, Any
 
@@ -51,6 +52,10 @@ GO_ON = {
     "sheet": "the same command goes on, facts that were edited are kept",
 }
 """What to do after Ctrl-C, by command."""
+
+OBJECTS = 50_000
+"""How many new ones there are before Python looks for some that only hold each other: at its own
+700 the import of torch and transformers is looked through for a second or two."""
 
 EXAMPLES = (
     "errata demo",
@@ -199,6 +204,7 @@ app.add_typer(world.app, name="world", rich_help_panel=_MORE)
 
 def main() -> None:
     """Run the command line."""
+    gc.set_threshold(OBJECTS)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None and "utf" not in (stream.encoding or "").lower():

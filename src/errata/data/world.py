@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,11 +50,7 @@ class World(UniEdit):
         if path is not None:
             return super().open(path, split)
         self._check_split(split := split or "test")
-        from errata.world import benchmark, build_world
-
-        world = build_world(self.options.scale, self.options.seed)
-        domains: Mapping[str, Mapping[str, Any]] = benchmark(world, split, self.options.variants)
-        text = json.dumps(domains, ensure_ascii=False)
+        text = _written(self.options.scale, self.options.seed, split, self.options.variants)
         digest = digest_of(text)
         source = f"errata.world (scale {self.options.scale}, seed {self.options.seed})"
         # through JSON, so that what is mapped is what a file of this world holds
@@ -62,6 +59,14 @@ class World(UniEdit):
     def download(self, split: str | None) -> list[Path]:
         """There is nothing to download."""
         raise ConfigError("the built-in world is made, not downloaded", "Use --data world")
+
+
+@lru_cache(maxsize=len(World.splits))
+def _written(scale: str, seed: int, split: str, variants: int | None) -> str:
+    """Return the file of a split, a few megabytes: worked out once, however often it is opened."""
+    from errata.world import benchmark, build_world
+
+    return json.dumps(benchmark(build_world(scale, seed), split, variants), ensure_ascii=False)
 
 
 def _all(domains: Mapping[str, Any]) -> Iterable[Record]:

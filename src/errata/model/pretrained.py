@@ -7,6 +7,7 @@ pipe would keep it waiting, and a configuration may declare more than any machin
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,24 @@ def read(
         check_folder(folder, weights=weights and "gguf_file" not in options)
     if weights and "gguf_file" not in options:
         options.setdefault("use_safetensors", True)
-    with quiet_transformers():
+    with quiet_transformers(), _no_collections():
         return kind.from_pretrained(source, trust_remote_code=trust, **options)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Leave objects that hold each other alone for a while.
+
+    What is read first imports half of transformers and of torch: half a million objects that stay,
+    which the collector would go through again and again, a second or two in all.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def check_folder(folder: Path, *, weights: bool = True) -> None:
