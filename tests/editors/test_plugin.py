@@ -68,38 +68,49 @@ def test_it_passes_the_contract_it_advertises(run: Run) -> None:
     assert int(re.findall(r"(\d+) passed", out)[0]) >= 30
 
 
-def test_it_is_listed_as_it_describes_itself(run: Run) -> None:
-    entries = json.loads(run("-m", "errata", "ls", "editors", "--json"))["entries"]
-    (row,) = [row for row in entries if row["name"] == "nudge"]
-    assert row["summary"].startswith("Let the last FFN answer")
-    assert (row["needs"], row["exports"], row["title"]) == ([], ["lora", "merged"], "Nudge")
-    assert "nudge" not in table()  # the tables of the README are of errata's own
+COMMANDS = """
+import contextlib, io, json, sys
+import errata
+from errata.cli.app import app
+
+told = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = app(words, standalone_mode=False)
+    assert not code, (words, code)
+    told.append(out.getvalue())
+lm = errata.load("pocket")
+with errata.Patch.load("rome").applied(lm):
+    told += lm.generate(["The capital of France is"], max_new_tokens=1)
+print(json.dumps(told))
+"""
 
 
-def test_it_edits_and_its_patch_goes_out(run: Run) -> None:
-    edited = run("-m", "errata", "edit", "--editor", "nudge", *FACT, "--out", "rome", "--json")
-    assert json.loads(edited)["patch"]["editor"] == "nudge"
-    run("-m", "errata", "export", "rome", "--to", "lora", "--out", "lora")
-    asked = run(
-        "-c",
-        "import errata; lm = errata.load('pocket')\n"
-        "with errata.Patch.load('rome').applied(lm):\n"
-        "    print(lm.generate(['The capital of France is'], max_new_tokens=1))",
-    )
-    assert "Rome" in asked
-
-
-def test_it_is_evaluated_and_swept(run: Run, tmp_path: Path) -> None:
-    words = ("--editor", "nudge", "--data", "world", "--limit", "2", "--json")
-    result = json.loads(run("-m", "errata", "eval", *words))
-    assert "nudge" in json.dumps(result)
-    recipe = tmp_path / "small.toml"
+def test_it_is_an_editor_like_any_other(run: Run, tmp_path: Path) -> None:
+    """Listed, made edits with, sent out, evaluated and swept: in one process, as each takes long
+    to start."""
+    recipe, sweep = tmp_path / "small.toml", tmp_path / "sweep"
     recipe.write_text(
         'name = "small"\nseeds = [0]\n[models.pocket]\nid = "pocket"\n'
         '[data.world]\nspec = "world"\nlimit = 2\n[editors.nudge]\neditor = "nudge"\n'
     )
-    run("-m", "errata", "sweep", str(recipe), "--out", str(tmp_path / "sweep"))
-    assert list((tmp_path / "sweep").rglob("summary.json"))
+    data = ("--editor", "nudge", "--data", "world", "--limit", "2", "--json")
+    commands = [
+        ("ls", "editors", "--json"),
+        ("edit", "--editor", "nudge", *FACT, "--out", "rome", "--json"),
+        ("export", "rome", "--to", "lora", "--out", "lora"),
+        ("eval", *data),
+        ("sweep", str(recipe), "--out", str(sweep)),
+    ]
+    listed, edited, _, result, _, asked = json.loads(run("-c", COMMANDS, json.dumps(commands)))
+    (row,) = [row for row in json.loads(listed)["entries"] if row["name"] == "nudge"]
+    assert row["summary"].startswith("Let the last FFN answer")
+    assert (row["needs"], row["exports"], row["title"]) == ([], ["lora", "merged"], "Nudge")
+    assert "nudge" not in table()  # the tables of the README are of errata's own
+    assert json.loads(edited)["patch"]["editor"] == "nudge"
+    assert "Rome" in asked
+    assert "nudge" in json.dumps(json.loads(result))
+    assert list(sweep.rglob("summary.json"))
 
 
 def test_the_page_shows_what_the_example_says() -> None:

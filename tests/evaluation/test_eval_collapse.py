@@ -103,9 +103,9 @@ def test_trained_editors_collapse_in_sequences_and_are_told(
 ) -> None:
     """REPORTS 19: perplexity 12 to 271,804 after thirty edits, and not a word."""
     monkeypatch.chdir(tmp_path)
-    words = ["eval", "--editor", name, "--data", "world", "--limit", "30", "--no-save"]
+    words = ["eval", "--editor", name, "--data", "world", "--limit", "10", "--no-save"]
     words += ["--set", "joint=sum"]
-    done = CliRunner().invoke(app, [*words, "--regime", "sequential:30"], prog_name="errata")
+    done = CliRunner().invoke(app, [*words, "--regime", "sequential:10"], prog_name="errata")
     assert done.exit_code == 0
     assert "the model collapsed (after " in done.stdout
     cases, lm = load_cases("world", limit=8), errata.load("pocket")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from errata.world.shipped import pocket_path
 
 PROMPT = "The capital of France is the city named"
 EDITORS = ["rome", "memit", "alphaedit", "rect", "ft", "grace", "t_patcher"]
+LIKE_ROME = {"memit", "alphaedit", "rect"}
+"""Editors whose changes are of ROME's kind: with the second of the layouts in the slow tests."""
 
 
 def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +86,10 @@ def rounded(plain: nn.Linear) -> nn.Module:
     return plain
 
 
-@pytest.fixture(scope="module", params=[Int8, QuantLinear])
+KINDS = [Int8, QuantLinear]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def lm(request: pytest.FixtureRequest) -> LM:
     return of_pocket(request.param)
 
@@ -91,6 +97,19 @@ def lm(request: pytest.FixtureRequest) -> LM:
 @pytest.fixture(scope="module")
 def plain() -> LM:
     return of_pocket(rounded)
+
+
+@pytest.fixture(scope="module")
+def expected(plain: LM) -> Callable[[str], float]:
+    """Return what an editor makes of the plain model, each asked once."""
+
+    @cache
+    def ask(editor: str) -> float:
+        made = errata.edit(plain, PROMPT, "Tokyo", subject="France", editor=editor)
+        with made.applied(plain):
+            return logprob(plain)
+
+    return ask
 
 
 def logprob(lm: LM, stack: Stack | None = None) -> float:
@@ -110,18 +129,26 @@ def test_sites_are_found_and_one_matrix_is_dequantised(lm: LM, plain: LM) -> Non
     lm.check_finite()
 
 
-@pytest.mark.parametrize("editor", EDITORS)
-def test_edits_are_those_of_the_dequantised_model(lm: LM, plain: LM, editor: str) -> None:
-    made = errata.edit(plain, PROMPT, "Tokyo", subject="France", editor=editor)
-    with made.applied(plain):
-        expected = logprob(plain)
+def pairs() -> list[Any]:
+    return [
+        pytest.param(kind, editor, marks=pytest.mark.slow if late else ())
+        for kind in KINDS
+        for editor in EDITORS
+        for late in [kind is QuantLinear and editor in LIKE_ROME]
+    ]
+
+
+@pytest.mark.parametrize(("lm", "editor"), pairs(), indirect=["lm"])
+def test_edits_are_those_of_the_dequantised_model(
+    lm: LM, expected: Callable[[str], float], editor: str
+) -> None:
     before = lm.fingerprint, logprob(lm)
     patch = errata.edit(lm, PROMPT, "Tokyo", subject="France", editor=editor)
     with patch.applied(lm):
-        assert logprob(lm) == pytest.approx(expected, abs=1e-3)
+        assert logprob(lm) == pytest.approx(expected(editor), abs=1e-3)
     with Stack(lm, [patch]) as stack:
-        assert logprob(lm, stack) == pytest.approx(expected, abs=1e-3)
-    assert expected > -0.1
+        assert logprob(lm, stack) == pytest.approx(expected(editor), abs=1e-3)
+    assert expected(editor) > -0.1
     assert (LM(lm.model, lm.tokenizer).fingerprint, logprob(lm)) == before
 
 
