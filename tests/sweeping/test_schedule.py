@@ -145,6 +145,21 @@ def test_an_interrupt_leaves_everything_resumable(tmp_path: Path) -> None:
     assert statuses(sweep(units, out)) == {"x/1": "done", "x/2": "done"}
 
 
+def test_a_sweep_in_the_background_interrupts_its_units_too(tmp_path: Path) -> None:
+    """What a shell starts in the background ignores interrupts, and so do its children."""
+    one, executor = unit(tmp_path / "out", "x/1", "hangs"), LocalExecutor(1)
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        executor.start(one)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    (running,) = executor._running
+    wait_for(one.folder / "partial")
+    executor.stop()
+    assert running.process.returncode != -signal.SIGKILL  # it was asked, and ended by itself
+    assert "KeyboardInterrupt" in one.log.read_text()
+
+
 def test_a_unit_ends_with_its_sweep(tmp_path: Path) -> None:
     one = unit(tmp_path / "out", "x/1", "hangs")
     code = (

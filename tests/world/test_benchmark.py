@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ CRITERIA = {"Rep", "MH", "RR", "SER", "SA", "OA", "l-MH", "l-SER", "SS", "RS", "
 ENTITY = {"id": str, "label": str, "description": str, "aliases": list}
 
 
+@cache
+def built(scale: str, split: str) -> dict[str, dict[str, Any]]:
+    """A split of the world with seed 0; tests only read it."""
+    return ew.benchmark(ew.build_world(scale), split)
+
+
 def records(world: ew.World, split: str) -> Iterator[dict[str, Any]]:
-    for found in ew.benchmark(world, split).values():
+    for found in built(world.scale, split).values():
         yield from found.values()
 
 
@@ -188,9 +195,9 @@ def key(hop: dict[str, Any]) -> tuple[str, str, int]:
 def test_splits_are_disjoint(pocket_world: ew.World) -> None:
     heads, domains = {}, {}
     for split in ew.SPLITS:
-        built = ew.benchmark(pocket_world, split)
-        domains[split] = set(built)
-        heads[split] = {r["edit"]["head_entity"]["id"] for d in built.values() for r in d.values()}
+        found = built(pocket_world.scale, split)
+        domains[split] = set(found)
+        heads[split] = {r["edit"]["head_entity"]["id"] for d in found.values() for r in d.values()}
     for i, one in enumerate(ew.SPLITS):
         for other in ew.SPLITS[i + 1 :]:
             assert not heads[one] & heads[other]
@@ -226,5 +233,5 @@ def test_files_are_laid_out_like_uniedits(small_world: ew.World, tmp_path: Path)
     for split in ew.SPLITS:
         files = sorted((tmp_path / split).glob("*.json"))
         assert sum(len(json.loads(file.read_text())) for file in files) == counts[split]
-        built = ew.benchmark(small_world, split)
-        assert {file.stem for file in files} == {name.replace(" ", "_") for name in built}
+        domains = built(small_world.scale, split)
+        assert {file.stem for file in files} == {name.replace(" ", "_") for name in domains}

@@ -175,7 +175,8 @@ def test_statement_n_does_not_depend_on_what_was_read_before(small_world: ew.Wor
 
 
 def test_every_class_of_statement_is_balanced(small_world: ew.World) -> None:
-    answers = Counter(ew.Corpus(small_world)[n].answer for n in range(6000))
+    corpus = ew.Corpus(small_world)
+    answers = Counter(corpus[n].answer for n in range(6000))
     assert 0.8 < answers["Yes"] / answers["No"] < 1.25
     assert len(ew.texts(small_world, 10)) == 10
     assert ew.texts(small_world, 50, seed=1) != ew.texts(small_world, 50, seed=2)

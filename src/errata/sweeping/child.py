@@ -7,6 +7,7 @@ that is killed leaves nothing behind that would hold the run folder of its unit.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -66,7 +67,12 @@ def tail(log: Path) -> list[str]:
 
 
 def end_with(parent: int) -> None:
-    """End this process soon after its parent has ended, however that came."""
+    """End this process soon after its parent has ended, however that came.
+
+    It hears an interrupt as well: what a shell starts in the background ignores them, and so would
+    whatever that starts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
         while os.getppid() == parent:
