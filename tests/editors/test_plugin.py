@@ -87,9 +87,9 @@ print(json.dumps(told))
 
 
 def test_it_is_an_editor_like_any_other(run: Run, tmp_path: Path) -> None:
-    """Listed, made edits with, sent out, evaluated and swept: in one process, as each takes long
+    """Listed, made edits with, sent out, evaluated and planned: in one process, as each takes long
     to start."""
-    recipe, sweep = tmp_path / "small.toml", tmp_path / "sweep"
+    recipe = tmp_path / "small.toml"
     recipe.write_text(
         'name = "small"\nseeds = [0]\n[models.pocket]\nid = "pocket"\n'
         '[data.world]\nspec = "world"\nlimit = 2\n[editors.nudge]\neditor = "nudge"\n'
@@ -100,9 +100,11 @@ def test_it_is_an_editor_like_any_other(run: Run, tmp_path: Path) -> None:
         ("edit", "--editor", "nudge", *FACT, "--out", "rome", "--json"),
         ("export", "rome", "--to", "lora", "--out", "lora"),
         ("eval", *data),
-        ("sweep", str(recipe), "--out", str(sweep)),
+        ("sweep", str(recipe), "--out", str(tmp_path / "sweep"), "--dry-run", "--json"),
     ]
-    listed, edited, _, result, _, asked = json.loads(run("-c", COMMANDS, json.dumps(commands)))
+    listed, edited, _, result, planned, asked = json.loads(
+        run("-c", COMMANDS, json.dumps(commands))
+    )
     (row,) = [row for row in json.loads(listed)["entries"] if row["name"] == "nudge"]
     assert row["summary"].startswith("Let the last FFN answer")
     assert (row["needs"], row["exports"], row["title"]) == ([], ["lora", "merged"], "Nudge")
@@ -110,7 +112,7 @@ def test_it_is_an_editor_like_any_other(run: Run, tmp_path: Path) -> None:
     assert json.loads(edited)["patch"]["editor"] == "nudge"
     assert "Rome" in asked
     assert "nudge" in json.dumps(json.loads(result))
-    assert list(sweep.rglob("summary.json"))
+    assert [cell["name"] for cell in json.loads(planned)["cells"]] == ["pocket/nudge/world/seed0"]
 
 
 def test_the_page_shows_what_the_example_says() -> None:

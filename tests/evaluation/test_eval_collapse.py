@@ -97,7 +97,10 @@ def test_a_run_that_was_interrupted_stops_at_the_same_step(
     assert compared(again) == compared(whole)
 
 
-@pytest.mark.parametrize("name", ["ibke", "mend"])
+BOTH = ["ibke", pytest.param("mend", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_trained_editors_collapse_in_sequences_and_are_told(
     name: str, tmp_path, monkeypatch
 ) -> None:
@@ -122,7 +125,7 @@ def test_trained_editors_collapse_in_sequences_and_are_told(
     assert stopped.records[-1]["watched"]["stopped"]["when"] == "perplexity=10x"
 
 
-@pytest.mark.parametrize("name", ["ibke", "mend"])
+@pytest.mark.parametrize("name", BOTH)
 def test_trained_editors_that_solve_for_all_edits_do_not_collapse(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

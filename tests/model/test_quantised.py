@@ -26,7 +26,7 @@ from errata.world.shipped import pocket_path
 PROMPT = "The capital of France is the city named"
 EDITORS = ["rome", "memit", "alphaedit", "rect", "ft", "grace", "t_patcher"]
 LIKE_ROME = {"memit", "alphaedit", "rect"}
-"""Editors whose changes are of ROME's kind: with the second of the layouts in the slow tests."""
+"""Editors whose changes are of ROME's kind: in the slow tests, but for one with one layout."""
 
 
 def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def pairs() -> list[Any]:
         pytest.param(kind, editor, marks=pytest.mark.slow if late else ())
         for kind in KINDS
         for editor in EDITORS
-        for late in [kind is QuantLinear and editor in LIKE_ROME]
+        for late in [editor in LIKE_ROME and (kind, editor) != (Int8, "memit")]
     ]
 
 

@@ -96,7 +96,7 @@ def test_edits_are_the_same_and_work(whole: LM, spread: LM, editor: str) -> None
 def test_evaluation_is_the_same(whole: LM, spread: LM) -> None:
     cases = errata.load_cases("world", limit=2)
     found = [
-        errata.evaluate(lm, get_editor("rome", model="pocket"), cases, perplexity=None).records
+        errata.evaluate(lm, get_editor("ft", model="pocket"), cases, perplexity=None).records
         for lm in (whole, spread)
     ]
     questions = [[record["questions"] for record in records] for records in found]

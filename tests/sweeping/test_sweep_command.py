@@ -55,7 +55,9 @@ def test_a_dry_run_shows_every_cell(errata: Errata, here: Path) -> None:
     assert tree(here) == {}
 
 
-def test_a_recipe_runs_and_is_not_run_again(errata: Errata, here: Path, recipe: Path) -> None:
+def test_a_recipe_runs_and_is_not_run_again(
+    errata: Errata, here: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = errata("sweep", recipe, "--limit", "1", "--json").json
     assert found["counts"] == {"done": 1}
     (first,) = found["cells"]
@@ -64,8 +66,14 @@ def test_a_recipe_runs_and_is_not_run_again(errata: Errata, here: Path, recipe: 
     assert first["locality"] == 1.0
     assert found["trainings"] == []
     assert (here / "runs/little/cells/tiny/none/world/seed0/records.jsonl").is_file()
+    monkeypatch.setenv("COLUMNS", "60")
     done = errata("sweep", recipe, "--limit", "1")
     assert done.code == 0
+    rows = [line for line in done.stdout.splitlines() if line.startswith(" ")]
+    assert rows
+    assert max(map(len, rows)) <= 60
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
+    assert "top 5" in done.stdout
     assert "1 of 1 units are finished" in done.stderr
     assert "1 done. All runs: runs/" in done.stdout
     document = json.loads((here / "runs/little/sweep.json").read_text(encoding="utf-8"))
@@ -103,15 +111,3 @@ def test_wrong_usage(errata: Errata, here: Path, recipe: Path) -> None:
     both = errata("sweep", recipe, "--ray", "auto", "--devices", "0")
     assert both.code == 2
     assert set(tree(here)) == {"little.toml"}
-
-
-def test_results_fit_sixty_columns(
-    errata: Errata, here: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    done = errata("sweep", recipe)
-    rows = [line for line in done.stdout.splitlines() if line.startswith(" ")]
-    assert rows
-    assert max(map(len, rows)) <= 60
-    assert all(line == line.rstrip() for line in done.stdout.splitlines())
-    assert "top 5" in done.stdout

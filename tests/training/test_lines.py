@@ -18,8 +18,8 @@ import errata
 from errata.editors import get_editor
 from errata.errors import RunError
 from errata.model import multiplying, packing
-from errata.model.multiplying import fast_layers, fast_products
 from errata.model.lm import LM
+from errata.model.multiplying import fast_layers, fast_products
 from errata.model.packing import packs_exactly
 from errata.training import TrainConfig
 from errata.training.groups import make_groups
