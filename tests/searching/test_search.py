@@ -19,7 +19,7 @@ from errata.editors.fitting import found_for
 from errata.errors import ConfigError, DataError, EditError, RunError
 from errata.locate import moments
 from errata.model.lm import LM
-from errata.searching import budget
+from errata.searching import budget, facts
 from errata.searching import course as searching
 from errata.searching.facts import Trial
 from errata.searching.spaces import stands_on
@@ -74,7 +74,8 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
 
 
 def prepared(self: Any) -> None:
-    self.budget = budget.Budget(self.seconds, 0.0, len(self.deal.search), len(self.deal.held))
+    asked = self.store.times[searching.ASKING]
+    self.budget = budget.Budget(self.seconds, asked, len(self.deal.search), len(self.deal.held))
 
 
 START = {"clamp": 0.75, "mom2_weight": 20_000.0}
@@ -125,6 +126,28 @@ def test_a_slow_first_trial_does_not_make_the_search_small(
     found = errata.tune(pocket, "memit", minutes=10)
     assert by_the_first < 10
     assert found.candidates > 2 * by_the_first
+
+
+def test_asking_what_is_known_is_part_of_the_time_and_done_once(
+    pocket: LM, stand: Callable[..., Stand], weak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, known, asked = stand(planted), facts._known, []
+
+    def slowly(*given: Any) -> Any:
+        asked.append(given)
+        made.now += 300 * SECONDS
+        return known(*given)
+
+    monkeypatch.setattr(facts, "_known", slowly)
+    found = errata.tune(pocket, "memit", minutes=10)
+    assert 300 < found.seconds <= 600
+    again = errata.tune(pocket, "memit", minutes=10)
+    assert again.settings == found.settings
+    assert len(asked) == 1
+    assert errata.tune(pocket, "memit", minutes=10, seed=1).candidates > found.candidates
+    assert len(asked) == 1  # another search, and its time is its own
+    errata.tune(pocket, "memit", minutes=10, force=True)
+    assert len(asked) == 2
 
 
 def test_a_candidate_that_takes_longer_does_not_end_the_search(
@@ -472,7 +495,9 @@ def test_time_goes_on_while_a_search_is_prepared(
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         errata.tune(pocket, "memit", minutes=10, progress=heard)
-    assert said[0] == "preparing"
+    assert list(dict.fromkeys(said)) == [
+        "asking which facts the model knows", "preparing", "preparing, second moments of 5 blocks",
+    ]  # fmt: skip
     assert threading.active_count() == before
 
 

@@ -56,7 +56,7 @@ class Budget:
 
     Attributes:
         seconds: Time for all of it.
-        prepared: Seconds that preparing took.
+        prepared: Seconds that asking for known facts and preparing took.
         search: Facts of the search, those of the last comparison included.
         held: Facts that may be held out.
         together: Whether the facts of a step are edited together, all of them anew at each step.

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PREPARING = "preparing"
+ASKING, PREPARING = "asking", "preparing"
+"""What takes time beside trials: which facts the model knows, and second moments."""
 
 LATELY = 5
 """Measurements that tell how slow the machine is by now."""
@@ -234,8 +235,8 @@ class Course:
         if PREPARING not in self.store.times:
             self.store.spend(time.perf_counter() - started, PREPARING)
         self.budget = budget.Budget(
-            self.seconds, self.store.times[PREPARING], len(self.deal.search), len(self.deal.held),
-            self.given.in_turns,
+            self.seconds, self.store.times.get(ASKING, 0.0) + self.store.times[PREPARING],
+            len(self.deal.search), len(self.deal.held), self.given.in_turns,
         )  # fmt: skip
 
     def _gather(self, seed: int, pace: float) -> tuple[list[dict[str, Any]], budget.Plan]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from errata.case import Edit
 from errata.data._facts import load_facts
 from errata.errors import DataError, EditError, ErrataError, ModelError
+from errata.store.cache import digest, load_json, save_json
 from errata.store.digest import digest_of
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def deal(
     search: int,
     held: int,
     seed: int = 0,
+    folder: Path | None = None,
+    anew: bool = False,
 ) -> Deal:
     """Ask the model for all facts, and deal those that it knows.
 
@@ -167,11 +170,13 @@ def deal(
         search: Facts of the search at most.
         held: Facts that are held out, at most.
         seed: Seed of who is dealt, and of new answers.
+        folder: Where it is kept what this model knows; what is there is not asked again.
+        anew: Ask again in any case.
 
     Raises:
         DataError: If the model knows too few of them.
     """
-    known, unknown = _known(lm, relations)
+    known, unknown = _kept(lm, relations, folder, anew) if folder else _known(lm, relations)
     draw = random.Random(f"deal/{seed}")
     usable: list[list[Trial]] = []
     left_out: list[str] = []
@@ -202,9 +207,26 @@ def deal(
     )  # fmt: skip
 
 
-def _known(
-    lm: LM, relations: Sequence[Relation]
-) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
+Known = tuple[dict[str, list[tuple[str, str]]], list[str]]
+"""Subjects and answers by relation, and the prompts that were not answered rightly."""
+
+
+def _kept(lm: LM, relations: Sequence[Relation], folder: Path, anew: bool) -> Known:
+    """Return what is known, from a file if it was asked before: a large model takes minutes."""
+    asked = [[relation.name, relation.prompts[0], relation.facts] for relation in relations]
+    path = folder / f"known-{digest(str(lm.dtype), asked)}.json"
+    kept = None if anew else load_json(path)
+    if kept is not None:
+        pairs = {
+            name: [(s, answer) for s, answer in facts] for name, facts in kept["known"].items()
+        }
+        return pairs, list(kept["unknown"])
+    known, unknown = _known(lm, relations)
+    save_json(path, {"known": known, "unknown": unknown})
+    return known, unknown
+
+
+def _known(lm: LM, relations: Sequence[Relation]) -> Known:
     """Return the facts of each relation that the model answers rightly, and the prompts of others.
 
     What cannot be asked (too long, without a tokenisation) counts as not known.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from errata.editors import get_editor
 from errata.editors.fitting import folder_of
 from errata.errors import ConfigError, RunError
+from errata.progress import Ticker
 from errata.searching import budget, course
 from errata.searching.facts import deal, of_file, shipped
 from errata.searching.spaces import check_editor, stands_on
@@ -62,8 +65,14 @@ def search(
     given = get_editor(editor, dict(settings or {}), overrides, model=lm.name)
     fixed = given.config.model_dump(include=set(given.asked or ()), exclude_unset=False)
     lm.check_finite()
-    dealt = deal(lm, relations, name, search=budget.LAST, held=budget.HELD, seed=seed)
     folder = folder_of(lm) / "trials"
+    started = time.perf_counter()
+    with _telling(progress, 60 * minutes, "asking which facts the model knows"):
+        dealt = deal(
+            lm, relations, name, search=budget.LAST, held=budget.HELD, seed=seed,
+            folder=folder, anew=force,
+        )  # fmt: skip
+    asked = time.perf_counter() - started
     dtype = str(lm.dtype).removeprefix("torch.")
     basis = stands_on(lm, given, fixed)
     key = digest(FORMAT, editor, sorted(fixed), basis, dealt.id, dtype, seed)
@@ -78,10 +87,31 @@ def search(
     try:
         if force:
             path.unlink(missing_ok=True)
-        run = course.Course(lm, given, fixed, dealt, Store(path), 60 * minutes, progress)
+        store = Store(path)
+        if course.ASKING not in store.times:
+            store.spend(asked, course.ASKING)
+        run = course.Course(lm, given, fixed, dealt, store, 60 * minutes, progress)
         return run.result(key, seed)
     finally:
         lock.release()
+
+
+@contextmanager
+def _telling(progress: Step | None, seconds: float, text: str) -> Iterator[None]:
+    """Report every second for how long something has gone on."""
+    if progress is None:
+        yield
+        return
+    started, report = time.perf_counter(), progress
+
+    def say() -> None:
+        report(min(int(time.perf_counter() - started), int(seconds) - 1), int(seconds), text)
+
+    clock = Ticker(say)
+    try:
+        yield
+    finally:
+        clock.stop()
 
 
 def check(
