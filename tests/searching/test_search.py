@@ -74,7 +74,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
 
 
 def prepared(self: Any) -> None:
-    asked = self.store.times[searching.ASKING]
+    asked = self.store.times.get(searching.ASKING, 0.0)
     self.budget = budget.Budget(self.seconds, asked, len(self.deal.search), len(self.deal.held))
 
 

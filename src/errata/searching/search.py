@@ -88,7 +88,7 @@ def search(
         if force:
             path.unlink(missing_ok=True)
         store = Store(path)
-        if course.ASKING not in store.times:
+        if not store.seconds:
             store.spend(asked, course.ASKING)
         run = course.Course(lm, given, fixed, dealt, store, 60 * minutes, progress)
         return run.result(key, seed)
@@ -102,10 +102,10 @@ def _telling(progress: Step | None, seconds: float, text: str) -> Iterator[None]
     if progress is None:
         yield
         return
-    started, report = time.perf_counter(), progress
+    started, report, total = time.perf_counter(), progress, max(int(seconds), 1)
 
     def say() -> None:
-        report(min(int(time.perf_counter() - started), int(seconds) - 1), int(seconds), text)
+        report(min(int(time.perf_counter() - started), total - 1), total, text)
 
     clock = Ticker(say)
     try:
