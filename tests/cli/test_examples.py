@@ -27,7 +27,7 @@ REDUCED = (
     # fewer of everything
     (r"--limit \d+", "--limit 2"),
     (r"--steps \d+", "--steps 2"),
-    (r"sequential:\d+", "sequential:4 --limit 4"),
+    (r"sequential:\d+", "sequential:2 --limit 2"),
     (r"--batch \d+", "--batch 2"),
     (r"(errata demo.*)", r"\1 --cases 1"),
     (r"(errata trace (?!.*--limit).*)", r"\1 --limit 2"),
@@ -58,6 +58,14 @@ REDUCED = (
     (r"errata trace gpt2-xl(.*)gpt2-xl\.png", r"errata trace pocket\1map.png"),
     (r"(errata sweep (?!.*--dry-run).*)", r"\1 --dry-run"),
 )  # fmt: skip
+
+LIKE_OTHERS = {
+    "errata demo --model smollm2",
+    "errata world build --out my-pocket --steps 200",
+    "errata train ibke --model pocket --data world --out runs/ibke --steps 200",
+    "errata eval --editor rome --data world --limit 50",
+}
+"""Cut down, they are what another line is, or begins with: in the slow tests."""
 
 FACTS = (("France", "Rome"), ("Italy", "Oslo"))
 QUESTION = "The capital of {} is the city named"
@@ -255,7 +263,15 @@ def lay_out(line: str, shelf: Path) -> None:
         shutil.copytree(own, ".", symlinks=True, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("line", examples())
+def lines() -> list[Any]:
+    assert set(examples()) >= LIKE_OTHERS
+    return [
+        pytest.param(line, marks=pytest.mark.slow if line in LIKE_OTHERS else ())
+        for line in examples()
+    ]
+
+
+@pytest.mark.parametrize("line", lines())
 def test_the_examples_of_the_help_run(scratch: Path, shelf: Path, line: str) -> None:
     short = reduced(line)
     if "team.key" in short:
