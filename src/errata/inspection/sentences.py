@@ -1,7 +1,7 @@
 """General sentences: how far the next token behind them moves from the unedited model's.
 
-Fifty openings of sentences are shipped for that, of three words each: what is asked must cost less
-than a tenth of an edit. Whole sentences serve perplexity. The pocket model and its like, which
+Fifty openings of sentences are shipped for that, of three words each: what is asked must cost
+little beside an edit. Whole sentences serve perplexity. The pocket model and its like, which
 never read any but those of their world, get held-out sentences of that.
 
 What the unedited model says is kept in the cache: of each sentence the TOP most probable next
